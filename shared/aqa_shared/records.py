@@ -1,0 +1,155 @@
+"""The typed records that cross borders, validated once where they enter.
+
+All are frozen and serialise to JSON, because the store keeps them as provenance: two feature arrays are
+comparable exactly when their `ExtractSettings` and weight digests are equal.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Stream = Literal["rgb", "flow", "actor-rgb", "actor-flow"]
+STREAMS: tuple[Stream, ...] = ("rgb", "flow", "actor-rgb", "actor-flow")
+
+Protocol = Literal[
+    "even", "dense", "mtl-aqa", "rhythmic-gymnastics", "jigsaws", "finediving", "aqa-7", "finefs"
+]
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, and an unknown field is an error rather than a silent loss."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Video(Record):
+    """One performance: a video file, or a part of one, with what is known about it.
+
+    The part is [start, end) in display-order frames, or [start_time, end_time) in seconds; not both.
+    """
+
+    id: str = Field(min_length=1)
+    """Stable and unique in a store; printable text."""
+    path: str
+    """Where the file is, absolute (surrogate-escaped where the name is not UTF-8)."""
+    start: int | None = Field(default=None, ge=0)
+    end: int | None = Field(default=None, ge=1)
+    start_time: float | None = Field(default=None, ge=0)
+    end_time: float | None = Field(default=None, gt=0)
+    score: float | None = Field(default=None, allow_inf_nan=False)
+    """In the dataset's own units; None is an unlabelled video."""
+    difficulty: float | None = Field(default=None, allow_inf_nan=False)
+    split: str | None = None
+    """`train`, `test` or `val` as the dataset gives it."""
+    category: str | None = None
+    """Action class or apparatus."""
+    extra: dict[str, str | float | int | bool | None] = Field(default_factory=dict)
+    """Every other manifest column, kept with the features."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_part(self) -> Video:
+        frames = self.start is not None or self.end is not None
+        seconds = self.start_time is not None or self.end_time is not None
+        if frames and seconds:
+            raise ValueError("give the part in frames (start, end) or in seconds (start_time, end_time), not both")
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise ValueError(f"end ({self.end}) must be greater than start ({self.start})")
+        if self.start_time is not None and self.end_time is not None and self.end_time <= self.start_time:
+            raise ValueError(f"end_time ({self.end_time}) must be greater than start_time ({self.start_time})")
+        return self
+
+
+class Sampling(Record):
+    """Which frames make up the segments; `aqa_extract.sampling` gives the exact indices."""
+
+    protocol: Protocol = "even"
+    segments: int = Field(default=10, ge=1)
+    """Number of segments, for the protocols that leave it open (`even`)."""
+    segment_frames: int = Field(default=16, ge=9)
+    """Frames of a segment; I3D needs at least 9."""
+    step: int = Field(default=16, ge=1)
+    """Distance between segment starts of `dense`, in frames of the timeline."""
+    fps: float | None = Field(default=None, gt=0)
+    """Resample by timestamp to this rate first; None keeps every frame."""
+
+
+class Pixels(Record):
+    """From a decoded frame to the network's input."""
+
+    short_side: int = Field(default=256, ge=32)
+    crop: int = Field(default=224, ge=32)
+    normalise: Literal["kinetics", "imagenet"] = "kinetics"
+    """`kinetics` maps 0..255 to [-1, 1] as I3D was trained; `imagenet` is what CoRe-style code feeds it."""
+    antialias: bool = False
+    """Off matches the OpenCV/TF bilinear resize of the I3D authors."""
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Pixels:
+        if self.crop > self.short_side:
+            raise ValueError(f"crop ({self.crop}) must not exceed short_side ({self.short_side})")
+        return self
+
+
+class FlowSettings(Record):
+    """TV-L1 optical flow and how it becomes network input."""
+
+    mode: Literal["off", "fast", "parity"] = "off"
+    quantise: Literal["mediapipe", "round", "none"] = "mediapipe"
+    bound: float = Field(default=20.0, gt=0)
+    """Displacements are clipped to ±bound pixels, then scaled to [-1, 1]."""
+
+
+class ActorSettings(Record):
+    """Where the actor is looked for and how the crop is made."""
+
+    every: int = Field(default=4, ge=1)
+    """Detect on every k-th frame of the timeline, interpolate between."""
+    min_score: float = Field(default=0.1, ge=0, le=1)
+    """Detections below are ignored; low because dives and flips defeat COCO detectors."""
+    enlarge: float = Field(default=1.25, ge=1)
+    """The square crop's side over the box's longer side."""
+
+
+class ExtractSettings(Record):
+    """Everything that decides the value of a feature; two stores that differ here do not mix."""
+
+    streams: tuple[Stream, ...] = ("rgb",)
+    sampling: Sampling = Sampling()
+    pixels: Pixels = Pixels()
+    flow: FlowSettings = FlowSettings()
+    actor: ActorSettings = ActorSettings()
+    rgb_weights: str = "default"
+    flow_weights: str = "default"
+    actor_weights: str = "default"
+    """Registry names or files; which source served them, with its digest, is provenance."""
+    bn_eps: float = Field(default=1e-3, gt=0)
+    """1e-3 is I3D's own; 1e-5 reproduces features of CoRe-style code."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    logits: bool = False
+    """Also keep the 400 Kinetics logits of the rgb and flow streams."""
+    maps: bool = False
+    """Also keep the map before the pool, (1024, 2, 7, 7) a segment, for spatial attention."""
+
+    @model_validator(mode="after")
+    def _streams_are_possible(self) -> ExtractSettings:
+        if not self.streams or len(set(self.streams)) != len(self.streams):
+            raise ValueError(f"streams must name each stream once, got {self.streams}")
+        if self.flow.mode == "off" and any(s.endswith("flow") for s in self.streams):
+            raise ValueError("streams with flow need flow mode fast or parity, got off")
+        return self
+
+
+class Failure(Record):
+    """Why a video is not in the store: one line of quarantine.jsonl."""
+
+    id: str
+    path: str
+    reason: str
+    """A stable code such as `no_moov`, `too_large`, `decode_timeout`."""
+    stage: Literal["probe", "decode", "sampling", "features", "commit"]
+    detail: str
+    """For people: cause and, where there is one, the fix."""
+    backend: str = ""
+    seconds: float = 0.0
