@@ -1,0 +1,30 @@
+"""Fixtures every room uses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+# The suite runs several decode children beside the tests; more threads only fight over the cores.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Reference clips and goldens that live beside the checkout and are not part of it."""
+    path = Path(os.environ.get("AQA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (path / "goldens").is_dir():
+        pytest.skip(f"reference material not found at {path} (set AQA_SHARED)")
+    return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU only where there is none, and say so."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, none here"))
