@@ -153,3 +153,6 @@ class Failure(Record):
     """For people: cause and, where there is one, the fix."""
     backend: str = ""
     seconds: float = 0.0
+    size: int | None = None
+    mtime_ns: int | None = None
+    """The file as it was: when it changes, the next run tries it again by itself."""

@@ -1,0 +1,177 @@
+"""`aqa-extract VIDEOS --out STORE`: videos in, segment features out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from aqa_shared import console
+from aqa_shared.errors import UsageError
+from aqa_shared.records import STREAMS, ExtractSettings, Protocol, Stream
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AQA_EXTRACT"},
+)
+
+PROTOCOLS = get_args(Protocol)
+
+
+def _load_config(context: typer.Context, path: Path | None) -> Path | None:
+    """TOML keys are option names; the file gives way to AQA_EXTRACT_* variables, and those to flags."""
+    if path is None:
+        return None
+    import tomllib
+
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as e:
+        raise UsageError(f"cannot read the configuration {path}: {e}") from e
+    known = {parameter.name for parameter in context.command.params}
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    if unknown := sorted(set(values) - known):
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0], [k for k in known if k], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"{path} sets {unknown[0]!r}, which is no option of aqa-extract", fix=f"{hint}see --help")
+    context.default_map = {**(context.default_map or {}), **values}
+    return path
+
+
+@app.command(epilog="aqa-extract videos/ --out feats.zarr --streams rgb,flow,actor-rgb --device cuda")
+def extract(
+    videos: Annotated[
+        list[str],
+        typer.Argument(
+            help="A folder, video files, a glob in quotes, a text list (.txt), or a manifest (.csv, .jsonl).",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Store to create, or to go on with.", show_default=False)],
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV with id or path, and score; default: labels.csv beside the videos.")
+    ] = None,
+    streams: Annotated[
+        str | None, typer.Option(help=f"Any of {','.join(STREAMS)}; default rgb, and flow where --flow is on.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="Which frames make up the segments: " + ", ".join(PROTOCOLS) + ".")] = "even",
+    segments: Annotated[int, typer.Option(help="Segments a video (even).")] = 10,
+    segment_frames: Annotated[int, typer.Option(help="Frames a segment (even, dense).")] = 16,
+    step: Annotated[int, typer.Option(help="Frames between segment starts (dense).")] = 16,
+    fps: Annotated[float | None, typer.Option(help="Resample to this rate by timestamp first.")] = None,
+    flow: Annotated[
+        str | None, typer.Option(help="TV-L1: off, fast (fixed schedule) or parity (OpenCV's CPU result).")
+    ] = None,
+    flow_quantise: Annotated[
+        str, typer.Option(help="mediapipe (as I3D was trained), round, or none.")
+    ] = "mediapipe",
+    short_side: Annotated[int, typer.Option(help="Frames are resized to this short side.")] = 256,
+    crop: Annotated[int, typer.Option(help="Square that I3D sees.")] = 224,
+    normalise: Annotated[str, typer.Option(help="kinetics ([-1, 1]) or imagenet (CoRe-style code).")] = "kinetics",
+    antialias: Annotated[bool, typer.Option(help="Smooth when reducing frames; off as the I3D authors.")] = False,
+    actor_every: Annotated[int, typer.Option(help="Detect the actor on every k-th frame.")] = 4,
+    rgb_weights: Annotated[str, typer.Option(help="Name (`aqa weights list`) or file.")] = "default",
+    flow_weights: Annotated[str, typer.Option(help="Name or file.")] = "default",
+    actor_weights: Annotated[str, typer.Option(help="Name or file.")] = "default",
+    bn_eps: Annotated[float, typer.Option(help="I3D batch-norm epsilon; 1e-5 matches CoRe-style features.")] = 1e-3,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16 for I3D.")] = "fp32",
+    logits: Annotated[bool, typer.Option(help="Also store the 400 Kinetics logits.")] = False,
+    maps: Annotated[bool, typer.Option(help="Also store the map before the pool (100 times the size).")] = False,
+    decoder: Annotated[
+        str, typer.Option(help="auto, av or decord; auto uses decord only where both give the same frames.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    batch: Annotated[int | None, typer.Option(help="Segments per I3D call; default by device.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Decode processes; default by cores.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds a video may take to decode.")] = 300.0,
+    stop_after: Annotated[int, typer.Option(help="Failures in a row that stop the run; 0 never.")] = 20,
+    retry_failed: Annotated[bool, typer.Option(help="Try quarantined videos again.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing store.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be done; write nothing.")] = False,
+    print_config: Annotated[bool, typer.Option(help="Print the resolved settings as JSON and stop.")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of these options.", is_eager=True, callback=_load_config),
+    ] = None,
+) -> None:
+    """Extract I3D features of every video into a Zarr store. Rerun the same command to resume or append.
+
+    Exit codes: 0 done, 2 usage, 3 some videos quarantined, 4 no videos, 5 environment, 6 store.
+    """
+    settings = settings_from(
+        streams=streams,
+        flow=flow,
+        sampling={"protocol": protocol, "segments": segments, "segment_frames": segment_frames, "step": step,
+                  "fps": fps},
+        pixels={"short_side": short_side, "crop": crop, "normalise": normalise, "antialias": antialias},
+        flow_quantise=flow_quantise,
+        actor={"every": actor_every},
+        rest={"rgb_weights": rgb_weights, "flow_weights": flow_weights, "actor_weights": actor_weights,
+              "bn_eps": bn_eps, "precision": precision, "logits": logits, "maps": maps},
+    )
+    if decoder not in ("auto", "av", "decord"):
+        raise UsageError(f"--decoder {decoder!r}", fix="choose auto, av or decord")
+    if print_config:
+        console.out.print_json(settings.model_dump_json())
+        return
+    from aqa_extract.run import Options, extract as run_extract, plan
+    from aqa_shared.manifest import find_videos
+
+    manifest = find_videos(videos if len(videos) > 1 else videos[0], labels=labels)
+    manifest.report(console.note, console.warn)
+    options = Options(
+        device=device, batch=batch, workers=workers, decoder=decoder, timeout=timeout, stop_after=stop_after,
+        retry_failed=retry_failed, overwrite=overwrite,
+    )
+    if dry_run:
+        console.out.print(plan(manifest.videos, out, settings, options).text())
+        return
+    report = run_extract(manifest.videos, out, settings, options)
+    console.out.print(report.text(), markup=False)
+    raise typer.Exit(int(report.exit_code))
+
+
+def settings_from(
+    *,
+    streams: str | None,
+    flow: str | None,
+    sampling: dict[str, Any],
+    pixels: dict[str, Any],
+    flow_quantise: str,
+    actor: dict[str, Any],
+    rest: dict[str, Any],
+) -> ExtractSettings:
+    """The typed record of the options. Raises UsageError with the option and its choices."""
+    from pydantic import ValidationError
+
+    names: tuple[str, ...]
+    if streams is None:
+        names = ("rgb",) if flow in (None, "off") else ("rgb", "flow")
+    else:
+        names = tuple(name.strip() for name in streams.split(",") if name.strip())
+        for name in names:
+            if name not in STREAMS:
+                raise UsageError(f"unknown stream {name!r}", fix="choose from " + ", ".join(STREAMS))
+    wants_flow = any(name.endswith("flow") for name in names)
+    mode = flow if flow is not None else ("fast" if wants_flow else "off")
+    if wants_flow and mode == "off":
+        raise UsageError("--streams asks for flow, --flow is off", fix="use --flow fast or --flow parity")
+    ordered: tuple[Stream, ...] = tuple(name for name in STREAMS if name in names)
+    try:
+        return ExtractSettings.model_validate(
+            {"streams": ordered, "sampling": sampling, "pixels": pixels, "actor": actor,
+             "flow": {"mode": mode, "quantise": flow_quantise}, **rest}
+        )
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = "--" + str(first["loc"][-1]).replace("_", "-") if first["loc"] else "the options"
+        raise UsageError(f"{where}: {first['msg']} (got {first['input']!r})", fix="see aqa-extract --help") from e
+
+
+def main() -> None:
+    """Console script."""
+    console.run(app)

@@ -1,0 +1,163 @@
+"""The schedule: every job ends exactly once, one bad job harms no other, and faults of the machine stop the run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from aqa_extract.engine import ByteBudget, Engine, JobFailed, Stopped
+from aqa_shared.errors import EnvironmentFault, StoreError
+from aqa_shared.records import Failure
+
+
+def _failure(job: int, reason: str = "bad") -> Failure:
+    return Failure(id=str(job), path="", reason=reason, stage="decode", detail="")
+
+
+class PairUp:
+    """A device that finishes jobs two at a time, as batches across videos do."""
+
+    def __init__(self, poison: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+        self.held: list[int] = []
+        self.poison = poison
+
+    def submit(self, loaded: int) -> Sequence[int]:
+        if loaded in self.poison:
+            raise ValueError(f"cannot compute {loaded}")
+        self.held.append(loaded)
+        if len(self.held) < 2:
+            return []
+        return self.flush()
+
+    def flush(self) -> Sequence[int]:
+        done, self.held = self.held, []
+        return done
+
+
+class Bench:
+    """An engine over integers, with what happened to them."""
+
+    def __init__(self, *, bad: set[int] = frozenset(), poison: set[int] = frozenset(), workers: int = 3,  # type: ignore[assignment]
+                 stop_after: int = 20, commit: Callable[[int], None] | None = None, limit: int = 3) -> None:
+        self.committed: list[int] = []
+        self.reports: list[Failure | None] = []
+        self.stop = threading.Event()
+        self.opened = 0
+        self.closed = 0
+        self.bad = bad
+        self.budget = ByteBudget(limit, self.stop)
+        self.engine: Engine[int, int, int] = Engine(
+            loader=self.loader, device=PairUp(poison), commit=commit or self.committed.append,
+            device_failure=lambda job, e: _failure(job, type(e).__name__), report=self.reports.append,
+            workers=workers, budget=self.budget, bytes_of=lambda _: 1, stop=self.stop, stop_after=stop_after,
+        )
+
+    @contextmanager
+    def loader(self, budget: ByteBudget) -> Iterator[Callable[[int], int]]:
+        self.opened += 1
+
+        def load(job: int) -> int:
+            if job in self.bad:
+                raise JobFailed(_failure(job))
+            budget.take(1)
+            return job
+
+        try:
+            yield load
+        finally:
+            self.closed += 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_job_is_committed_once(workers: int) -> None:
+    bench = Bench(workers=workers)
+    outcome = bench.engine.run(range(41))
+    assert sorted(bench.committed) == list(range(41))
+    assert outcome.finished == 41
+    assert outcome.stopped_by is None
+    assert bench.reports == [None] * 41
+    assert bench.opened == bench.closed == workers
+    assert bench.budget.used == 0
+
+
+def test_bad_jobs_are_named_and_the_rest_finish() -> None:
+    bench = Bench(bad={3, 4}, poison={9})
+    outcome = bench.engine.run(range(12))
+    assert sorted(bench.committed) == [0, 1, 2, 5, 6, 7, 8, 10, 11]
+    assert sorted((f.id, f.reason) for f in outcome.failures) == [("3", "bad"), ("4", "bad"), ("9", "ValueError")]
+    assert bench.budget.used == 0
+
+
+def test_failures_in_a_row_stop_the_run() -> None:
+    bench = Bench(bad=set(range(10, 100)), workers=1, stop_after=5)
+    outcome = bench.engine.run(range(100))
+    assert len(outcome.failures) == 5
+    assert outcome.stopped_by == "5 failures in a row"
+
+
+def test_a_fault_of_the_store_ends_the_run_with_that_fault() -> None:
+    def full(_: int) -> None:
+        raise StoreError("no space left")
+
+    bench = Bench(commit=full)
+    with pytest.raises(StoreError, match="no space"):
+        bench.engine.run(range(1000))
+    assert bench.opened == bench.closed
+
+
+def test_a_fault_of_the_device_ends_the_run_with_that_fault() -> None:
+    bench = Bench()
+
+    def out_of_memory(_: int) -> Sequence[int]:
+        raise EnvironmentFault("out of device memory")
+
+    bench.engine.device.submit = out_of_memory  # type: ignore[method-assign]
+    with pytest.raises(EnvironmentFault):
+        bench.engine.run(range(10))
+
+
+def test_a_crash_in_a_loader_is_raised_not_swallowed() -> None:
+    bench = Bench()
+
+    @contextmanager
+    def broken(budget: ByteBudget) -> Iterator[Callable[[int], int]]:
+        raise OSError("cannot start the decoder")
+        yield
+
+    bench.engine.loader = broken
+    with pytest.raises(OSError, match="cannot start"):
+        bench.engine.run(range(3))
+
+
+def test_stop_keeps_what_is_committed_and_says_so() -> None:
+    bench = Bench(workers=1)
+
+    def commit(job: int) -> None:
+        bench.committed.append(job)
+        if len(bench.committed) == 4:
+            bench.stop.set()
+
+    bench.engine.commit = commit
+    outcome = bench.engine.run(range(1000))
+    assert outcome.stopped_by == "signal"
+    assert 4 <= len(bench.committed) < 1000
+
+
+def test_budget_blocks_until_there_is_room_but_lets_one_giant_pass() -> None:
+    stop = threading.Event()
+    budget = ByteBudget(10, stop)
+    budget.take(50)
+    waiting = threading.Thread(target=budget.take, args=(1,), daemon=True)
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    budget.give(50)
+    waiting.join(5)
+    assert not waiting.is_alive()
+    assert budget.used == 1
+    stop.set()
+    with pytest.raises(Stopped):
+        budget.take(10)
