@@ -1,12 +1,12 @@
 """SSD MobileNetV3-Large 320 of the TensorFlow detection zoo, as a PyTorch module.
 
-The zoo's `ssd_mobilenet_v3_large_coco_2020_01_14` (SSD: Liu et al., ECCV 2016, arXiv:1512.02325; MobileNetV3 and
-SSDLite with the reduced tail: Howard et al., ICCV 2019, arXiv:1905.02244, section 6.3). torchvision has the same
-parts, and they are used here as they are; three things differ and are ours:
+The zoo's `ssd_mobilenet_v3_large_coco_2020_01_14` (SSD: Liu et al., ECCV 2016, arXiv:1512.02325; MobileNetV3
+and SSDLite with the reduced tail: Howard et al., ICCV 2019, arXiv:1905.02244, section 6.3). torchvision has the
+same parts, and they are used here as they are; three things differ and are ours:
 
-    TF "SAME" padding      at stride 2 an even map is padded at the end only (`SameConv2d`), torchvision pads both ends
-    anchors                3 a cell on the first map, 6 on the others (`anchors`), sigmoid scores without background
-    order                  boxes are coded (y, x, h, w)
+    padding    TensorFlow's "SAME": at stride 2 an even map is padded more at its end, not alike at both ends
+    anchors    3 a cell on the first map, 6 on the others; scores are sigmoids, without a background class
+    order      boxes are coded (y, x, h, w)
 
     frame 320×320 in [-1, 1] → MobileNetV3 ─┬ 20×20 ┐
                                             └ 10×10 ├→ SSDLite head → (2034, 4) codes, (2034, 91) class logits
@@ -39,8 +39,10 @@ _SQUEEZED = (3, 4, 5, 10, 11, 12, 13, 14)
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's "SAME" padding: total max(k - (stride if n % stride == 0 else n % stride), 0),
-    the smaller half first."""
+    """A convolution with TensorFlow's "SAME" padding.
+
+    Of n values, kernel k and stride s: max(k - (n mod s, or s where that is 0), 0) in all, the smaller half first.
+    """
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d oh ow"]:
         pad: list[int] = []
@@ -70,9 +72,9 @@ def _pad_as_tensorflow(module: nn.Module) -> None:
 def anchors() -> Float[Tensor, "2034 4"]:
     """Anchor boxes (cx, cy, w, h) as fractions of the frame, cell by cell in raster order, finest map first.
 
-    TensorFlow's SSD anchor generator with its detection-zoo settings: six maps with scales 0.2 … 0.95, on the first
-    map one small square and two oblong boxes only, on the others five aspect ratios and a square of the scale
-    between this map's and the next one's.
+    TensorFlow's SSD anchor generator with its detection-zoo settings: six maps with scales 0.2 … 0.95, on the
+    first map one small square and two oblong boxes only, on the others five aspect ratios and a square of the
+    scale between this map's and the next one's.
     """
     scales = [0.2 + (0.95 - 0.2) * k / 5 for k in range(6)] + [1.0]
     maps: list[Tensor] = []
@@ -91,7 +93,7 @@ def anchors() -> Float[Tensor, "2034 4"]:
 
 
 class MobileNetSSD(nn.Module):
-    """The network without its post-processing. Normalisation 1e-3 as in the graph; built with random weights."""
+    """The network without its post-processing; built with random weights, the graph's are loaded as its state."""
 
     size = SIZE
     mean = (127.5, 127.5, 127.5)

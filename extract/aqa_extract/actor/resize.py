@@ -1,8 +1,8 @@
 """OpenCV's bilinear resize of bytes, to the last bit, on the frames' own device.
 
 Detectors are compared with references whose frames `cv2.resize` made (INTER_LINEAR, uint8). Rounding differently
-moves a score in the third decimal, and then now and then another of two nearly equal boxes survives the
-suppression; so the detector's input follows OpenCV's fixed-point arithmetic (modules/imgproc/src/resize.cpp) exactly:
+moves a score in the third decimal, and then now and then the other of two nearly equal boxes survives the
+suppression. So the detector's input follows OpenCV's fixed-point arithmetic (modules/imgproc/src/resize.cpp):
 11-bit weights, four bits dropped between the passes, no antialiasing.
 """
 
@@ -18,8 +18,8 @@ _ONE = 2048
 
 def _taps(
     n_in: int, n_out: int, device: torch.device, snap: bool
-) -> tuple[Int[Tensor, "out"], Int[Tensor, "out"], Int[Tensor, "out"], Int[Tensor, "out"]]:
-    """Of every output pixel: the two input pixels it lies between and their weights, which add up to `_ONE`."""
+) -> tuple[Int[Tensor, " out"], Int[Tensor, " out"], Int[Tensor, " out"], Int[Tensor, " out"]]:
+    """Of every output pixel: the two input pixels it lies between, and the weight of each in parts of `_ONE`."""
     centre = ((torch.arange(n_out, dtype=torch.float64) + 0.5) * (n_in / n_out) - 0.5).float()
     first = centre.floor()
     weight = centre - first

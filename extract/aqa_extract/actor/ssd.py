@@ -1,13 +1,13 @@
 """Find people: three SSD networks behind one `PersonDetector.detect(frames) -> Persons`.
 
-torchvision's own post-processing loops over images and 90 classes in Python and waits for the GPU in every turn,
-which costs more than the network. Here only the column `person` is kept, and everything after the network is a
-fixed number of batched operations that never asks the device for a value:
+torchvision's own post-processing loops over images and 90 classes in Python and waits for the GPU in every
+turn. Here only the column `person` is kept, and everything after the network is a fixed number of batched
+operations that never asks the device for a value:
 
     uint8 frames → square → network → codes, p(person) → top 64 → boxes → greedy suppression → best 16
 
-The three networks: the TensorFlow zoo's SSD MobileNetV3-Large 320 (`mobilenet_ssd`), torchvision's SSD300-VGG16 and
-SSDlite320-MobileNetV3. Which one a weights file belongs to is read from its keys.
+The three networks: the TensorFlow zoo's SSD MobileNetV3-Large 320 (`mobilenet_ssd`), torchvision's
+SSD300-VGG16 and SSDlite320-MobileNetV3. Which one a weights file belongs to is read from its keys.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def build_detector(state: dict[str, Tensor]) -> PersonDetector:
     else:
         first = next(iter(state), "no key at all")
         raise EnvironmentFault(f"the actor weights are of no known detector (first key: {first})", fix=fix)
-    # Files from before PyTorch 1.0 lack the step counters of batch normalisation; inference does not read them.
+    # Converted files lack the step counters of batch normalisation, which inference does not read.
     blank = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
     try:
         model.load_state_dict(blank | state)
@@ -209,10 +209,10 @@ def build_detector(state: dict[str, Tensor]) -> PersonDetector:
 
 
 def load_detector(weights: str, say: Callable[[str], None]) -> tuple[PersonDetector, dict[str, Any]]:
-    """The detector named `weights` (registry name, `default`, or a file), on the CPU, and its provenance record.
+    """The detector named `weights` (registry name, `default`, or a file) on the CPU, and its provenance record.
 
-    `say` receives what a person should know while it loads. Raises `EnvironmentFault` when the weights are missing,
-    not what their digest says, or of no known network.
+    `say` receives what a person should know while it loads. Raises `EnvironmentFault` when the weights are
+    missing, not what their digest says, or of no known network.
     """
     from aqa_extract.weights import resolve
 

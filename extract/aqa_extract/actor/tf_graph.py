@@ -1,13 +1,15 @@
 """Constants of a frozen TensorFlow graph, read without TensorFlow.
 
-A frozen graph (`frozen_inference_graph.pb`) is one protocol-buffer message, and of its schema only this much holds
-weights (field numbers from tensorflow/core/framework/{graph,node_def,attr_value,tensor,tensor_shape}.proto):
+A frozen graph (`frozen_inference_graph.pb`) is one protocol-buffer message, and of its schema only this much
+matters (field numbers from tensorflow/core/framework/{graph,node_def,attr_value,tensor,tensor_shape}.proto):
 
-    GraphDef.node = 1 ─ NodeDef.name = 1, .op = 2, .input = 3, .attr = 5 ─ map entry: key = 1, value = 2
-    AttrValue.i = 3, .f = 4, .tensor = 8 ─ TensorProto.dtype = 1, .tensor_shape = 2, .tensor_content = 4, .float_val = 5
-    TensorShapeProto.dim = 2 ─ Dim.size = 1
+    GraphDef           node 1
+    NodeDef            name 1, op 2, input 3, attr 5 (map entries: key 1, value 2)
+    AttrValue          i 3, f 4, tensor 8
+    TensorProto        dtype 1, tensor_shape 2, tensor_content 4, float_val 5
+    TensorShapeProto   dim 2 (size 1)
 
-Everything else is skipped by its wire type. Nothing is executed and no length is believed before it is checked
+Everything else is skipped by its wire type. Nothing is executed, and no length is believed before it is checked
 against the bytes that are there, so a damaged or hostile file ends in an `EnvironmentFault`.
 """
 
@@ -125,7 +127,8 @@ def _shape(data: memoryview) -> tuple[int, ...]:
 
 def _tensor(data: memoryview) -> NDArray[np.float32] | None:
     """A float32 TensorProto as an array; None for other dtypes."""
-    dtype, shape = 0, ()
+    dtype = 0
+    shape: tuple[int, ...] = ()
     content: memoryview | None = None
     listed = bytearray()
     for number, wire, value in _fields(data):
@@ -207,7 +210,7 @@ def read_graph(path: str | os.PathLike[str]) -> dict[str, Node]:
 def load_ssd_mobilenet_v3(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """State of `aqa_extract.actor.mobilenet_ssd.MobileNetSSD` from the zoo's frozen graph at `path`.
 
-    TensorFlow keeps kernels as (height, width, in, out) and depthwise ones as (height, width, in, multiplier).
+    TensorFlow keeps kernels as (height, width, in, out), depthwise ones as (height, width, in, multiplier).
     Raises `EnvironmentFault` when the graph is damaged or a constant is missing.
     """
     from aqa_extract.actor.mobilenet_ssd import scopes  # torchvision loads only when a graph is converted
@@ -237,7 +240,7 @@ def load_ssd_mobilenet_v3(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             state[f"{name}.1.{key}"] = constant(f"{scope}/BatchNorm/{part}")
     if absent:
         raise EnvironmentFault(
-            f"{path} is not ssd_mobilenet_v3_large_coco: {len(absent)} constants are missing, first {absent[0]}",
+            f"{path} is not ssd_mobilenet_v3_large_coco: it lacks {len(absent)} constants, first {absent[0]}",
             fix="name the frozen_inference_graph.pb of ssd_mobilenet_v3_large_coco_2020_01_14",
         )
     return state
