@@ -1,0 +1,177 @@
+"""TV-L1 optical flow, batched over frame pairs, after OpenCV's CPU DualTVL1.
+
+This is the flow that I3D's flow network was trained on, and small deviations of it (another border, another
+cubic, no median) cost more than fewer iterations do; docs/flow.md has the figures.
+
+    frames → pyramid (once per frame) → coarsest level: u = 0
+                 └→ per level, coarse to fine: 5 × (warp, linearise, iterate) → enlarge → next level
+
+`parity` stops each pair where OpenCV would (adaptive); `fast` runs a fixed schedule, so its cost is known
+beforehand and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from aqa_extract.flow import pyramid
+from aqa_extract.flow.kernels import Level, sampling_planes
+from aqa_shared.errors import UsageError
+
+Mode = Literal["fast", "parity"]
+
+
+@dataclass(frozen=True)
+class TVL1Settings:
+    """OpenCV's parameters under their own names, and ours."""
+
+    tau: float = 0.25
+    """Time step of the dual update."""
+    lam: float = 0.15
+    """Weight of the data term: smaller is smoother (OpenCV's lambda)."""
+    theta: float = 0.3
+    """Coupling of the two halves of the problem."""
+    scales: int = 5
+    """Pyramid levels at most; a level with a side below 16 px is left out."""
+    warps: int = 5
+    """Warpings per level."""
+    epsilon: float = 0.01
+    """A pair stops when the mean squared change of its flow is at most epsilon squared."""
+    inner: int = 30
+    """Iterations between two medians."""
+    outer: int = 10
+    """Runs of `inner` iterations per warp at most."""
+    scale_step: float = 0.8
+    median: bool = True
+    """5x5 median of the flow before every run of `inner` iterations."""
+    schedule: tuple[int, ...] | None = None
+    """Iterations of each warp, whatever the change (ours); None stops adaptively as OpenCV does."""
+
+    def __post_init__(self) -> None:
+        if self.schedule is not None and len(self.schedule) != self.warps:
+            raise UsageError(
+                f"schedule gives iterations for {len(self.schedule)} warps, settings have {self.warps}",
+                fix="give one number of iterations per warp",
+            )
+
+    @classmethod
+    def named(cls, mode: str) -> TVL1Settings:
+        """Settings of `--flow fast` and `--flow parity`."""
+        if mode not in MODES:
+            raise UsageError(f"unknown flow mode {mode!r}", fix="choose one of: " + ", ".join(MODES))
+        return MODES[mode]
+
+    def iterations(self, warp: int) -> int:
+        """Iterations of warp number `warp` at most."""
+        return self.inner * self.outer if self.schedule is None else self.schedule[warp]
+
+
+MODES: dict[str, TVL1Settings] = {
+    "parity": TVL1Settings(),
+    "fast": TVL1Settings(schedule=(30, 30, 30, 30, 30)),
+}
+
+
+def tvl1(
+    frames: Float[Tensor, "n height width"] | Tensor,
+    first: Int[Tensor, " pairs"],
+    second: Int[Tensor, " pairs"],
+    settings: TVL1Settings,
+) -> Float[Tensor, "pairs 2 height width"]:
+    """Flow (u, v) in px from frame `first[i]` to frame `second[i]`, float32, on the device of `frames`.
+
+    `frames` are grey levels 0..255, uint8 or float. A frame's pyramid and gradients are made once, however
+    many pairs it is in. Raises UsageError for shapes and indices that do not fit.
+    """
+    _check(frames, first, second)
+    height, width = frames.shape[-2:]
+    if len(first) == 0:
+        return frames.new_zeros((0, 2, height, width), dtype=torch.float32)
+    with torch.inference_mode():
+        used, row = torch.cat((first, second)).to(frames.device).unique(return_inverse=True)
+        first, second = row[: len(first)], row[len(first) :]
+        levels = pyramid.build(frames[used].to(torch.float32), settings.scales, settings.scale_step)
+        out = torch.empty(len(first), 2, height, width, device=frames.device)
+        for part in _parts(len(first), height * width, frames.device):
+            out[part] = _coarse_to_fine(levels, first[part], second[part], settings)
+    return out.clone() if out.is_inference() else out
+
+
+def _check(frames: Tensor, first: Tensor, second: Tensor) -> None:
+    if frames.ndim != 3 or frames.shape[-1] < 3 or frames.shape[-2] < 3:
+        raise UsageError(
+            f"got {tuple(frames.shape) = }, expected (n, height, width) grey frames of at least 3x3 px"
+        )
+    if first.ndim != 1 or first.shape != second.shape:
+        raise UsageError(f"got {tuple(first.shape) = } and {tuple(second.shape) = }, expected equal (pairs,)")
+    if len(first) and (
+        min(int(first.min()), int(second.min())) < 0
+        or max(int(first.max()), int(second.max())) >= len(frames)
+    ):
+        raise UsageError(f"pairs name frames outside 0..{len(frames) - 1}")
+
+
+def _parts(pairs: int, area: int, device: torch.device) -> Iterator[slice]:
+    """Slices of the batch: on a CPU as few pairs as the cache holds, elsewhere as many as memory does."""
+    at_once = max(1, (32 * 1024 if device.type == "cpu" else 64 * 2**20) // area)
+    for start in range(0, pairs, at_once):
+        yield slice(start, min(start + at_once, pairs))
+
+
+def _coarse_to_fine(
+    levels: list[Tensor], first: Tensor, second: Tensor, settings: TVL1Settings
+) -> Float[Tensor, "pairs 2 height width"]:
+    flow = levels[-1].new_zeros(len(first), 2, *levels[-1].shape[-2:])
+    unique, row = second.unique(return_inverse=True)
+    for number in reversed(range(len(levels))):
+        image = levels[number]
+        if number < len(levels) - 1:
+            flow = pyramid.enlarge(flow, (image.shape[-2], image.shape[-1]), settings.scale_step)
+        planes = sampling_planes(pyramid.gradients(image[unique]))[row]
+        flow = _solve(image[first], planes, flow, settings)
+    return flow
+
+
+def _solve(image: Tensor, planes: Tensor, flow: Tensor, settings: TVL1Settings) -> Tensor:
+    """All warps of one level."""
+    level = Level(flow)
+    constants = (settings.theta, settings.lam * settings.theta, settings.tau / settings.theta)
+    for warp in range(settings.warps):
+        level.linearise(image, planes)
+        if settings.schedule is None:
+            _until_still(level, settings, constants)
+            continue
+        for iteration in range(settings.iterations(warp)):
+            if settings.median and iteration % settings.inner == 0:
+                level.smooth()
+            level.iterate(*constants, want_change=False)
+    return level.flow
+
+
+def _until_still(level: Level, settings: TVL1Settings, constants: tuple[float, float, float]) -> None:
+    """Iterate every pair until its own change is small; pairs that are still leave the batch."""
+    height, width = level.flow.shape[-2:]
+    still = settings.epsilon**2 * height * width
+    flow, dual = level.flow, level.dual
+    rows = torch.arange(len(flow), device=flow.device)
+    for iteration in range(settings.inner * settings.outer):
+        if settings.median and iteration % settings.inner == 0:
+            level.smooth()
+        change = level.iterate(*constants, want_change=True)
+        assert change is not None
+        moving = change > still
+        if bool(moving.all()):
+            continue
+        level.copy_to(flow, dual, rows)
+        rows = rows[moving]
+        if len(rows) == 0:
+            break
+        level.keep(moving)
+    level.copy_to(flow, dual, rows)
+    level.restore(flow, dual)
