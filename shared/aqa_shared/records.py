@@ -72,7 +72,15 @@ class Sampling(Record):
     step: int = Field(default=16, ge=1)
     """Distance between segment starts of `dense`, in frames of the timeline."""
     fps: float | None = Field(default=None, gt=0)
-    """Resample by timestamp to this rate first; None keeps every frame."""
+    """Resample by timestamp to this rate first; None keeps every frame, or the protocol's own rate."""
+    last_start: Literal[86, 87] = 86
+    """Where the tenth clip of `mtl-aqa` and `aqa-7` starts: 86 in CoRe's code, 87 in MUSDL's."""
+
+    @model_validator(mode="after")
+    def _published_protocols_have_their_clip(self) -> Sampling:
+        if self.protocol not in ("even", "dense") and self.segment_frames != 16:
+            raise ValueError(f"protocol {self.protocol} has clips of 16 frames, got segment_frames={self.segment_frames}")
+        return self
 
 
 class Pixels(Record):
