@@ -53,12 +53,16 @@ def extract(
     ],
     out: Annotated[Path, typer.Option(help="Store to create, or to go on with.", show_default=False)],
     labels: Annotated[
-        Path | None, typer.Option(help="CSV with id or path, and score; default: labels.csv beside the videos.")
+        Path | None,
+        typer.Option(help="CSV with id or path, and score; default: labels.csv beside the videos."),
     ] = None,
     streams: Annotated[
-        str | None, typer.Option(help=f"Any of {','.join(STREAMS)}; default rgb, and flow where --flow is on.")
+        str | None,
+        typer.Option(help=f"Any of {','.join(STREAMS)}; default rgb, and flow where --flow is on."),
     ] = None,
-    protocol: Annotated[str, typer.Option(help="Which frames make up the segments: " + ", ".join(PROTOCOLS) + ".")] = "even",
+    protocol: Annotated[
+        str, typer.Option(help="Which frames make up the segments: " + ", ".join(PROTOCOLS) + ".")
+    ] = "even",
     segments: Annotated[int, typer.Option(help="Segments a video (even).")] = 10,
     segment_frames: Annotated[int, typer.Option(help="Frames a segment (even, dense).")] = 16,
     step: Annotated[int, typer.Option(help="Frames between segment starts (dense).")] = 16,
@@ -66,9 +70,7 @@ def extract(
     flow: Annotated[
         str | None, typer.Option(help="TV-L1: off, fast (fixed schedule) or parity (OpenCV's CPU result).")
     ] = None,
-    flow_quantise: Annotated[
-        str, typer.Option(help="mediapipe (as I3D was trained), round, or none.")
-    ] = "mediapipe",
+    flow_quantise: Annotated[str, typer.Option(help="mediapipe (as I3D was trained), round, or none.")] = "mediapipe",
     short_side: Annotated[int, typer.Option(help="Frames are resized to this short side.")] = 256,
     crop: Annotated[int, typer.Option(help="Square that I3D sees.")] = 224,
     normalise: Annotated[str, typer.Option(help="kinetics ([-1, 1]) or imagenet (CoRe-style code).")] = "kinetics",
@@ -105,27 +107,47 @@ def extract(
     settings = settings_from(
         streams=streams,
         flow=flow,
-        sampling={"protocol": protocol, "segments": segments, "segment_frames": segment_frames, "step": step,
-                  "fps": fps},
+        sampling={
+            "protocol": protocol,
+            "segments": segments,
+            "segment_frames": segment_frames,
+            "step": step,
+            "fps": fps,
+        },
         pixels={"short_side": short_side, "crop": crop, "normalise": normalise, "antialias": antialias},
         flow_quantise=flow_quantise,
         actor={"every": actor_every},
-        rest={"rgb_weights": rgb_weights, "flow_weights": flow_weights, "actor_weights": actor_weights,
-              "bn_eps": bn_eps, "precision": precision, "logits": logits, "maps": maps},
+        rest={
+            "rgb_weights": rgb_weights,
+            "flow_weights": flow_weights,
+            "actor_weights": actor_weights,
+            "bn_eps": bn_eps,
+            "precision": precision,
+            "logits": logits,
+            "maps": maps,
+        },
     )
     if decoder not in ("auto", "av", "decord"):
         raise UsageError(f"--decoder {decoder!r}", fix="choose auto, av or decord")
     if print_config:
         console.out.print_json(settings.model_dump_json())
         return
-    from aqa_extract.run import Options, extract as run_extract, plan
     from aqa_shared.manifest import find_videos
+
+    from aqa_extract.run import Options, plan
+    from aqa_extract.run import extract as run_extract
 
     manifest = find_videos(videos if len(videos) > 1 else videos[0], labels=labels)
     manifest.report(console.note, console.warn)
     options = Options(
-        device=device, batch=batch, workers=workers, decoder=decoder, timeout=timeout, stop_after=stop_after,
-        retry_failed=retry_failed, overwrite=overwrite,
+        device=device,
+        batch=batch,
+        workers=workers,
+        decoder=decoder,
+        timeout=timeout,
+        stop_after=stop_after,
+        retry_failed=retry_failed,
+        overwrite=overwrite,
     )
     if dry_run:
         console.out.print(plan(manifest.videos, out, settings, options).text())
@@ -163,8 +185,14 @@ def settings_from(
     ordered: tuple[Stream, ...] = tuple(name for name in STREAMS if name in names)
     try:
         return ExtractSettings.model_validate(
-            {"streams": ordered, "sampling": sampling, "pixels": pixels, "actor": actor,
-             "flow": {"mode": mode, "quantise": flow_quantise}, **rest}
+            {
+                "streams": ordered,
+                "sampling": sampling,
+                "pixels": pixels,
+                "actor": actor,
+                "flow": {"mode": mode, "quantise": flow_quantise},
+                **rest,
+            }
         )
     except ValidationError as e:
         first = e.errors()[0]

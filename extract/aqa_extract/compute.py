@@ -7,7 +7,7 @@ round differently: a feature must not depend on which videos happened to be besi
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from aqa_extract.loading import Prepared
 from aqa_extract.networks import Networks
 from aqa_extract.streams import StreamKind, chosen, needs_actor, needs_flow
 from aqa_shared.console import warn
-from aqa_shared.errors import EnvironmentFault
+from aqa_shared.errors import AqaError, EnvironmentFault
 from aqa_shared.records import ExtractSettings
 
 DETECT_BATCH = 32
@@ -38,17 +38,10 @@ class Done:
 
 @dataclass
 class _Ticket:
-    """A video whose segments are still on their way through the networks."""
+    """A video, and how many of its segments are still on their way through the networks."""
 
     done: Done
     waiting: int = 0
-
-
-@dataclass
-class _Queue:
-    """Clips of one modality, from any video, waiting to fill a batch."""
-
-    clips: deque[tuple[_Ticket, StreamKind, int, Tensor]] = field(default_factory=deque)
 
 
 class Compute:
@@ -63,24 +56,55 @@ class Compute:
         self.batch = batch
         self.flow_batch = flow_batch
         self.kinds = chosen(settings)
-        self.queues = {kind.modality: _Queue() for kind in self.kinds}
+        self.queues: dict[str, deque[tuple[_Ticket, StreamKind, int, Tensor]]] = {
+            kind.modality: deque() for kind in self.kinds
+        }
+        """Clips of one modality, from any video, waiting to fill a batch."""
         self.open: list[_Ticket] = []
+        self.frames = 0
+        """Decoded frames taken in so far, for the progress line."""
 
     @torch.inference_mode()
     def submit(self, prepared: Prepared) -> list[Done]:
-        """Take a video in; return the videos this completed."""
+        """Take a video in; return the videos this completed.
+
+        Raises EnvironmentFault for a fault of the device; any other error concerns this video alone, and leaves no
+        trace of it behind.
+        """
+        self.frames += len(prepared.positions)
+        ticket = _Ticket(Done(prepared, {}, {}))
+        self.open.append(ticket)
+        try:
+            self._take_in(ticket)
+        except AqaError:
+            raise
+        except Exception as e:
+            if isinstance(e, torch.AcceleratorError):
+                raise EnvironmentFault(f"the device failed: {e}", fix="see `aqa doctor`, then rerun") from e
+            self.open.remove(ticket)
+            for queue in self.queues.values():
+                kept = [item for item in queue if item[0] is not ticket]
+                queue.clear()
+                queue.extend(kept)
+            raise
+        finally:
+            # The clips were copied out: the pixels must not outlive this call.
+            prepared.large = prepared.detect_frames = None
+            prepared.frames = prepared.frames[:0].clone()
+        return self._completed()
+
+    def _take_in(self, ticket: _Ticket) -> None:
+        """Everything about one video up to its clips in the queues, running every batch that fills."""
+        prepared, arrays, meta = ticket.done.prepared, ticket.done.arrays, ticket.done.meta
         plan, probe = prepared.plan, prepared.probe
         rows = np.searchsorted(prepared.positions, plan.segments)
         times = np.asarray(probe.times)
         frame_index = plan.frames
         spacing = 1 / probe.fps if probe.fps else 0.0
-        arrays: dict[str, np.ndarray] = {
-            "frame_index": frame_index.astype(np.int32),
-            "segment_start_time": times[frame_index[:, 0]],
-            # A segment ends when its last frame stops being shown.
-            "segment_end_time": times[frame_index[:, -1]] + spacing,
-        }
-        meta: dict[str, float | None] = {"motion": None, "actor_coverage": None}
+        arrays["frame_index"] = frame_index.astype(np.int32)
+        arrays["segment_start_time"] = times[frame_index[:, 0]]
+        # A segment ends when its last frame stops being shown.
+        arrays["segment_end_time"] = times[frame_index[:, -1]] + spacing
         boxes: Tensor | None = None
         if needs_actor(self.settings):
             track = self._track(prepared)
@@ -92,35 +116,28 @@ class Compute:
         flow: Tensor | None = None
         if needs_flow(self.settings):
             flow, meta["motion"] = self._flow(prepared)
-        ticket = _Ticket(Done(prepared, arrays, meta))
-        self.open.append(ticket)
         for kind in self.kinds:
             arrays[kind.array] = np.full((len(rows), 1024), np.nan, np.float32)
             pixels = self._region(kind, prepared, flow, boxes)
             index = torch.from_numpy(rows).to(pixels.device)
+            queue = self.queues[kind.modality]
             for segment in range(len(rows)):
-                self.queues[kind.modality].clips.append((ticket, kind, segment, pixels[index[segment]]))
+                queue.append((ticket, kind, segment, pixels[index[segment]]))
                 ticket.waiting += 1
-        for modality, queue in self.queues.items():
-            while len(queue.clips) >= self.batch:
-                self._run(modality, self.batch)
-        return self._completed()
+                while len(queue) >= self.batch:
+                    self._run(kind.modality, self.batch)
 
     @torch.inference_mode()
     def flush(self) -> list[Done]:
         """Run what is left, in batches filled up to the usual shape."""
         for modality, queue in self.queues.items():
-            while queue.clips:
-                self._run(modality, min(self.batch, len(queue.clips)))
+            while queue:
+                self._run(modality, min(self.batch, len(queue)))
         return self._completed()
 
     def _completed(self) -> list[Done]:
         ready = [ticket.done for ticket in self.open if ticket.waiting == 0]
         self.open = [ticket for ticket in self.open if ticket.waiting]
-        for done in ready:
-            # The pixels are gone from the device as soon as the last clip is: the store needs only the arrays.
-            done.prepared.large = done.prepared.detect_frames = None
-            done.prepared.frames = done.prepared.frames[:0]
         return ready
 
     def _track(self, prepared: Prepared) -> Track:
@@ -182,7 +199,7 @@ class Compute:
 
     def _run(self, modality: str, count: int) -> None:
         """One I3D call on the `count` oldest clips of `modality`."""
-        queue = self.queues[modality].clips
+        queue = self.queues[modality]
         items = [queue[i] for i in range(count)]
         clips = torch.stack([clip for *_, clip in items]).transpose(1, 2)  # (b, c, t, h, w)
         try:

@@ -50,9 +50,7 @@ def centre_crop(frames: Tensor, side: int) -> Tensor:
     return frames[..., top : top + side, left : left + side]
 
 
-def crop_boxes(
-    frames: Tensor, boxes: Float[Tensor, "n 4"], side: int
-) -> Float[Tensor, "n channels side side"]:
+def crop_boxes(frames: Tensor, boxes: Float[Tensor, "n 4"], side: int) -> Float[Tensor, "n channels side side"]:
     """Each frame's box (x1, y1, x2, y2 in 0..1 of the frame), resampled to side x side.
 
     Bilinear with half-pixel centres; what a box asks for beyond the frame repeats the frame's edge.
@@ -61,12 +59,8 @@ def crop_boxes(
     steps = (torch.arange(side, device=frames.device, dtype=torch.float32) + 0.5) / side
     xs = x1[:, None] + (x2 - x1)[:, None] * steps
     ys = y1[:, None] + (y2 - y1)[:, None] * steps
-    grid = torch.stack(
-        (xs[:, None, :].expand(-1, side, -1), ys[:, :, None].expand(-1, -1, side)), dim=-1
-    )
-    return F.grid_sample(
-        frames.float(), grid * 2 - 1, mode="bilinear", padding_mode="border", align_corners=False
-    )
+    grid = torch.stack((xs[:, None, :].expand(-1, side, -1), ys[:, :, None].expand(-1, -1, side)), dim=-1)
+    return F.grid_sample(frames.float(), grid * 2 - 1, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def normalise(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,6 @@ ACTOR_SHORT_SIDE = 512
 class Prepared:
     """A decoded video, waiting for the networks. Row i of every tensor is timeline position `positions[i]`."""
 
-    request: DecodeRequest
     probe: Probe
     plan: Plan
     finished: Finished
@@ -38,11 +38,10 @@ class Prepared:
     """int64 (k,): which rows the detector looks at."""
     detect_frames: Tensor | None
     """uint8 (k, 3, size, size): those rows at the detector's own input size."""
-
-    @property
-    def bytes(self) -> int:
-        """What the pixels occupy."""
-        return sum(t.nbytes for t in (self.frames, self.large, self.detect_frames) if t is not None)
+    job: Any = None
+    """Whose video it is; the loader's caller sets it."""
+    reserved: int = 0
+    """Bytes taken from the budget, to be given back once the device has the pixels."""
 
 
 def load(
@@ -94,7 +93,7 @@ def load(
         else:
             finished = event
     assert opened is not None and finished is not None and frames is not None, "the decoder ended without frames"
-    return Prepared(request, opened.probe, opened.plan, finished, opened.wanted, frames, large, rows, detect_frames)
+    return Prepared(opened.probe, opened.plan, finished, opened.wanted, frames, large, rows, detect_frames)
 
 
 def detection_rows(n: int, every: int) -> np.ndarray:

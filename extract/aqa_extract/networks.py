@@ -32,9 +32,7 @@ class Networks:
     weights: dict[str, dict[str, Any]]
 
     @classmethod
-    def load(
-        cls, settings: ExtractSettings, device: torch.device, say: Callable[[str], None]
-    ) -> Networks:
+    def load(cls, settings: ExtractSettings, device: torch.device, say: Callable[[str], None]) -> Networks:
         """Raises EnvironmentFault where weights cannot be had or do not fit."""
         dtype = DTYPES[settings.precision]
         backbones: dict[str, InceptionI3D] = {}

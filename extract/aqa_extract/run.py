@@ -1,31 +1,42 @@
 """Extraction as a function: what is to be done, the networks, the engine, the store.
 
-    videos ─▶ plan: done already / quarantined before / to do ─▶ engine ─▶ store ─▶ finalise with labels
+videos ─▶ plan: in already / quarantined before / to do ─▶ engine ─▶ store ─▶ finalise with labels
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from aqa_extract.identity import Identity, identify, same_bytes
+from aqa_shared.store import StoreWriter, peek
+
+from aqa_extract.identity import identify, same_bytes, stat_matches
 from aqa_shared import __version__, console
-from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, StoreError, UsageError
+from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, NoInputError
 from aqa_shared.records import ExtractSettings, Failure, Video
-from aqa_shared.store import FeatureStore, StoreWriter, peek
+
+if TYPE_CHECKING:
+    import torch
+
+    from aqa_extract.work import Job, Work
 
 PACKAGES = ("torch", "torchvision", "av", "decord", "zarr", "numpy")
-RETRYABLE = frozenset({"decoder_crashed", "out_of_memory"})
-"""Failures that may be the machine's rather than the video's: one more try in a clean process."""
+
+
+class Interrupted(AqaError):
+    """A signal ended the run; what was finished is committed."""
+
+    def __init__(self, number: int, cause: str) -> None:
+        super().__init__(cause, fix="rerun the same command to go on")
+        self.exit_code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
 
 
 @dataclass(frozen=True)
@@ -42,38 +53,28 @@ class Options:
     overwrite: bool = False
 
 
-@dataclass(frozen=True)
-class Job:
-    """One file part to extract, and the other ids that hold the same bytes."""
-
-    video: Video
-    identity: Identity | None
-    twins: tuple[tuple[Video, Identity], ...] = ()
-
-
 @dataclass
 class Plan:
     """What a run would do."""
 
+    store: Path
     jobs: list[Job]
     already: int
     quarantined: list[Failure]
-    """Failed before, unchanged since, and not to be retried."""
-    conflicts: list[Failure]
-    store: Path
-
-    @property
-    def to_do(self) -> int:
-        """Videos that would be extracted."""
-        return sum(1 + len(job.twins) for job in self.jobs)
+    """Failed before and unchanged since, or in conflict with what the store holds."""
 
     def text(self) -> str:
         """For --dry-run."""
-        lines = [f"store        {self.store}", f"to extract   {self.to_do}", f"already in   {self.already}",
-                 f"quarantined  {len(self.quarantined)} (kept out; --retry-failed tries them again)"]
+        videos = sum(1 + len(job.twins) for job in self.jobs)
         size = sum(job.identity.size for job in self.jobs if job.identity)
-        lines.append(f"input        {size / 1e6:.1f} MB of video")
-        return "\n".join(lines)
+        return "\n".join(
+            [
+                f"store        {self.store}",
+                f"to extract   {videos} videos, {size / 1e6:.1f} MB",
+                f"already in   {self.already}",
+                f"kept out     {len(self.quarantined)} (quarantined before; --retry-failed tries them again)",
+            ]
+        )
 
 
 @dataclass
@@ -81,11 +82,12 @@ class Report:
     """What a run did."""
 
     store: Path
-    extracted: int
-    already: int
+    extracted: int = 0
+    already: int = 0
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
+    """Seconds each stage was busy: load (summed over loaders), device, write."""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -101,168 +103,239 @@ class Report:
         return "\n".join([f"{head}, {len(self.failures)} quarantined ({self.seconds:.1f} s):", *rows])
 
 
-def plan(videos: Sequence[Video], out: Path, settings: ExtractSettings, options: Options) -> Plan:
-    """Compare what is asked with what the store holds; reads no video beyond samples, loads no network."""
+def plan(videos: Sequence[Video], out: Path, options: Options) -> Plan:
+    """Compare what is asked with what the store holds; opens no video with a decoder and loads no network."""
+    from aqa_extract.work import Job, failure
+
     known = None if options.overwrite else peek(out)
-    committed: Mapping[str, Mapping[str, Any]] = known.committed if known else {}
-    before = {f.id: f for f in read_quarantine(out)} if known else {}
-    result = Plan([], 0, [], [], out)
+    before = {f.id: f for f in known.quarantined} if known else {}
+    result = Plan(out, [], 0, [])
     fresh: list[Job] = []
     for video in videos:
-        meta = committed.get(video.id)
-        if meta is not None:
-            recorded = meta["identity"] or {}
-            if stat_matches(video.path, recorded) or _identity_matches(video.path, recorded):
+        recorded = known.committed.get(video.id) if known else None
+        if recorded is not None:
+            was = recorded.get("identity") or {}
+            now = None if stat_matches(video.path, was) else identify(video.path)
+            if stat_matches(video.path, was) or (now is not None and now.matches(was)):
                 result.already += 1
             else:
-                result.conflicts.append(_conflict(video, recorded))
+                result.quarantined.append(
+                    failure(
+                        Job(video, now),
+                        "id_conflict",
+                        "probe",
+                        "the store holds this id from another version of the file; to extract it anew, give it another "
+                        "id in a manifest or use --overwrite for the whole store",
+                    )
+                )
             continue
         failed = before.get(video.id)
-        if failed is not None and not options.retry_failed and _unchanged(video.path, failed):
+        if (
+            failed is not None
+            and not options.retry_failed
+            and stat_matches(video.path, {"size": failed.size, "mtime_ns": failed.mtime_ns})
+        ):
             result.quarantined.append(failed)
             continue
         fresh.append(Job(video, identify(video.path)))
-    result.jobs = _without_twins(fresh)
+    result.jobs = _with_twins(fresh)
     return result
 
 
-def extract(
-    videos: Sequence[Video], out: Path, settings: ExtractSettings, options: Options = Options()
-) -> Report:
-    """Extract `videos` into the store at `out`, resuming what is there.
+def _with_twins(jobs: Sequence[Job]) -> list[Job]:
+    """Byte-identical files are extracted once; the others become twins of the first."""
+    from dataclasses import replace
 
-    Raises StoreError (incompatible, damaged, not writable), EnvironmentFault (device, weights), and
-    `Interrupted` after a signal, with everything finished so far committed.
+    first: dict[tuple[Any, ...], int] = {}
+    kept: list[Job] = []
+    for job in jobs:
+        if job.identity is None:
+            kept.append(job)
+            continue
+        v = job.video
+        key = (job.identity.size, job.identity.fingerprint, v.start, v.end, v.start_time, v.end_time)
+        at = first.get(key)
+        if at is not None and same_bytes(kept[at].video.path, v.path):
+            kept[at] = replace(kept[at], twins=(*kept[at].twins, (v, job.identity)))
+            console.note(f"{v.id} has the same bytes as {kept[at].video.id}: extracted once, stored for both")
+            continue
+        first.setdefault(key, len(kept))
+        kept.append(job)
+    return kept
+
+
+def extract(videos: Sequence[Video], out: Path, settings: ExtractSettings, options: Options = Options()) -> Report:
+    """Extract `videos` into the store at `out`, going on where an earlier run stopped.
+
+    Raises StoreError (incompatible, damaged, not writable), EnvironmentFault (device, weights, too many failures in
+    a row) and Interrupted after a signal; whatever was finished by then is committed.
     """
     started = time.monotonic()
-    todo = plan(videos, out, settings, options)
+    if not videos:
+        raise NoInputError("no videos were given")
+    todo = plan(videos, out, options)
+    report = Report(out, 0, todo.already, list(todo.quarantined))
     labels = {video.id: video for video in videos}
-    report = Report(out, 0, todo.already, [*todo.quarantined, *todo.conflicts])
     if todo.jobs:
-        _extract_jobs(todo, out, settings, options, labels, report)
-    else:
-        known = peek(out)
-        if known is not None:
-            if known.settings != settings:
-                # Says the difference, as it would with something to do.
-                StoreWriter.check_settings(out, settings)
-            StoreWriter.resume(out).finalise(labels)
+        _run(todo, settings, options, labels, report)
+    elif peek(out) is not None:
+        StoreWriter.resume(out, settings).finalise(labels)
     report.seconds = time.monotonic() - started
     return report
 
 
-def _extract_jobs(
-    todo: Plan,
-    out: Path,
-    settings: ExtractSettings,
-    options: Options,
-    labels: Mapping[str, Video],
-    report: Report,
-) -> None:
-    """The part of a run that needs torch."""
+def _run(todo: Plan, settings: ExtractSettings, options: Options, labels: Mapping[str, Video], report: Report) -> None:
+    """The part that needs torch and the networks."""
     import torch
 
-    from aqa_extract.compute import Compute, Done
-    from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
-    from aqa_extract.engine import ByteBudget, Engine, JobFailed
-    from aqa_extract.loading import Prepared, load
+    from aqa_extract.compute import Compute
+    from aqa_extract.engine import ByteBudget, Engine
     from aqa_extract.networks import Networks
-    from aqa_extract.streams import array_specs, needs_flow
+    from aqa_extract.streams import array_specs
+    from aqa_extract.work import Work, failure
 
     device = pick_device(options.device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if device.type == "cpu":
-        torch.set_num_threads(cores)
+    cores = available_cores()
+    torch.set_num_threads(cores if device.type == "cpu" else 1)
+    # On a CPU the networks need the cores themselves: one decode child keeps two of them fed.
     workers = options.workers or max(1, min(len(todo.jobs), cores if device.type != "cpu" else (cores + 1) // 2))
-    batch = options.batch or (32 if device.type == "cuda" else 2)
-    flow_batch = 64 if device.type == "cuda" else 8
-    networks = Networks.load(_pinned(settings, out, options), device, console.note)
+    networks = Networks.load(pinned(settings, report.store, options), device, console.note)
     writer = StoreWriter.open(
-        out, specs=array_specs(settings), settings=settings, overwrite=options.overwrite,
+        report.store,
+        specs=array_specs(settings),
+        settings=settings,
         provenance={"weights": networks.weights, "versions": versions(), "tool": f"aqa {__version__}"},
+        overwrite=options.overwrite,
     )
     stop = threading.Event()
-    decoders: list[Decoder] = []
-
-    @contextmanager
-    def loader(budget: ByteBudget) -> Iterator[Callable[[Job], Prepared]]:
-        with Decoder() as decoder:
-            decoders.append(decoder)
-
-            def load_one(job: Job) -> Prepared:
-                request = DecodeRequest(
-                    path=job.video.path, video=job.video, sampling=settings.sampling, decoder=options.decoder,
-                    need_next=needs_flow(settings), deadline=options.timeout,
-                )
-                for attempt in (1, 2):
-                    reserved = 0
-
-                    def reserve(amount: int) -> None:
-                        nonlocal reserved
-                        budget.take(amount - reserved)
-                        reserved = amount
-
-                    begun = time.monotonic()
-                    try:
-                        prepared = load(decoder, request, settings, device, networks.detector_size, reserve)
-                    except DecodeFailure as e:
-                        budget.give(reserved)
-                        if attempt == 1 and e.reason in RETRYABLE and not stop.is_set():
-                            continue
-                        raise JobFailed(
-                            _failure(job, e.reason, e.stage, e.detail, e.backend, time.monotonic() - begun)
-                        ) from e
-                    except BaseException:
-                        budget.give(reserved)
-                        raise
-                    prepared.job, prepared.reserved = job, reserved
-                    return prepared
-                raise AssertionError("the second attempt returns or raises")
-
-            yield load_one
-
-    def commit(done: Done) -> None:
-        job: Job = done.prepared.job
-        holders = [(job.video, job.identity), *job.twins]
-        for video, identity in holders:
-            meta = {**_meta(done.prepared), **done.meta, "path": video.path,
-                    "identity": identity.record() if identity else None}
-            if video is not job.video:
-                meta["same_bytes_as"] = job.video.id
-            try:
-                writer.commit(video.id, done.arrays, meta)
-            except OSError as e:
-                raise _store_fault(out, e) from e
-        report.extracted += len(holders)
-
-    def device_failure(prepared: Prepared, error: Exception) -> Failure:
-        return _failure(prepared.job, "internal_error", "features", f"{type(error).__name__}: {error}", "", 0.0)
-
-    quarantine = Quarantine(out)
-    frames_done = 0
+    work = Work(settings, device, networks.detector_size, writer, options.decoder, options.timeout, stop)
+    compute = Compute(
+        networks,
+        settings,
+        batch=options.batch or (32 if device.type == "cuda" else 2),
+        flow_batch=64 if device.type == "cuda" else 8,
+    )
     begun = time.monotonic()
-    with console.progress("extract", len(todo.jobs)) as advance, _signals(stop, decoders) as received:
+    with console.progress("extract", len(todo.jobs)) as advance, _signals(stop, work) as received:
 
-        def told(failure: Failure | None) -> None:
-            if failure is not None:
-                quarantine.add(failure)
-                report.failures.append(failure)
-            rate = (report.extracted + len(report.failures)) / max(time.monotonic() - begun, 1e-9)
-            advance(1, note=f"{rate:.2f} videos/s" + (f", {len(report.failures)} quarantined" if report.failures else ""))
+        def ended(failed: Failure | None) -> None:
+            if failed is not None:
+                writer.quarantine(failed)
+                report.failures.append(failed)
+                console.warn(f"{console.printable(failed.id)}: {failed.reason} — {console.printable(failed.detail)}")
+            seconds = max(time.monotonic() - begun, 1e-9)
+            note = f"{work.committed / seconds:.2f} videos/s, {compute.frames / seconds:.0f} frames/s"
+            advance(1, note=note)
 
-        compute = Compute(networks, settings, batch, flow_batch)
-        engine = Engine(
-            loader=loader, device=compute, commit=commit, device_failure=device_failure, report=told,
-            workers=workers, budget=ByteBudget(_memory_budget(device), stop),
-            bytes_of=lambda prepared: prepared.reserved, stop=stop, stop_after=options.stop_after,
-        )
-        outcome = engine.run(todo.jobs)
+        outcome = Engine(
+            loader=work.loader,
+            device=compute,
+            commit=work.commit,
+            device_failure=lambda p, e: failure(p.job, "internal_error", "features", f"{type(e).__name__}: {e}"),
+            report=ended,
+            workers=workers,
+            budget=ByteBudget(memory_budget(device), stop),
+            bytes_of=lambda prepared: prepared.reserved,
+            stop=stop,
+            stop_after=options.stop_after,
+        ).run(todo.jobs)
     report.stages = vars(outcome.times)
+    report.extracted = work.committed
     if received:
-        raise Interrupted(received[0], f"{report.extracted} videos are safe in {out}")
+        raise Interrupted(received[0], f"interrupted; {work.committed} videos of this run are in {report.store}")
     if outcome.stopped_by:
+        last = report.failures[-1]
         raise EnvironmentFault(
-            f"stopped after {outcome.stopped_by}; the last: {report.failures[-1].reason} — {report.failures[-1].detail}",
+            f"stopped after {outcome.stopped_by}; the last was {last.id}: {last.reason} — {last.detail}",
             fix="mend the cause and rerun with --retry-failed, or go on regardless with --stop-after 0",
         )
     writer.finalise(labels)
+
+
+@contextmanager
+def _signals(stop: threading.Event, work: Work) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM (and SIGUSR1, SLURM's warning) end the run in order; yields the signals received."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def on_signal(number: int, _: object) -> None:
+        received.append(number)
+        stop.set()
+        work.kill_decoders()
+
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises EnvironmentFault; never another device than the one asked for."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise EnvironmentFault(f"--device {name!r} is no device", fix="choose auto, cpu, cuda or cuda:N") from e
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EnvironmentFault(
+            f"--device {name}: this machine shows {torch.cuda.device_count()} CUDA devices",
+            fix="check the driver with `aqa doctor`, or use --device cpu",
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise EnvironmentFault(f"--device {name}: only cpu and cuda are supported", fix="choose auto, cpu or cuda")
+    return device
+
+
+def available_cores() -> int:
+    """Cores this process may use, which a cluster often limits."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_budget(device: torch.device) -> int:
+    """Bytes of decoded pixels that may wait for the device: a quarter of the memory they wait in."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 4
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    except (AttributeError, ValueError, OSError):
+        return 2 << 30
+
+
+def versions() -> dict[str, str]:
+    """Of every package that can change a feature."""
+    import torch
+
+    found = {"aqa": __version__, "cudnn": str(torch.backends.cudnn.version())}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def pinned(settings: ExtractSettings, out: Path, options: Options) -> ExtractSettings:
+    """`settings` with every `default` weight replaced by what the store was begun with, where it was begun.
+
+    Else a store begun offline could not be continued once better weights can be reached.
+    """
+    known = None if options.overwrite else peek(out)
+    if known is None:
+        return settings
+    begun_with = known.provenance.get("weights", {})
+    names = {
+        f"{role}_weights": begun_with[role]["name"]
+        for role in ("rgb", "flow", "actor")
+        if role in begun_with and getattr(settings, f"{role}_weights") == "default"
+    }
+    return settings.model_copy(update=names)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from aqa_shared.records import ExtractSettings, Stream
 from aqa_shared.store import ArraySpec
+
+from aqa_shared.records import ExtractSettings, Stream
 
 CHANNELS = 1024
 KINETICS_CLASSES = 400
@@ -67,16 +68,30 @@ def array_specs(settings: ExtractSettings) -> list[ArraySpec]:
         attrs = {"stream": kind.name, "backbone": "Inception-I3D, mean of Mixed_5c after the 2x7x7 pool"}
         specs.append(ArraySpec(kind.array, ("channel",), (CHANNELS,), "float32", attrs))
         if settings.logits:
-            specs.append(ArraySpec(f"{kind.array}_logits", ("class",), (KINETICS_CLASSES,), "float32",
-                                   {"stream": kind.name}))
+            specs.append(
+                ArraySpec(f"{kind.array}_logits", ("class",), (KINETICS_CLASSES,), "float32", {"stream": kind.name})
+            )
         if settings.maps:
             time, space = map_size(settings)
-            specs.append(ArraySpec(
-                f"{kind.array}_map", ("channel", "map_time", "map_row", "map_column"),
-                (CHANNELS, time, space, space), "float32", {"stream": kind.name}))
+            specs.append(
+                ArraySpec(
+                    f"{kind.array}_map",
+                    ("channel", "map_time", "map_row", "map_column"),
+                    (CHANNELS, time, space, space),
+                    "float32",
+                    {"stream": kind.name},
+                )
+            )
     if needs_actor(settings):
-        specs.append(ArraySpec("actor_box", ("frame", "corner"), (frames, 4), "float32",
-                               {"long_name": "x1, y1, x2, y2 of the crop, in 0..1 of the displayed frame"}))
+        specs.append(
+            ArraySpec(
+                "actor_box",
+                ("frame", "corner"),
+                (frames, 4),
+                "float32",
+                {"long_name": "x1, y1, x2, y2 of the crop, in 0..1 of the displayed frame"},
+            )
+        )
         specs.append(ArraySpec("actor_score", ("frame",), (frames,), "float32", {}))
     return specs
 

@@ -10,7 +10,14 @@ from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from aqa_shared.errors import AqaError, ExitCode
 
@@ -22,8 +29,10 @@ err = Console(stderr=True, highlight=False)
 
 def printable(text: str) -> str:
     """`text` with everything a terminal or a log would act on shown as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in
-                   text.encode("utf-8", "backslashreplace").decode())
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in text.encode("utf-8", "backslashreplace").decode()
+    )
 
 
 def note(message: str) -> None:
@@ -40,8 +49,14 @@ def warn(message: str) -> None:
 def progress(description: str, total: int | None) -> Iterator[Callable[..., None]]:
     """A bar on a terminal, plain lines elsewhere; yields `advance(n=1, note="")`."""
     if err.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         with Progress(*columns, console=err) as bar:
             task = bar.add_task(description, total=total, note="")
             yield lambda n=1, note="": bar.update(task, advance=n, note=escape(note))

@@ -13,9 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Stream = Literal["rgb", "flow", "actor-rgb", "actor-flow"]
 STREAMS: tuple[Stream, ...] = ("rgb", "flow", "actor-rgb", "actor-flow")
 
-Protocol = Literal[
-    "even", "dense", "mtl-aqa", "rhythmic-gymnastics", "jigsaws", "finediving", "aqa-7", "finefs"
-]
+Protocol = Literal["even", "dense", "mtl-aqa", "rhythmic-gymnastics", "jigsaws", "finediving", "aqa-7", "finefs"]
 
 
 class Record(BaseModel):
@@ -79,7 +77,9 @@ class Sampling(Record):
     @model_validator(mode="after")
     def _published_protocols_have_their_clip(self) -> Sampling:
         if self.protocol not in ("even", "dense") and self.segment_frames != 16:
-            raise ValueError(f"protocol {self.protocol} has clips of 16 frames, got segment_frames={self.segment_frames}")
+            raise ValueError(
+                f"protocol {self.protocol} has clips of 16 frames, got segment_frames={self.segment_frames}"
+            )
         return self
 
 

@@ -40,8 +40,16 @@ class PairUp:
 class Bench:
     """An engine over integers, with what happened to them."""
 
-    def __init__(self, *, bad: set[int] = frozenset(), poison: set[int] = frozenset(), workers: int = 3,  # type: ignore[assignment]
-                 stop_after: int = 20, commit: Callable[[int], None] | None = None, limit: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        bad: set[int] = frozenset(),
+        poison: set[int] = frozenset(),
+        workers: int = 3,  # type: ignore[assignment]
+        stop_after: int = 20,
+        commit: Callable[[int], None] | None = None,
+        limit: int = 3,
+    ) -> None:
         self.committed: list[int] = []
         self.reports: list[Failure | None] = []
         self.stop = threading.Event()
@@ -50,9 +58,16 @@ class Bench:
         self.bad = bad
         self.budget = ByteBudget(limit, self.stop)
         self.engine: Engine[int, int, int] = Engine(
-            loader=self.loader, device=PairUp(poison), commit=commit or self.committed.append,
-            device_failure=lambda job, e: _failure(job, type(e).__name__), report=self.reports.append,
-            workers=workers, budget=self.budget, bytes_of=lambda _: 1, stop=self.stop, stop_after=stop_after,
+            loader=self.loader,
+            device=PairUp(poison),
+            commit=commit or self.committed.append,
+            device_failure=lambda job, e: _failure(job, type(e).__name__),
+            report=self.reports.append,
+            workers=workers,
+            budget=self.budget,
+            bytes_of=lambda _: 1,
+            stop=self.stop,
+            stop_after=stop_after,
         )
 
     @contextmanager
@@ -87,7 +102,11 @@ def test_bad_jobs_are_named_and_the_rest_finish() -> None:
     bench = Bench(bad={3, 4}, poison={9})
     outcome = bench.engine.run(range(12))
     assert sorted(bench.committed) == [0, 1, 2, 5, 6, 7, 8, 10, 11]
-    assert sorted((f.id, f.reason) for f in outcome.failures) == [("3", "bad"), ("4", "bad"), ("9", "ValueError")]
+    assert sorted((f.id, f.reason) for f in outcome.failures) == [
+        ("3", "bad"),
+        ("4", "bad"),
+        ("9", "ValueError"),
+    ]
     assert bench.budget.used == 0
 
 

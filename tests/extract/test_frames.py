@@ -17,7 +17,12 @@ def _noise(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("size", "side", "expected"),
-    [((360, 640), 256, (256, 455)), ((640, 360), 256, (455, 256)), ((240, 320), 256, (256, 341)), ((9, 9), 4, (4, 4))],
+    [
+        ((360, 640), 256, (256, 455)),
+        ((640, 360), 256, (455, 256)),
+        ((240, 320), 256, (256, 341)),
+        ((9, 9), 4, (4, 4)),
+    ],
 )
 def test_short_side(size: tuple[int, int], side: int, expected: tuple[int, int]) -> None:
     assert px.size_at_short_side(*size, side) == expected

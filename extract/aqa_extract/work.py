@@ -1,0 +1,140 @@
+"""What a run does with one video: load it with a retry, commit it with its twins, name its failure."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from aqa_shared.store import StoreWriter
+
+from aqa_extract.compute import Done
+from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
+from aqa_extract.engine import ByteBudget, JobFailed
+from aqa_extract.identity import Identity
+from aqa_extract.loading import Prepared, load
+from aqa_extract.streams import needs_flow
+from aqa_shared.records import ExtractSettings, Failure, Video
+
+RETRYABLE = frozenset({"decoder_crashed", "out_of_memory"})
+"""Failures that may be the machine's rather than the video's: one more try in a clean process."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file part to extract, and the other ids that hold the same bytes."""
+
+    video: Video
+    identity: Identity | None
+    twins: tuple[tuple[Video, Identity], ...] = ()
+
+
+@dataclass
+class Work:
+    """The hands of one run: everything that is per video and knows both codec and store."""
+
+    settings: ExtractSettings
+    device: torch.device
+    detector_size: int | None
+    writer: StoreWriter
+    decoder: str
+    timeout: float
+    stop: threading.Event
+    decoders: list[Decoder] = field(default_factory=list)
+    """Every decode child alive, so that a signal can end them."""
+    committed: int = 0
+
+    @contextmanager
+    def loader(self, budget: ByteBudget) -> Iterator[Callable[[Job], Prepared]]:
+        """A decode child, and the function that loads a job with it."""
+        with Decoder() as decoder:
+            self.decoders.append(decoder)
+            yield lambda job: self._load(decoder, budget, job)
+
+    def _load(self, decoder: Decoder, budget: ByteBudget, job: Job) -> Prepared:
+        request = DecodeRequest(
+            path=job.video.path,
+            video=job.video,
+            sampling=self.settings.sampling,
+            decoder=self.decoder,
+            need_next=needs_flow(self.settings),
+            deadline=self.timeout,
+        )
+        for last_try in (False, True):
+            started = time.monotonic()
+            reserved = 0
+
+            def reserve(amount: int) -> None:
+                nonlocal reserved
+                budget.take(amount - reserved)
+                reserved = amount
+
+            try:
+                prepared = load(decoder, request, self.settings, self.device, self.detector_size, reserve)
+            except DecodeFailure as e:
+                budget.give(reserved)
+                if not last_try and e.reason in RETRYABLE and not self.stop.is_set():
+                    continue
+                seconds = time.monotonic() - started
+                raise JobFailed(failure(job, e.reason, e.stage, e.detail, e.backend, seconds)) from e
+            except BaseException:
+                budget.give(reserved)
+                raise
+            prepared.job, prepared.reserved = job, reserved
+            return prepared
+        raise AssertionError("the last try returns or raises")
+
+    def commit(self, done: Done) -> None:
+        """Write the video, and every twin with the same arrays. Raises StoreError where the disk refuses."""
+        job = done.prepared.job
+        for video, identity in ((job.video, job.identity), *job.twins):
+            meta = meta_of(done) | {"path": video.path, "identity": identity.record() if identity else None}
+            if video is not job.video:
+                meta["same_bytes_as"] = job.video.id
+            self.writer.commit(video.id, done.arrays, meta)
+            self.committed += 1
+
+    def kill_decoders(self) -> None:
+        """End every decode child, so that loaders stop waiting for them."""
+        for decoder in self.decoders:
+            decoder.kill()
+
+
+def failure(job: Job, reason: str, stage: Any, detail: str, backend: str = "", seconds: float = 0.0) -> Failure:
+    """The quarantine line of a job."""
+    known = job.identity
+    return Failure(
+        id=job.video.id,
+        path=job.video.path,
+        reason=reason,
+        stage=stage,
+        detail=detail,
+        backend=backend,
+        seconds=round(seconds, 3),
+        size=known.size if known else None,
+        mtime_ns=known.mtime_ns if known else None,
+    )
+
+
+def meta_of(done: Done) -> dict[str, Any]:
+    """What the store keeps about a video beside its arrays; nothing that differs from run to run."""
+    probe, finished = done.prepared.probe, done.prepared.finished
+    return {
+        "fps": probe.fps,
+        "n_frames": finished.decoded,
+        "width": probe.width,
+        "height": probe.height,
+        "rotation": probe.rotation,
+        "codec": probe.codec,
+        "container": probe.container,
+        "decoder": finished.backend,
+        "decoder_version": finished.version,
+        "corrupt_frames": finished.corrupt,
+        "warnings": list(finished.warnings),
+        "padded": bool(done.prepared.plan.padded),
+        **done.meta,
+    }
