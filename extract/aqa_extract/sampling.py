@@ -118,7 +118,7 @@ def part(times: Float64[np.ndarray, "n"], fps: float, video: Video | None) -> tu
     return first, end
 
 
-def resample(times: Float64[np.ndarray, "n"], fps: float) -> Int64[np.ndarray, "m"]:
+def resample(times: Float64[np.ndarray, "n"], fps: float) -> Int64[np.ndarray, m]:
     """Indices of the frames nearest in time to a grid of `fps` that starts at the first frame.
 
     The grid ends with the last frame's time; a tie takes the earlier frame; slow sources repeat frames.
