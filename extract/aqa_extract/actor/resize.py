@@ -1,9 +1,9 @@
 """OpenCV's bilinear resize of bytes, to the last bit, on the frames' own device.
 
-Detectors are compared with references whose frames `cv2.resize` made (INTER_LINEAR, uint8). Rounding differently
-moves a score in the third decimal, and then now and then the other of two nearly equal boxes survives the
-suppression. So the detector's input follows OpenCV's fixed-point arithmetic (modules/imgproc/src/resize.cpp):
-11-bit weights, four bits dropped between the passes, no antialiasing.
+Detectors are compared with references whose frames `cv2.resize` made (INTER_LINEAR, uint8). Rounding
+differently moves a score in the third decimal, and then now and then the other of two nearly equal boxes
+survives the suppression. So the detector's input follows OpenCV's fixed-point arithmetic
+(modules/imgproc/src/resize.cpp): 11-bit weights, four bits dropped between the passes, no antialiasing.
 """
 
 from __future__ import annotations
@@ -19,21 +19,18 @@ _ONE = 2048
 def _taps(
     n_in: int, n_out: int, device: torch.device, snap: bool
 ) -> tuple[Int[Tensor, " out"], Int[Tensor, " out"], Int[Tensor, " out"], Int[Tensor, " out"]]:
-    """Of every output pixel: the two input pixels it lies between, and the weight of each in parts of `_ONE`."""
+    """The two input pixels every output pixel lies between, and the weight of each in parts of `_ONE`."""
     centre = ((torch.arange(n_out, dtype=torch.float64) + 0.5) * (n_in / n_out) - 0.5).float()
     first = centre.floor()
     weight = centre - first
     if snap:  # OpenCV does so along rows only; along columns both taps become the border pixel
         weight = weight.where((first >= 0) & (first < n_in - 1), torch.zeros(()))
-    taps = (
-        first.long().clamp(0, n_in - 1),
-        (first.long() + 1).clamp(0, n_in - 1),
-        ((1 - weight) * _ONE).round().int(),
-        (weight * _ONE).round().int(),
+    return (
+        first.long().clamp(0, n_in - 1).to(device, non_blocking=True),
+        (first.long() + 1).clamp(0, n_in - 1).to(device, non_blocking=True),
+        ((1 - weight) * _ONE).round().int().to(device, non_blocking=True),
+        (weight * _ONE).round().int().to(device, non_blocking=True),
     )
-    if device.type == "cuda":  # from pinned memory the copy does not make the host wait
-        return tuple(t.pin_memory().to(device, non_blocking=True) for t in taps)  # type: ignore[return-value]
-    return tuple(t.to(device) for t in taps)  # type: ignore[return-value]
 
 
 def resize_like_opencv(

@@ -209,7 +209,7 @@ def build_detector(state: dict[str, Tensor]) -> PersonDetector:
 
 
 def load_detector(weights: str, say: Callable[[str], None]) -> tuple[PersonDetector, dict[str, Any]]:
-    """The detector named `weights` (registry name, `default`, or a file) on the CPU, and its provenance record.
+    """The detector named `weights` (registry name, `default` or a file), on the CPU, and its provenance.
 
     `say` receives what a person should know while it loads. Raises `EnvironmentFault` when the weights are
     missing, not what their digest says, or of no known network.

@@ -9,8 +9,8 @@ matters (field numbers from tensorflow/core/framework/{graph,node_def,attr_value
     TensorProto        dtype 1, tensor_shape 2, tensor_content 4, float_val 5
     TensorShapeProto   dim 2 (size 1)
 
-Everything else is skipped by its wire type. Nothing is executed, and no length is believed before it is checked
-against the bytes that are there, so a damaged or hostile file ends in an `EnvironmentFault`.
+Everything else is skipped by its wire type. Nothing is executed, and no length is believed before it is
+checked against the bytes that are there, so a damaged or hostile file ends in an `EnvironmentFault`.
 """
 
 from __future__ import annotations

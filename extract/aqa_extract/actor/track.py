@@ -1,15 +1,17 @@
 """From people found on some frames to one actor followed through all of them.
 
-    detections ─ link (dynamic programming) ─ a few candidates ─ choose the actor ─ interpolate ─ smooth ─ crop
+    detections → link (dynamic programming) → candidates → choose the actor → interpolate → smooth → crop
 
-Linking maximises, over all ways through the sampled frames, the sum of each box's score and of how well it agrees
-in place and size with where the track was heading. A frame may be passed over ("no detection"): the link then spans
-it, so the track remembers where it was. A jump to somewhere else is possible at a fixed price, which a change of
-camera repays and a passing person does not. Linking people over time by score and overlap is the "action tube" of
-Gkioxari and Malik, CVPR 2015, arXiv:1411.6031; the links over gaps, the heading and the constants are ours.
+Linking maximises, over all ways through the sampled frames, the sum of each box's score and of how well it
+agrees in place and size with where the track was heading. A frame may be passed over ("no detection"): the
+link then spans it, so the track remembers where it was. A jump to somewhere else is possible at a fixed
+price, which a change of camera repays and a passing person does not. Linking people over time by score and
+overlap is the "action tube" of Gkioxari and Malik, CVPR 2015, arXiv:1411.6031; the links over gaps, the
+heading and the constants are ours.
 
-The actor is the track with the largest  Σ score × (side / frame's short side)^½ × (1 + motion):  seen surely and
-long, large, and moving. `motion` is 0 for someone who stands still and 1 for someone who moves by a body's length.
+The actor is the track with the largest  Σ score × √(side / frame's short side) × (1 + motion):  seen surely
+and long, large, and moving. `motion` is 0 for someone who stands still and 1 for someone whose place spreads
+over a body's length.
 
 Everything is NumPy on a few hundred boxes: no device, no state, no randomness.
 """
@@ -34,7 +36,7 @@ SKIP_COST = 0.05
 JUMP_COST = 6.0
 """Of going on elsewhere: about four sure detections, so that only a lasting change pays."""
 MAX_GROWTH = 4.0
-"""Boxes are compared grown: twice their size one step apart, at most so many times, because the actor moves."""
+"""Boxes are compared grown, because the actor moves: twice one step apart, at most so many times."""
 CANDIDATES = 4
 """Tracks among which the actor is chosen."""
 SAME = 0.5
@@ -52,7 +54,7 @@ class Track:
     scores: NDArray[np.float32]
     """(length,) score of the track, interpolated; 0 where no linked detection is near."""
     coverage: float
-    """Of the frames near a sampled one, the fraction near a linked detection ("near": within `every` frames)."""
+    """Of the frames within `every` of a sampled one, the fraction within `every` of a linked detection."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ def follow(
 ) -> Track:
     """Follow the actor through a timeline of `length` frames of `size` = (height, width) pixels.
 
-    `positions` (k,) are the rising timeline positions looked at, `boxes` (k, m, 4) and `scores` (k, m) what was found
-    there (x1, y1, x2, y2 in 0..1; 0 = none). Without a track, every crop is the full frame's: its central square.
-    Raises ValueError for arrays that do not fit together.
+    `positions` (k,) are the rising timeline positions looked at, `boxes` (k, m, 4) and `scores` (k, m) what
+    was found there (x1, y1, x2, y2 in 0..1; 0 = none). Without a track, every crop is the full frame's: its
+    central square. Raises ValueError for arrays that do not fit together.
     """
     looked = np.asarray(positions, np.int64)
     corners = np.asarray(boxes, np.float64)
@@ -176,9 +178,9 @@ def _link(
 ) -> _Path | None:
     """The best way through the valid detections; None without any.
 
-    value[k, m] is the best sum of a way that ends in detection m of frame k. The heading of a way is the running
-    mean velocity of the best way into its end (a first-order program with that memory instead of a second-order
-    one), which keeps two people apart who pass each other.
+    value[k, m] is the best sum of a way that ends in detection m of frame k. The heading of a way is the
+    running mean velocity of the best way into its end (a first-order program with that memory instead of a
+    second-order one), which keeps two people apart who pass each other.
     """
     count, width = scores.shape
     if not valid.any():
@@ -284,8 +286,8 @@ def _median(values: Floats, window: int = 3) -> Floats:
 
 
 def _smooth(values: Floats, reach: int) -> Floats:
-    """Weighted mean over ±`reach` frames with weights that fall linearly; a straight line stays a straight line
-    (the ends are continued by point reflection)."""
+    """Mean over ±`reach` frames with weights that fall linearly; the ends are continued by point reflection,
+    so that steady motion stays what it is."""
     reach = min(reach, len(values) - 1)
     if reach < 1:
         return values
