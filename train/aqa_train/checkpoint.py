@@ -1,0 +1,84 @@
+"""Checkpoints: tensors as safetensors, everything else as JSON in the same file's header.
+
+One file, replaced atomically, so that tensors and settings can never belong to different moments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aqa_shared.errors import UsageError
+
+FORMAT = 1
+_KEY = "aqa"
+
+
+def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write beside, sync, then replace: an interrupted or failed write leaves the previous file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    held = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    header = json.dumps({"format": FORMAT, **meta}, allow_nan=False)
+    try:
+        save_file(held, partial, metadata={_KEY: header})
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def load(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and settings of a checkpoint of this kind (`model` or `state`)."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_KEY)
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist", fix="name a run folder or a .safetensors file in it") from None
+    except (SafetensorError, OSError) as e:
+        raise UsageError(
+            f"{path} is not a whole safetensors file ({e})", fix="copy it again, or train again with aqa-train"
+        ) from None
+    if header is None:
+        raise UsageError(f"{path} was not written by aqa-train", fix="name a checkpoint of a run folder")
+    meta = json.loads(header)
+    if meta.get("format", 0) > FORMAT:
+        raise UsageError(f"{path} has format {meta['format']}, this version reads {FORMAT}", fix="update aqa")
+    if meta.get("kind") != kind:
+        raise UsageError(f"{path} holds a {meta.get('kind')}, not a {kind}", fix="name last.safetensors of a run")
+    return tensors, meta
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state by `<parameter index>.<name>`."""
+    state = optimiser.state_dict()["state"]
+    return {f"{i}.{k}": v for i, s in state.items() for k, v in s.items() if isinstance(v, Tensor)}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put `optimiser_tensors` back."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under `prefix.`, without it."""
+    return {k.removeprefix(prefix + "."): v for k, v in tensors.items() if k.startswith(prefix + ".")}
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The opposite of `part`."""
+    return {f"{prefix}.{k}": v for k, v in tensors.items()}

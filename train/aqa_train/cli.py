@@ -1,0 +1,234 @@
+"""aqa-train: learn to score from features, and say how well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aqa_shared import console
+from aqa_shared.errors import UsageError
+from aqa_train.methods import METHODS
+
+if TYPE_CHECKING:
+    from aqa_train.config import RunConfig
+    from aqa_train.experiment import Experiment
+
+app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich", no_args_is_help=True)
+
+_METHODS = "; ".join(f"{name}: {row.summary}" for name, row in METHODS.items())
+# Names of options that are settings of the run under another name, or lists separated by commas.
+_RENAMED = {"method": "methods"}
+_LISTS = ("method", "streams", "score_range")
+_NOT_SETTINGS = ("out", "device", "jobs", "in_memory", "set_", "config", "resume", "print_config", "dry_run")
+
+
+@app.command(epilog="aqa-train --features feats.zarr --method aa,s4aqa --labelled 0.4 --seeds 5")
+def train(
+    context: typer.Context,
+    features: Annotated[Path | None, typer.Option(help="Store written by aqa-extract.")] = None,
+    method: Annotated[str, typer.Option(help=f"One or several, separated by commas. {_METHODS}.")] = "s4aqa",
+    labelled: Annotated[
+        float | None,
+        typer.Option(
+            help="Part of the scored training videos that keep their scores. "
+            "\\[default: 0.4; all if some videos have no score]"
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Repeats, each with its own labelled videos, weights and order.")] = 5,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Passes over the larger of the labelled and unlabelled sets.")] = 1000,
+    streams: Annotated[str, typer.Option(help="Streams of the store, as rgb or rgb,flow. \\[default: rgb]")] = "",
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV of id,score[,split,category,difficulty] to use instead of the store's.")
+    ] = None,
+    split: Annotated[
+        Path | None, typer.Option(help="File of train and test ids: JSON, or CSV of id,split or id,fold.")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(help="Cross-validate over this many score-stratified folds.")] = None,
+    group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold.")] = None,
+    draw: Annotated[
+        str, typer.Option(help="How labelled videos are drawn: stratified, systematic, random or nested.")
+    ] = "stratified",
+    validation: Annotated[
+        float, typer.Option(help="Part of the labelled videos that chooses a best epoch, reported beside the last.")
+    ] = 0.0,
+    score_range: Annotated[
+        str | None, typer.Option(help="Ends of the score scale, as 0,104.5. \\[default: of the labelled scores]")
+    ] = None,
+    transductive: Annotated[
+        bool, typer.Option("--transductive", help="Learn from test videos too, without scores.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A method's or training's setting; again for more."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. \\[default: runs/<time>-<method>]")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at a time. \\[default: one a core]")] = None,
+    in_memory: Annotated[str, typer.Option(help="Load all features once: yes, no, or auto where they fit.")] = "auto",
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as TOML and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, write nothing.")] = False,
+) -> None:
+    """Train methods on features, test them, and write a run folder with metrics, predictions and checkpoints."""
+    flags = _given(context)
+    if resume is not None:
+        from aqa_train.outputs import read_config
+
+        settings = read_config(resume)
+        _refuse_changes(settings, flags, set_ or [], config, resume, out)
+        out = resume
+    else:
+        from aqa_train.config import resolve
+
+        if features is None and config is None and not print_config and "features" not in _environment():
+            raise UsageError("no --features were given", fix="aqa-train --features feats.zarr")
+        settings = resolve(
+            config, flags if features or not print_config else {"features": "feats.zarr", **flags}, set_ or []
+        )
+    if in_memory not in ("auto", "yes", "no"):
+        raise UsageError(f"--in-memory is {in_memory!r}", fix="use auto, yes or no")
+    if print_config:
+        from aqa_train.config import as_toml
+
+        typer.echo(as_toml(settings), nl=False)
+        return
+    run(settings, out, device=device, jobs=jobs, in_memory=in_memory, resume=resume is not None, dry_run=dry_run)
+
+
+def run(
+    settings: RunConfig,
+    out: Path | None,
+    *,
+    device: str = "auto",
+    jobs: int | None = None,
+    in_memory: Any = "auto",
+    resume: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any] | None:
+    """The command's work: train, write `out`, print the table; returns what metrics.json holds."""
+    from aqa_train import experiment as work
+    from aqa_train.outputs import as_table, write_results, write_start
+    from aqa_train.plots import draw
+    from aqa_train.trainer import Stopped
+    from aqa_train.workers import choose_jobs, run_all
+
+    where = work.device_of(device)
+    experiment = work.prepare(settings, console.warn)
+    jobs = choose_jobs(jobs, len(experiment.trainings), where, settings.training.threads)
+    if dry_run:
+        _describe(experiment, str(where), jobs)
+        return None
+    out = out or default_folder(settings)
+    if resume:
+        _refuse_other_data(experiment, out)
+    elif (out / "config.json").exists():
+        raise UsageError(f"{out} already holds a run", fix=f"aqa-train --resume {out}, or name another --out")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is no run folder", fix="name another --out")
+    placed = work.place(experiment, where, in_memory, jobs)
+    if not resume:
+        write_start(experiment, out, str(where))
+    try:
+        run_all(experiment, placed, out, where, jobs, in_memory)
+    except Stopped as e:
+        e.fix = f"aqa-train --resume {out}"
+        raise
+    results = [work.run_training(experiment, t, placed, out, where) for t in experiment.trainings]
+    summary = write_results(experiment, out, results, work.run_baselines(experiment, placed))
+    draw(out, results, summary)
+    console.out.print(as_table(summary))
+    console.note(f"run folder: {out}")
+    return summary
+
+
+def default_folder(settings: RunConfig) -> Path:
+    """runs/<time>-<methods>, not used yet."""
+    from datetime import datetime
+
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{'-'.join(settings.methods)}"
+    names = (stem, *(f"{stem}-{i}" for i in range(2, 1000)))
+    return next(p for p in (Path("runs") / n for n in names) if not p.exists())
+
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    """The options that were written on the command line, under the names of settings."""
+    given: dict[str, Any] = {}
+    for name, value in context.params.items():
+        source = context.get_parameter_source(name)
+        if name in _NOT_SETTINGS or source is None or source.name != "COMMANDLINE":
+            continue
+        if name in _LISTS:
+            value = [part.strip() for part in str(value).split(",")]
+        given[_RENAMED.get(name, name)] = str(value) if isinstance(value, Path) else value
+    return given
+
+
+def _environment() -> dict[str, Any]:
+    import os
+
+    from aqa_train.config import from_environment
+
+    return from_environment(os.environ)
+
+
+def _refuse_changes(
+    saved: RunConfig, flags: dict[str, Any], sets: list[str], config: Path | None, resume: Path, out: Path | None
+) -> None:
+    """A resumed run keeps its settings; flags that repeat them are fine."""
+    from aqa_train.config import differences, resolve
+
+    if out is not None and out.resolve() != resume.resolve():
+        raise UsageError(f"--out {out} is not the run being resumed, {resume}", fix="leave --out away")
+    base = saved.model_dump(mode="json", exclude_none=True)
+    training = base.pop("training")
+    own = base.pop("settings")
+    training |= {k: flags.pop(k) for k in list(flags) if k in training}
+    wanted = resolve(config, {**base, **flags, "training": training, "settings": own}, sets)
+    changed = differences(saved, wanted)
+    if changed:
+        raise UsageError(
+            f"{resume} was run with other settings: {'; '.join(changed)}",
+            fix="resume without them, or start anew with another --out",
+        )
+
+
+def _refuse_other_data(experiment: Experiment, out: Path) -> None:
+    """Labels, videos or splits that changed since the run began would mix two experiments."""
+    from aqa_train.splits import Split
+
+    for split in experiment.splits:
+        file = out / "splits" / f"fold{split.fold}-seed{split.seed}.json"
+        if not file.exists() or Split.load(file).digest != split.digest:
+            raise UsageError(
+                f"{file} does not match the features and labels as they are now: videos, scores or splits changed",
+                fix="restore them, or start anew with another --out",
+            )
+
+
+def _describe(experiment: Experiment, device: str, jobs: int) -> None:
+    config, features, split = experiment.config, experiment.features, experiment.splits[0]
+    streams = ", ".join(f"{n} ({c})" for n, c in features.channels.items())
+    console.out.print(
+        f"{len(experiment.trainings)} training(s) of {config.training.epochs} epochs: {', '.join(config.methods)} × "
+        f"{len({s.fold for s in experiment.splits})} fold(s) × {config.seeds} seed(s), {jobs} at a time on {device}"
+    )
+    console.out.print(
+        f"{len(features.ids)} videos of up to {features.segments} segments; {streams}; "
+        f"{features.nbytes / 2**20:.1f} MiB"
+    )
+    console.out.print(
+        f"fold 0, seed {split.seed}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, "
+        f"{len(split.validation)} validation, {len(split.test)} test"
+    )
+
+
+def main() -> None:
+    console.run(app)
+
+
+if __name__ == "__main__":
+    main()

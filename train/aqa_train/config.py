@@ -1,0 +1,237 @@
+"""Every setting of a run, validated once: TOML file < AQA_TRAIN_* environment < flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
+
+from aqa_shared.errors import UsageError
+from aqa_shared.records import Record
+from aqa_train.methods import METHODS
+from aqa_train.splits import Draw
+
+ENVIRONMENT = "AQA_TRAIN_"
+
+
+class Training(Record):
+    """How a method is trained; the values are S4AQA's for MTL-AQA (section IV-A) unless marked (ours)."""
+
+    epochs: int = Field(default=1000, ge=1)
+    batch: int = Field(default=32, ge=2)
+    """Labelled videos a step, and as many unlabelled (ours)."""
+    epoch_of: Literal["larger", "labelled"] = "larger"
+    """An epoch is one pass over the larger of the two sets, or over the labelled; the other is cycled (ours)."""
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    """The paper takes `sgd` with lr 1e-4 and 500 epochs for Rhythmic Gymnastics."""
+    lr: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of `sgd` (ours)."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` falls to 1 % of lr at the last epoch (ours)."""
+    standardise: Literal["none", "z-score", "centre"] = "none"
+    """Of features, with statistics of the training videos: per channel mean and deviation, or mean only."""
+    score_max: float = Field(default=5.0, gt=0)
+    """Scores are mapped linearly to 0 … score_max for training."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` computes the networks in bfloat16 and keeps weights and losses in float32 (ours)."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of one training; sums depend on it in the last bit, so it is part of the configuration."""
+    save_every: float = Field(default=60.0, ge=0)
+    """Seconds between checkpoints for resuming; 0 saves after every epoch. Does not change results."""
+
+
+class RunConfig(Record):
+    """A whole run of aqa-train: data, protocol, methods."""
+
+    features: str
+    methods: tuple[str, ...] = ("s4aqa",)
+    streams: tuple[str, ...] = ()
+    """Empty: rgb."""
+    labels: str | None = None
+    """A table whose scores, splits and categories replace those in the store."""
+    split: str | None = None
+    """A file of train and test ids."""
+    folds: int | None = Field(default=None, ge=2)
+    group: str | None = None
+    """Column whose equal values stay in one fold."""
+    test_fraction: float = Field(default=0.25, gt=0, lt=1)
+    """Held out where neither the store, a file nor folds say what is test."""
+    labelled: float | None = Field(default=None, gt=0, le=1)
+    """Part of the scored training videos that keep their scores; None is all where there are videos without
+    scores, and 0.4 otherwise."""
+    draw: Draw = "stratified"
+    validation: float = Field(default=0.0, ge=0, lt=1)
+    """Part of the labelled videos that chooses the best epoch, reported beside the last."""
+    transductive: bool = False
+    """Also learn from test videos, without their scores."""
+    seeds: int = Field(default=5, ge=1)
+    seed: int = Field(default=0, ge=0)
+    """The first; run i draws labels, initial weights and order from seed + i."""
+    score_range: tuple[float, float] | None = None
+    """The scale's ends in the dataset's units; None takes the labelled training scores' ends."""
+    training: Training = Training()
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the methods by name; `method.name` for one of several methods."""
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        for m in methods:
+            if m not in METHODS:
+                raise ValueError(f"no method {m!r}{did_you_mean(m, METHODS)}")
+        if not methods or len(set(methods)) < len(methods):
+            raise ValueError(f"name each method once, got {', '.join(methods) or 'none'}")
+        return methods
+
+    @field_validator("score_range")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[1] > value[0]:
+            raise ValueError(f"the upper end must be greater than the lower, got {value[0]:g} and {value[1]:g}")
+        return value
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """`; did you mean x?` when one is near, else the choices."""
+    choices = list(choices)
+    near = difflib.get_close_matches(name.lower(), choices, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(choices)}"
+
+
+def resolve(file: Path | None, flags: Mapping[str, Any], sets: Iterable[str] = ()) -> RunConfig:
+    """Merge file, environment, flags and `--set name=value` (which may name training settings too)."""
+    merged: dict[str, Any] = read_toml(file) if file else {}
+    merged.update(from_environment(os.environ))
+    merged.update(flags)
+    training = dict(merged.pop("training", {}))
+    settings = dict(merged.pop("settings", {}))
+    for name in [n for n in merged if n in Training.model_fields]:
+        training[name] = merged.pop(name)
+    for item in sets:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set {item!r} is not name=value", fix="for example --set dropout=0.5")
+        (training if name in Training.model_fields else settings)[name.strip()] = value.strip()
+    unknown = [n for n in merged if n not in RunConfig.model_fields]
+    if unknown:
+        known = [*RunConfig.model_fields, *Training.model_fields]
+        raise UsageError(f"there is no setting {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    for name in training:
+        if name not in Training.model_fields:
+            raise UsageError(f"there is no training setting {name!r}{did_you_mean(name, Training.model_fields)}")
+    try:
+        config = RunConfig(**merged, training=Training(**training), settings=settings)
+    except ValidationError as e:
+        raise UsageError(_explain(e), fix="aqa-train --print-config shows the settings and their values") from None
+    for method in config.methods:
+        method_config(config, method)
+    return config
+
+
+def method_config(config: RunConfig, method: str) -> Any:
+    """The frozen settings of one method: its defaults, `settings`, and what makes the method what it is."""
+    row = METHODS[method]
+    cls = row.load().Config
+    names = [f.name for f in dataclasses.fields(cls)]
+    values: dict[str, Any] = {}
+    for key, value in config.settings.items():
+        owner, dot, name = key.rpartition(".")
+        if dot and owner not in config.methods:
+            raise UsageError(f"setting {key!r}: no method {owner!r} here{did_you_mean(owner, config.methods)}")
+        if dot and owner != method:
+            continue
+        if name not in names:
+            shared = {f.name for m in config.methods for f in dataclasses.fields(METHODS[m].load().Config)}
+            if not dot and name in shared:
+                continue
+            known = sorted(shared | set(Training.model_fields))
+            raise UsageError(f"method {method} has no setting {name!r}{did_you_mean(name, known)}")
+        if dot and name in row.fixed:
+            raise UsageError(
+                f"{name} = {row.fixed[name]} is what makes {method}", fix=f"set it for another method than {method}"
+            )
+        values[name] = value.split(",") if isinstance(value, str) and "," in value else value
+    for f in dataclasses.fields(cls):
+        if isinstance(values.get(f.name), (str, int)) and isinstance(f.default, tuple):
+            values[f.name] = [values[f.name]]
+    try:
+        return TypeAdapter(cls).validate_python({**values, **row.fixed})
+    except ValidationError as e:
+        raise UsageError(f"method {method}: {_explain(e)}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings of a file, as they are."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UsageError(f"{path}: {e.strerror}", fix="name a readable TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UsageError(f"{path}: {e}", fix="write it as TOML, like the output of --print-config") from None
+
+
+def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """`AQA_TRAIN_LR=1e-3` and the like; lists are separated by commas."""
+    values: dict[str, Any] = {}
+    for key, value in environment.items():
+        if key.startswith(ENVIRONMENT):
+            name = key.removeprefix(ENVIRONMENT).lower()
+            values[name] = value.split(",") if name in ("methods", "streams", "score_range") else value
+    return values
+
+
+def as_toml(config: RunConfig) -> str:
+    """The configuration as a file that gives it again; what is unset is left out."""
+    record = config.model_dump(mode="json", exclude_none=True)
+    tables = {k: record.pop(k) for k in ("training", "settings")}
+    lines = [f"{k} = {_toml(v)}" for k, v in record.items()]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{_toml_key(k)} = {_toml(v)}" for k, v in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """`name: old → new` of every setting that differs."""
+    a, b = (_flat(c.model_dump(mode="json")) for c in (old, new))
+    return [f"{k}: {a.get(k)} → {b.get(k)}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for k, v in record.items():
+        flat |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v}
+    return flat
+
+
+def _toml_key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _toml(key)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        # JSON's escapes are a subset of TOML's basic strings, except DEL.
+        import json
+
+        return json.dumps(value).replace("\x7f", "\\u007f")
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return repr(value)
+
+
+def _explain(error: ValidationError) -> str:
+    problems = []
+    for e in error.errors():
+        where = ".".join(str(p) for p in e["loc"])
+        given = "" if e["type"] in ("missing", "value_error") else f", got {e['input']!r}"
+        problems.append(f"{where}: {e['msg'].removeprefix('Value error, ')}{given}")
+    return "; ".join(problems)

@@ -1,0 +1,264 @@
+"""A whole run: methods × folds × seeds, each trained by the same loop, in one process or in several.
+
+Everything a training needs is a function of the configuration and the store, so a worker is told only which of
+the run's trainings are its own, and what it finishes is a folder that a later call finds and skips.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aqa_shared.errors import EnvironmentFault, UsageError
+from aqa_shared.records import ExtractSettings
+from aqa_train import baselines, metrics, protocol
+from aqa_train.batch import Batch
+from aqa_train.config import RunConfig, method_config
+from aqa_train.features import FeatureSet, InMemory
+from aqa_train.methods import METHODS
+from aqa_train.predict import save_model
+from aqa_train.splits import Split
+from aqa_train.trainer import Fitted, Standardiser, Task, fit, predict
+
+Say = Callable[[str], None]
+NOT_STOPPED: Callable[[], int] = lambda: 0  # noqa: E731
+
+
+@dataclass(frozen=True)
+class OneTraining:
+    """One training of a run."""
+
+    method: str
+    split: Split
+
+    @property
+    def name(self) -> str:
+        """Its folder under `models/`."""
+        return f"{self.method}/fold{self.split.fold}-seed{self.split.seed}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration with its data opened and its videos given roles."""
+
+    config: RunConfig
+    features: FeatureSet
+    splits: list[Split]
+    extract: ExtractSettings | None
+    weights: dict[str, Any]
+
+    @property
+    def trainings(self) -> list[OneTraining]:
+        """In the order they are run: by seed, so that comparisons fill up evenly."""
+        by_seed = sorted(self.splits, key=lambda s: (s.seed, s.fold))
+        return [OneTraining(m, s) for s in by_seed for m in self.config.methods]
+
+
+def prepare(config: RunConfig, say: Say) -> Experiment:
+    """Open the store lazily, apply the labels file, make the splits, and try every method on one small batch."""
+    from aqa_shared.store import FeatureStore
+
+    store = FeatureStore.open(Path(config.features))
+    features = FeatureSet.from_store(store, config.streams, say=say)
+    if config.labels is not None:
+        from aqa_train.labels import relabel
+
+        features = relabel(features, Path(config.labels))
+    config = protocol.resolve_labelled(config, features)
+    weights = store.provenance.get("weights", {})
+    experiment = Experiment(
+        config, features, protocol.make_splits(config, features, say), store.settings, dict(weights or {})
+    )
+    _outside_range(experiment, say)
+    for method in config.methods:
+        _probe(experiment, method)
+    return experiment
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` takes CUDA where there is one; a device asked for by name is never replaced by another."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise EnvironmentFault(
+            f"device {name!r} cannot be used here: {str(e).splitlines()[0]}", fix="use --device auto or --device cpu"
+        ) from None
+    return device
+
+
+def run_training(
+    experiment: Experiment,
+    training: OneTraining,
+    features: FeatureSet,
+    out: Path,
+    device: torch.device,
+    stop: Callable[[], int] = NOT_STOPPED,
+    on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, row: None,
+) -> dict[str, Any]:
+    """Train, evaluate and write one training's folder; one that is complete is read back."""
+    folder = out / "models" / training.name
+    result_file = folder / "result.json"
+    if result_file.exists():
+        found: dict[str, Any] = json.loads(result_file.read_text())
+        return found
+    config, split = experiment.config, training.split
+    torch.set_num_threads(config.training.threads)
+    rows = {r: protocol.rows_of(features, getattr(split, r)) for r in ("labelled", "unlabelled", "validation", "test")}
+    scores = features.column("score").astype(np.float64)
+    scale = protocol.score_scale(config, scores[rows["labelled"]], config.training.score_max)
+    seen = np.union1d(rows["labelled"], rows["unlabelled"])
+    standardise = Standardiser.fit(features, seen, config.training.standardise)
+    settings = method_config(config, training.method)
+    cls = METHODS[training.method].load()
+    task = Task(
+        features,
+        rows["labelled"],
+        rows["unlabelled"],
+        rows["validation"],
+        np.where(np.isin(np.arange(len(scores)), rows["test"]), np.nan, scale.to_training(scores)),
+        standardise,
+    )
+    fitted = fit(
+        lambda: cls(list(features.channels.values()), features.segments, settings),
+        task,
+        config.training,
+        seed=[split.seed, split.fold],
+        device=device,
+        state=folder / "state.safetensors",
+        stop=stop,
+        on_epoch=on_epoch,
+    )
+    meta = {
+        "method": training.method,
+        "config": asdict(settings),
+        "training": config.training.model_dump(mode="json"),
+        "channels": features.channels,
+        "segments": features.segments,
+        "scale": asdict(scale),
+        "extract": None if experiment.extract is None else experiment.extract.model_dump(mode="json"),
+        "weights": experiment.weights,
+        "split": {"fold": split.fold, "seed": split.seed, "sha256": split.digest},
+    }
+    result: dict[str, Any] = {
+        "method": training.method,
+        "fold": split.fold,
+        "seed": split.seed,
+        "split_sha256": split.digest,
+        "labelled": len(split.labelled),
+        "unlabelled": len(split.unlabelled),
+        "parameters": sum(p.numel() for p in fitted.model.parameters()),
+        "seconds": round(fitted.seconds, 3),
+        "epochs": config.training.epochs,
+        "best_epoch": fitted.best_epoch,
+        "history": fitted.history,
+        "ids": [features.ids[r] for r in rows["test"]],
+        "true": scores[rows["test"]].tolist(),
+        "predicted": {},
+        "metrics": {},
+    }
+    for selection, state in _selections(fitted):
+        fitted.model.load_state_dict(state)
+        values = predict(fitted.model, features, rows["test"], device, standardise)
+        predicted = scale.to_scores(values)
+        result["predicted"][selection] = predicted.tolist()
+        result["metrics"][selection] = metrics.evaluate(
+            predicted, scores[rows["test"]], protocol.metric_range(config, features)
+        )
+        epoch = fitted.best_epoch if selection == "best-on-validation" else config.training.epochs
+        name = "best" if selection == "best-on-validation" else "last"
+        save_model(folder / f"{name}.safetensors", state, standardise, {**meta, "epoch": epoch})
+    write_json(result_file, result)
+    (folder / "state.safetensors").unlink(missing_ok=True)
+    return result
+
+
+def run_baselines(experiment: Experiment, features: FeatureSet) -> list[dict[str, Any]]:
+    """The rows every method is compared with, on the same splits."""
+    means = baselines.mean_features(features)
+    scores = features.column("score").astype(np.float64)
+    difficulty = features.column("difficulty").astype(np.float64)
+    found = []
+    for split in experiment.splits:
+        labelled, test = (protocol.rows_of(features, r) for r in (split.labelled, split.test))
+        predictions: dict[str, NDArray[np.float64] | None] = {
+            "mean score": baselines.constant(scores, labelled, test),
+            "ridge": baselines.ridge(means, scores, labelled, test),
+            "difficulty only": baselines.difficulty_only(difficulty, scores, labelled, test),
+        }
+        for name, predicted in predictions.items():
+            if predicted is None:
+                continue
+            measured = metrics.evaluate(predicted, scores[test], protocol.metric_range(experiment.config, features))
+            found.append(
+                {
+                    "method": name,
+                    "fold": split.fold,
+                    "seed": split.seed,
+                    "ids": [features.ids[r] for r in test],
+                    "true": scores[test].tolist(),
+                    "predicted": {"baseline": predicted.tolist()},
+                    "metrics": {"baseline": measured},
+                }
+            )
+    return found
+
+
+def place(experiment: Experiment, device: torch.device, in_memory: InMemory, jobs: int) -> FeatureSet:
+    """The features where training wants them, and a word when they are streamed."""
+    placed = experiment.features.place(device, in_memory, jobs)
+    if placed.resident is None:
+        size = placed.nbytes / 2**30
+        placed.say(f"{size:.1f} GiB of features are streamed in {len(placed.blocks)} block(s), not kept in memory")
+    return placed
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically, and never with NaN."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True))
+    partial.replace(path)
+
+
+def _selections(fitted: Fitted) -> list[tuple[str, dict[str, torch.Tensor]]]:
+    last = {k: v.detach().clone() for k, v in fitted.model.state_dict().items()}
+    return [("last", last)] + ([("best-on-validation", fitted.best)] if fitted.best is not None else [])
+
+
+def _outside_range(experiment: Experiment, say: Say) -> None:
+    if experiment.config.score_range is None:
+        return
+    low, high = experiment.config.score_range
+    scores = experiment.features.column("score").astype(np.float64)
+    outside = int(((scores < low) | (scores > high)).sum())
+    if outside:
+        say(f"{outside} score(s) lie outside the score range {low:g} … {high:g}")
+
+
+def _probe(experiment: Experiment, method: str) -> None:
+    """Build the method and evaluate its losses once on random features, so that a wrong setting ends the run now."""
+    features, split = experiment.features, experiment.splits[0]
+    config = method_config(experiment.config, method)
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(0)
+        channels = list(features.channels.values())
+        model = METHODS[method].load()(channels, features.segments, config)
+        present = torch.ones(2, features.segments, dtype=torch.bool) if features.ragged else None
+        x = torch.rand(2, features.segments, sum(channels))
+        labelled = Batch(x, torch.tensor([0.0, 1.0]), present)
+        none = Batch(x[:0], torch.empty(0), None if present is None else present[:0])
+        unlabelled = Batch(x, torch.full((2,), torch.nan), present)
+        try:
+            model.losses(labelled, unlabelled if split.unlabelled else none)
+        except (ValueError, RuntimeError) as e:
+            raise UsageError(f"method {method} cannot work with these features: {e}") from e

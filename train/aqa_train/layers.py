@@ -1,0 +1,94 @@
+"""Parts that several methods are built from, as plain functions and small modules."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Pooling = Literal["mean", "max", "flatten"]
+
+
+class _ReverseGradient(torch.autograd.Function):
+    """Identity forwards, −scale × gradient backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return -ctx.scale * gradients[0], None
+
+
+def reverse_gradient(x: Float[Tensor, "*shape"], scale: float = 1.0) -> Float[Tensor, "*shape"]:
+    """Gradient reversal layer: `x` itself, whose gradient comes back multiplied by −`scale`.
+
+    Ganin et al., Domain-adversarial training of neural networks, JMLR 2016, equation 17.
+    """
+    reversed_: Tensor = _ReverseGradient.apply(x, scale)
+    return reversed_
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Fully connected layers of these widths with ReLU between them, none after the last."""
+    layers: list[nn.Module] = []
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
+        layers += [nn.ReLU()] if i else []
+        layers.append(nn.Linear(inputs, outputs))
+    return nn.Sequential(*layers)
+
+
+class TemporalConv(nn.Module):
+    """Conv1d over time (stride 1, same length), batch norm, ReLU, dropout.
+
+    The convolution is written as one matrix product over the `kernel` neighbours of every position: on CPU
+    faster than Conv1d, whose layout wants time last, and it lets padded positions drop out before batch
+    norm, so that a padded video gives exactly what it gives alone. Same initialisation as Conv1d.
+    """
+
+    def __init__(self, channels: int, out: int, *, kernel: int, dropout: float, norm_first: bool = True) -> None:
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd to keep the length, got {kernel}")
+        self.kernel = kernel
+        self.linear = nn.Linear(kernel * channels, out)
+        self.norm = nn.BatchNorm1d(out)
+        self.dropout = nn.Dropout(dropout)
+        self.norm_first = norm_first
+
+    def forward(
+        self, x: Float[Tensor, "batch time channels"], present: Bool[Tensor, "batch time"] | None = None
+    ) -> Float[Tensor, "batch time out"]:
+        """`x` must be zero where not `present`; so is the result."""
+        batch, time, _ = x.shape
+        reach = self.kernel // 2
+        padded = F.pad(x, (0, 0, reach, reach))
+        windows = torch.cat([padded[:, i : i + time] for i in range(self.kernel)], dim=-1)
+        rows = windows.flatten(0, 1) if present is None else windows[present]
+        rows = self.linear(rows)
+        rows = F.relu(self.norm(rows)) if self.norm_first else self.norm(F.relu(rows))
+        rows = self.dropout(rows)
+        if present is None:
+            return rows.view(batch, time, -1)
+        return rows.new_zeros(batch, time, rows.shape[-1]).masked_scatter(present.unsqueeze(-1), rows)
+
+
+def pool_time(
+    x: Float[Tensor, "batch time channels"],
+    present: Bool[Tensor, "batch time"] | None = None,
+    how: Pooling = "mean",
+) -> Float[Tensor, "batch pooled"]:
+    """One vector a video, of its present positions; `flatten` keeps all positions (padding as zeros)."""
+    if how == "flatten":
+        return x.flatten(1)
+    if how == "max":
+        return (x if present is None else x.masked_fill(~present.unsqueeze(-1), -torch.inf)).amax(dim=1)
+    if present is None:
+        return x.mean(dim=1)
+    return x.sum(dim=1) / present.sum(dim=1, keepdim=True)

@@ -1,0 +1,219 @@
+"""S4AQA: score videos while learning to recover a hidden segment.
+
+Zhang, Pan, Gao, Zheng: Semi-Supervised Action Quality Assessment With Self-Supervised Segment Feature
+Recovery. IEEE TCSVT 2022, doi:10.1109/tcsvt.2022.3143549. No public code; choices of ours are marked (ours).
+
+    features → encoder → pool → f → regressor → score                              equations 1-3
+                  │             └→ reversed gradient → discriminator → labelled?   equations 6, 7
+                  └→ (a segment hidden) → pool → f~ → decoder → that segment       equations 4, 5
+
+With several streams (RGB and flow) each has its encoder and decoder; the regressor and the discriminator see
+the streams' f concatenated. The paper's ablations are settings: a weight of 0 leaves that part out.
+
+    AA          recovery_weight = 0, adversarial_weight = 0
+    AA + RDA    recovery_weight = 0
+    AA + MSFR   adversarial_weight = 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aqa_shared.errors import UsageError
+from aqa_train.batch import Batch
+from aqa_train.layers import Pooling, TemporalConv, mlp, pool_time, reverse_gradient
+
+MaskValue = Literal["zeros", "mean", "noise", "learned"]
+
+
+@dataclass(frozen=True)
+class S4AQAConfig:
+    """Settings of S4AQA; the weights and the three convolutions are the paper's, most widths are not in it."""
+
+    recovery_weight: float = 40.0
+    """λ1 of equation 8 (section IV-A)."""
+    adversarial_weight: float = 0.1
+    """λ2 of equation 8 (section IV-A)."""
+    widths: tuple[int, ...] = (512, 256, 256)
+    """Channels after each temporal convolution; three of them is the paper's, the widths are ours."""
+    kernel: int = 3
+    """Length of the temporal convolutions (ours)."""
+    dropout: float = 0.3
+    """In every convolution block (ours)."""
+    norm_first: bool = True
+    """Conv, batch norm, ReLU, dropout (ours); False puts ReLU before batch norm, the order of the paper's list."""
+    pooling: Pooling = "mean"
+    """How the encoded sequence becomes the vector f (ours); `flatten` keeps where the hidden segment was."""
+    masked: int = 1
+    """Segments hidden in each video; with more, the mean of the hidden ones is recovered (Table VI)."""
+    mask_value: MaskValue = "zeros"
+    """What a hidden segment is replaced by (ours): zeros, the mean of the visible segments, noise with the
+    video's own mean and deviation, or a learned vector."""
+    recover: Literal["unlabelled", "all"] = "unlabelled"
+    """Whose segments are recovered: the paper's, or labelled videos' too (Table IX, `w/ labeled data`)."""
+    regressor_width: int = 128
+    """Hidden width of R (ours)."""
+    decoder_width: int = 512
+    """Hidden width of Φ (ours)."""
+    discriminator_width: int = 128
+    """Hidden width of D (ours)."""
+    reversal: float = 1.0
+    """Coefficient of the gradient reversal; λ2 already scales the loss (ours)."""
+
+
+class S4AQA(nn.Module):
+    """Encoder E, regressor R, decoder Φ and discriminator D, trained jointly."""
+
+    Config = S4AQAConfig
+
+    def __init__(self, channels: Sequence[int], segments: int, config: S4AQAConfig = S4AQAConfig()) -> None:
+        """`channels`: width of every stream's features; `segments`: the most a video has."""
+        super().__init__()
+        if config.masked < 1 or (config.recovery_weight > 0 and config.masked >= segments):
+            raise UsageError(
+                f"masked = {config.masked} segments cannot be hidden in videos of {segments} segment(s)",
+                fix=f"set masked between 1 and {max(segments - 1, 1)}, extract more segments, or use method aa",
+            )
+        self.config = config
+        self.channels = tuple(channels)
+        width = config.widths[-1] * (segments if config.pooling == "flatten" else 1)
+        self.encoder = nn.ModuleList(_Encoder(c, config) for c in self.channels)
+        self.regressor = mlp(width * len(self.channels), config.regressor_width, 1)
+        self.decoder = nn.ModuleList(mlp(width, config.decoder_width, c) for c in self.channels)
+        self.discriminator = mlp(width * len(self.channels), config.discriminator_width, 1)
+        if config.mask_value == "learned":
+            self.mask_token = nn.Parameter(torch.zeros(sum(self.channels)))
+
+    def forward(
+        self, x: Float[Tensor, "batch time channels"], present: Bool[Tensor, "batch time"] | None = None
+    ) -> Float[Tensor, "batch"]:
+        """Scores in training units."""
+        return self.regressor(torch.cat(self.summaries(x, present), dim=-1)).squeeze(-1)
+
+    def summaries(
+        self, x: Float[Tensor, "batch time channels"], present: Bool[Tensor, "batch time"] | None = None
+    ) -> list[Float[Tensor, "batch width"]]:
+        """f of every stream (equation 1)."""
+        streams = x.split(self.channels, dim=-1)
+        encoded = (encoder(s, present) for encoder, s in zip(self.encoder, streams, strict=True))
+        return [pool_time(e, present, self.config.pooling) for e in encoded]
+
+    def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
+        """Unweighted terms; the trainer weights them by the settings `<term>_weight`, sums and logs them."""
+        config = self.config
+        f_labelled = self.summaries(labelled.features, labelled.present)
+        scores = self.regressor(torch.cat(f_labelled, dim=-1)).squeeze(-1)
+        terms = {"score": F.mse_loss(scores, labelled.scores)}
+        if config.recovery_weight == 0 and config.adversarial_weight == 0:
+            return terms
+        if len(unlabelled) == 0:
+            raise UsageError(
+                "S4AQA learns from unlabelled videos, and there are none",
+                fix="label a smaller part (--labelled 0.4), add videos without scores, or use --method aa",
+            )
+
+        f_unlabelled = [] if config.adversarial_weight == 0 else [unlabelled]
+        logits = [self.discriminate(self.summaries(b.features, b.present)) for b in f_unlabelled]
+        if config.recovery_weight > 0:
+            f_masked, error = self.recover(unlabelled)
+            terms["recovery"] = error
+            if config.recover == "all":
+                terms["recovery"] = (error + self.recover(labelled)[1]) / 2
+            if config.adversarial_weight > 0:
+                logits.append(self.discriminate(f_masked))
+        if config.adversarial_weight > 0:
+            terms["adversarial"] = domain_loss(self.discriminate(f_labelled), logits)
+        return terms
+
+    def recover(self, batch: Batch) -> tuple[list[Float[Tensor, "batch width"]], Float[Tensor, ""]]:
+        """f~ of every stream with segments hidden (equation 4), and the error of recovering them (equation 5).
+
+        The absolute error is averaged over videos and channels: summed over 1024 channels, λ1 = 40 would
+        drown the scores (ours).
+        """
+        hidden = choose_segments(batch.features, batch.present, self.config.masked)
+        token = self.mask_token if self.config.mask_value == "learned" else None
+        visible = hide(batch.features, hidden, batch.present, self.config.mask_value, token)
+        target = pool_time(batch.features * hidden.unsqueeze(-1), hidden)
+        summaries = self.summaries(visible, batch.present)
+        recovered = [decode(f) for decode, f in zip(self.decoder, summaries, strict=True)]
+        return summaries, F.l1_loss(torch.cat(recovered, dim=-1), target)
+
+    def discriminate(self, summaries: list[Float[Tensor, "batch width"]]) -> Float[Tensor, "batch"]:
+        """Logit of "labelled", through the reversed gradient."""
+        f = reverse_gradient(torch.cat(summaries, dim=-1), self.config.reversal)
+        return self.discriminator(f).squeeze(-1)
+
+
+class _Encoder(nn.Module):
+    """Temporal convolutions of one stream."""
+
+    def __init__(self, channels: int, config: S4AQAConfig) -> None:
+        super().__init__()
+        inputs = (channels, *config.widths[:-1])
+        self.blocks = nn.ModuleList(
+            TemporalConv(i, o, kernel=config.kernel, dropout=config.dropout, norm_first=config.norm_first)
+            for i, o in zip(inputs, config.widths, strict=True)
+        )
+
+    def forward(
+        self, x: Float[Tensor, "batch time channels"], present: Bool[Tensor, "batch time"] | None
+    ) -> Float[Tensor, "batch time width"]:
+        for block in self.blocks:
+            x = block(x, present)
+        return x
+
+
+def domain_loss(labelled: Float[Tensor, "labelled"], unlabelled: Sequence[Tensor]) -> Float[Tensor, ""]:
+    """Cross-entropy of telling labelled (1) from unlabelled (0) videos, each class averaged for itself.
+
+    Equation 6 averages the classes (1/L, and 1/2U over clean and masked), equation 7 prints a plain sum; with
+    the average the weight does not depend on the batch (ours).
+    """
+    of_unlabelled = torch.stack([F.softplus(logits).mean() for logits in unlabelled]).mean()
+    return F.softplus(-labelled).mean() + of_unlabelled
+
+
+def choose_segments(
+    x: Float[Tensor, "batch time channels"], present: Bool[Tensor, "batch time"] | None, count: int
+) -> Bool[Tensor, "batch time"]:
+    """`count` different present segments of every video, uniformly; a video keeps at least one visible."""
+    keys = torch.rand(x.shape[:2], device=x.device)
+    if present is None:
+        chosen = keys.topk(count, dim=1).indices
+        return torch.zeros_like(keys, dtype=torch.bool).scatter(1, chosen, True)
+    keys = keys.masked_fill(~present, -1.0)
+    rank = keys.argsort(dim=1, descending=True).argsort(dim=1)
+    most = (present.sum(dim=1, keepdim=True) - 1).clamp(min=1, max=count)
+    return (rank < most) & present
+
+
+def hide(
+    x: Float[Tensor, "batch time channels"],
+    hidden: Bool[Tensor, "batch time"],
+    present: Bool[Tensor, "batch time"] | None,
+    value: MaskValue,
+    token: Float[Tensor, "channels"] | None = None,
+) -> Float[Tensor, "batch time channels"]:
+    """`x` with the hidden segments replaced."""
+    where = hidden.unsqueeze(-1)
+    if value == "zeros":
+        return x.masked_fill(where, 0.0)
+    if value == "learned":
+        assert token is not None
+        return torch.where(where, token, x)
+    visible = ~hidden if present is None else present & ~hidden
+    count = visible.sum(dim=1).clamp(min=1)[:, None, None]
+    shown = x * visible.unsqueeze(-1)
+    mean = shown.sum(dim=1, keepdim=True) / count
+    if value == "mean":
+        return torch.where(where, mean, x)
+    variance = ((x - mean).square() * visible.unsqueeze(-1)).sum(dim=1, keepdim=True) / count
+    return torch.where(where, mean + variance.sqrt() * torch.randn_like(x), x)

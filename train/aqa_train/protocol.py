@@ -1,0 +1,205 @@
+"""From a configuration and the videos' table to splits and score scales: who is what in every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aqa_shared.errors import UsageError
+from aqa_train.config import RunConfig
+from aqa_train.features import FeatureSet, Rows
+from aqa_train.splits import Split, hold_out, label, read_split_file, refuse_overlap, score_folds
+from aqa_train.trainer import ScoreScale
+
+Say = Callable[[str], None]
+
+
+def resolve_labelled(config: RunConfig, features: FeatureSet) -> RunConfig:
+    """Fill in the labelled fraction where it was left to the data."""
+    if config.labelled is not None:
+        return config
+    some_without = bool(np.isnan(features.column("score")).any())
+    return config.model_copy(update={"labelled": 1.0 if some_without else 0.4})
+
+
+def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split]:
+    """One split a fold and seed. A pure function of the configuration and the table."""
+    assert config.labelled is not None
+    scores = features.column("score").astype(np.float64)
+    check_scores(features, say)
+    category = _category(features)
+    splits = []
+    for fold, (train, validation, test) in enumerate(_folds(config, features, category, say)):
+        for i in range(config.seeds):
+            rng = np.random.default_rng([config.seed + i, fold])
+            scored = train[~np.isnan(scores[train])]
+            kinds = None if category is None else category[scored]
+            labelled = scored[label(scores[scored], config.labelled, rng, config.draw, kinds)]
+            held = validation
+            if config.validation > 0 and not len(validation):
+                held = labelled[label(scores[labelled], config.validation, rng)]
+            labelled = np.setdiff1d(labelled, held)
+            check_labelled(scores[labelled], config, len(scored))
+            unlabelled = np.setdiff1d(train, np.concatenate([labelled, held]))
+            if config.transductive:
+                unlabelled = np.union1d(unlabelled, test)
+            splits.append(
+                Split(
+                    fold=fold,
+                    seed=config.seed + i,
+                    labelled=_ids(features, labelled),
+                    unlabelled=_ids(features, unlabelled),
+                    test=_ids(features, test),
+                    validation=_ids(features, held),
+                    transductive=config.transductive,
+                )
+            )
+    if config.transductive:
+        say("transductive: the test videos are learned from too (without scores); compare with such results only")
+    return splits
+
+
+def check_labelled(scores: NDArray[np.float64], config: RunConfig, available: int) -> None:
+    """At least two labelled videos whose scores differ."""
+    if len(scores) < 2:
+        raise UsageError(
+            f"--labelled {config.labelled:g} of {available} scored training video(s) leaves {len(scores)} labelled",
+            fix=f"label at least {min(1.0, 2 / max(available, 1)):.2g} of them, or score more videos",
+        )
+    if np.ptp(scores) == 0:
+        raise UsageError(
+            f"all {len(scores)} labelled scores are {scores[0]:g}: there is nothing to tell apart",
+            fix="label more videos, or check the score column",
+        )
+
+
+def check_scores(features: FeatureSet, say: Say) -> None:
+    """Scores must exist and be finite; categories with very different scales are said."""
+    scores = features.column("score").astype(np.float64)
+    infinite = [features.ids[i] for i in np.flatnonzero(np.isinf(scores))]
+    if infinite:
+        raise UsageError(f"infinite scores: {', '.join(infinite[:5])}", fix="give every score as a finite number")
+    if np.isnan(scores).all():
+        raise UsageError(
+            f"none of the {len(scores)} videos has a score",
+            fix="give --labels FILE with the columns id,score, or extract with --labels",
+        )
+    category = _category(features)
+    if category is None:
+        return
+    size = {
+        c: float(np.nanmedian(np.abs(scores[category == c])))
+        for c in sorted(set(category))
+        if np.isfinite(scores[category == c]).any()
+    }
+    if size and max(size.values()) > 10 * max(min(size.values()), 1e-9):
+        said = ", ".join(f"{c or '(none)'} {v:g}" for c, v in size.items())
+        say(f"the categories' scores are on different scales (median size: {said}): one model learns them all")
+
+
+def score_scale(config: RunConfig, scores: NDArray[np.float64], top: float) -> ScoreScale:
+    """The given range, or the ends of these labelled training scores."""
+    low, high = config.score_range or (float(scores.min()), float(scores.max()))
+    return ScoreScale(low, high, top)
+
+
+def metric_range(config: RunConfig, features: FeatureSet) -> tuple[float, float]:
+    """The range R-ℓ2 divides by: the given one, or that of all known scores. Evaluation only."""
+    scores = features.column("score").astype(np.float64)
+    return config.score_range or (float(np.nanmin(scores)), float(np.nanmax(scores)))
+
+
+def rows_of(features: FeatureSet, ids: Sequence[str]) -> Rows:
+    """Rows of these ids, ascending."""
+    at = {name: i for i, name in enumerate(features.ids)}
+    return np.sort(np.array([at[i] for i in ids], dtype=np.int64))
+
+
+def _ids(features: FeatureSet, rows: Rows) -> tuple[str, ...]:
+    return tuple(sorted(features.ids[r] for r in rows))
+
+
+def _category(features: FeatureSet) -> NDArray[np.object_] | None:
+    category = features.column("category").astype(object)
+    return category if len(set(category.tolist())) > 1 else None
+
+
+def _folds(
+    config: RunConfig, features: FeatureSet, category: NDArray[np.object_] | None, say: Say
+) -> list[tuple[Rows, Rows, Rows]]:
+    """(train, validation, test) of every fold; from the file, folds, the store, or a held-out part."""
+    scores = features.column("score").astype(np.float64)
+    everything = np.arange(len(scores))
+    scored, unscored = everything[~np.isnan(scores)], everything[np.isnan(scores)]
+    role = features.column("split").astype(str)
+    rng = np.random.default_rng([config.seed, 2**16])
+    if config.split is not None and config.folds is not None:
+        raise UsageError("--split and --folds both say what is test", fix="give one of them")
+    if config.split is not None:
+        found = [_from_file(fold, features, config.split, say) for fold in read_split_file(Path(config.split))]
+    elif config.folds is not None:
+        group = None
+        if config.group is not None:
+            if config.group not in features.table:
+                raise UsageError(f"there is no column {config.group!r}", fix=f"one of: {', '.join(features.table)}")
+            group = features.column(config.group).astype(object)[scored]
+        kinds = None if category is None else category[scored]
+        number = score_folds(scores[scored], config.folds, rng, kinds, group)
+        found = [
+            (np.sort(np.concatenate([scored[number != k], unscored])), _NONE, scored[number == k])
+            for k in range(config.folds)
+        ]
+    elif (role == "test").any():
+        other = sorted(set(role) - {"train", "test", "val", ""})
+        if other:
+            raise UsageError(f"split is {other[0]!r} for some videos", fix="use train, val or test")
+        free = scored[role[scored] == ""]
+        if len(free):
+            say(f"{len(free)} scored video(s) have no split and are taken for training: {features.ids[free[0]]} …")
+        train = everything[(role == "train") | (role == "")]
+        found = [(train, everything[role == "val"], everything[role == "test"])]
+    else:
+        if len(scored) < 3:
+            raise UsageError(
+                f"{len(scored)} scored video(s) are too few to train and test", fix="score at least 3 videos"
+            )
+        test = scored[hold_out(scores[scored], config.test_fraction, rng)]
+        say(f"no test videos are named: {len(test)} of {len(scored)} scored ones are held out, stratified by score")
+        found = [(np.setdiff1d(everything, test), _NONE, test)]
+    return [
+        (train, _scored(val, scores, "validation", say), _scored(test, scores, "test", say))
+        for train, val, test in found
+    ]
+
+
+_NONE: Rows = np.empty(0, dtype=np.int64)
+
+
+def _scored(rows: Rows, scores: NDArray[np.float64], role: str, say: Say) -> Rows:
+    kept = rows[~np.isnan(scores[rows])]
+    if len(kept) < len(rows):
+        say(f"{len(rows) - len(kept)} {role} video(s) have no score and are left out")
+    if role == "test" and not len(kept):
+        raise UsageError("there is no test video with a score", fix="name test videos that have scores")
+    return kept
+
+
+def _from_file(fold: dict[str, list[str]], features: FeatureSet, path: str, say: Say) -> tuple[Rows, Rows, Rows]:
+    known = set(features.ids)
+    refuse_overlap(sorted(set(fold["test"]) & (set(fold["train"]) | set(fold["val"]))))
+    missing = [i for ids in fold.values() for i in ids if i not in known]
+    if missing:
+        say(f"{path}: {len(missing)} id(s) are not in the store: {', '.join(missing[:5])}")
+    train, validation, test = (
+        rows_of(features, sorted({i for i in fold[r] if i in known})) for r in ("train", "val", "test")
+    )
+    if not len(train) or not len(test):
+        raise UsageError(
+            f"{path} names no {'training' if not len(train) else 'test'} video of the store (ids there look like "
+            f"{features.ids[0]})",
+            fix="use the store's ids; aqa info STORE lists them",
+        )
+    return train, validation, test

@@ -1,0 +1,220 @@
+"""Who is labelled, unlabelled, validated and tested.
+
+Two steps, each a pure function of its seed: `folds_of` parts test videos from training videos, `label` chooses
+which training videos keep their scores.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aqa_shared.errors import UsageError
+
+Draw = Literal["stratified", "systematic", "random", "nested"]
+DRAWS: tuple[Draw, ...] = get_args(Draw)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Ids by role, each sorted; saved with every result."""
+
+    fold: int
+    seed: int
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    test: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    transductive: bool = False
+    """Test videos are among the unlabelled: no longer a test of unseen videos."""
+
+    def __post_init__(self) -> None:
+        overlap = set(self.test) & (set(self.labelled) | set(self.validation))
+        if not self.transductive:
+            overlap |= set(self.test) & set(self.unlabelled)
+        refuse_overlap(sorted(overlap))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the roles and ids; the same split has the same digest everywhere."""
+        roles = {r: sorted(getattr(self, r)) for r in ("labelled", "unlabelled", "test", "validation")}
+        return hashlib.sha256(json.dumps(roles, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps({"sha256": self.digest, **asdict(self)}, indent=1, ensure_ascii=True))
+
+    @classmethod
+    def load(cls, path: Path) -> Split:
+        """Read back what `save` wrote; a changed file is an error."""
+        record = json.loads(path.read_text())
+        digest = record.pop("sha256", None)
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        split = cls(**values)
+        if digest != split.digest:
+            raise UsageError(f"{path}: the ids do not have the digest {digest}", fix="take the file as it was saved")
+        return split
+
+
+def refuse_overlap(ids: Sequence[str]) -> None:
+    """The same video in training and test is an error, with its names."""
+    if ids:
+        more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+        raise UsageError(
+            f"{len(ids)} video(s) are in training and in test: {', '.join(ids[:5])}{more}",
+            fix="give every video one role",
+        )
+
+
+def label(
+    scores: NDArray[np.float64],
+    fraction: float,
+    rng: np.random.Generator,
+    draw: Draw = "stratified",
+    category: NDArray[np.object_] | None = None,
+) -> NDArray[np.int64]:
+    """Positions of the `fraction` of `scores` that stay labelled, ascending; drawn within each category.
+
+    `stratified` sorts by score and draws one video from each of equally many bins; `systematic` takes every
+    n-th from a random start; `random` ignores the scores; `nested` makes 10 % a part of 20 % for one seed.
+    """
+    if not 0 < fraction <= 1:
+        raise UsageError(f"a labelled fraction of {fraction:g} is not in (0, 1]", fix="for example --labelled 0.4")
+    groups = [np.arange(len(scores))]
+    if category is not None:
+        groups = [np.flatnonzero(category == c) for c in sorted(set(category.tolist()))]
+    wanted = _shares([len(g) for g in groups], round(fraction * len(scores)))
+    drawn = []
+    for group, count in zip(groups, wanted, strict=True):
+        # Shuffled before the stable sort, so that equal scores are taken in no particular order.
+        group = rng.permutation(group)
+        ordered = group[np.argsort(scores[group], kind="stable")]
+        drawn.append(ordered[_positions(len(group), count, rng, draw)])
+    return np.sort(np.concatenate(drawn)).astype(np.int64)
+
+
+def _shares(sizes: list[int], total: int) -> list[int]:
+    """`total` dealt out in proportion to `sizes`, largest remainders first."""
+    exact = [total * s / max(sum(sizes), 1) for s in sizes]
+    shares = [int(e) for e in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (shares[i] - exact[i], i))
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def _positions(n: int, count: int, rng: np.random.Generator, draw: Draw) -> NDArray[np.int64]:
+    if count == 0:
+        return np.empty(0, dtype=np.int64)
+    if draw == "random":
+        return rng.permutation(n)[:count]
+    if draw == "systematic":
+        return np.floor((rng.random() + np.arange(count)) * n / count).astype(np.int64).clip(max=n - 1)
+    if draw == "nested":
+        # Prefixes of a van der Corput sequence are spread evenly; the shift makes it differ by seed.
+        spread = (np.array([_van_der_corput(i) for i in range(n)]) + rng.random()) % 1.0
+        return np.argsort(np.argsort(spread))[:count]
+    edges = np.arange(count + 1) * n // count
+    return rng.integers(edges[:-1], edges[1:])
+
+
+def _van_der_corput(i: int) -> float:
+    value, unit = 0.0, 0.5
+    while i:
+        value, i, unit = value + unit * (i & 1), i >> 1, unit / 2
+    return value
+
+
+def score_folds(
+    scores: NDArray[np.float64],
+    folds: int,
+    rng: np.random.Generator,
+    category: NDArray[np.object_] | None = None,
+    group: NDArray[np.object_] | None = None,
+) -> NDArray[np.int64]:
+    """The fold (0 … folds−1) of every score: neighbours in score go to different folds.
+
+    Videos of one `group` (two views of one trial, one athlete) share a fold.
+    """
+    names = np.arange(len(scores)) if group is None else np.unique(group.astype(str), return_inverse=True)[1]
+    units = np.unique(names)
+    if folds < 2 or folds > len(units):
+        raise UsageError(
+            f"{folds} folds of {len(units)} scored {'video' if group is None else 'group'}(s) are not possible",
+            fix=f"choose --folds between 2 and {len(units)}" if len(units) > 1 else "score more videos",
+        )
+    mean = np.array([scores[names == u].mean() for u in units])
+    kind = np.array([0 if category is None else str(category[np.flatnonzero(names == u)[0]]) for u in units])
+    order = np.lexsort((rng.random(len(units)), mean, kind))
+    fold_of_unit = np.empty(len(units), dtype=np.int64)
+    for start in range(0, len(units), folds):
+        block = order[start : start + folds]
+        fold_of_unit[block] = rng.permutation(folds)[: len(block)]
+    return fold_of_unit[np.searchsorted(units, names)]
+
+
+def hold_out(scores: NDArray[np.float64], fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A score-stratified test set of this fraction, at least one video; True is test."""
+    count = max(1, round(fraction * len(scores)))
+    test = np.zeros(len(scores), dtype=bool)
+    test[label(scores, count / len(scores), rng)] = True
+    return test
+
+
+def read_split_file(path: Path) -> list[dict[str, list[str]]]:
+    """Roles by fold from a file: JSON `{"train": […], "test": […]}` or a list of such, or CSV `id,split` or `id,fold`.
+
+    In the CSV with `fold`, every fold is the test set once.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{path}: byte {e.start} is not UTF-8", fix="save the file as UTF-8") from None
+    if path.suffix.lower() == ".json":
+        return _json_folds(path, text)
+    rows = list(csv.DictReader(text.splitlines()))
+    columns = set(rows[0]) if rows else set()
+    if "id" not in columns or not columns & {"split", "fold"}:
+        raise UsageError(
+            f"{path}: columns are {sorted(c for c in columns if c)}", fix="give the columns id,split or id,fold"
+        )
+    if "fold" in columns:
+        names = sorted({r["fold"] for r in rows})
+        return [
+            {
+                "train": [r["id"] for r in rows if r["fold"] != n],
+                "test": [r["id"] for r in rows if r["fold"] == n],
+            }
+            for n in names
+        ]
+    roles: dict[str, list[str]] = {"train": [], "test": [], "val": []}
+    for line, r in enumerate(rows, start=2):
+        role = {"validation": "val"}.get(r["split"], r["split"])
+        if role not in roles:
+            raise UsageError(f"{path}, line {line}: split is {r['split']!r}", fix="use train, val or test")
+        roles[role].append(r["id"])
+    return [roles]
+
+
+def _json_folds(path: Path, text: str) -> list[dict[str, list[str]]]:
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise UsageError(f"{path}, line {e.lineno}: {e.msg}", fix="give valid JSON") from None
+    folds = record if isinstance(record, list) else [record]
+    result = []
+    for fold in folds:
+        if isinstance(fold, dict) and "labelled" in fold:
+            # A split saved by an earlier run: its training videos are the labelled and unlabelled ones.
+            fold = {"train": [*fold["labelled"], *fold["unlabelled"]], "test": fold["test"], "val": fold["validation"]}
+        if not isinstance(fold, dict) or not {"train", "test"} <= set(fold):
+            raise UsageError(f"{path}: a fold lacks train and test", fix='give {"train": [ids], "test": [ids]}')
+        result.append({role: [str(i) for i in fold.get(role, [])] for role in ("train", "test", "val")})
+    return result

@@ -1,0 +1,365 @@
+"""One loop that trains every method: two cycled sets of videos, weighted losses, exact resume.
+
+The trainer never asks which method it has. It calls `forward` and `losses`, and weights a loss named `x` by the
+setting `x_weight` of the method's configuration, where there is one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from aqa_shared.errors import AqaError, ExitCode, UsageError
+from aqa_train import checkpoint
+from aqa_train.batch import Batch
+from aqa_train.config import Training
+from aqa_train.features import FeatureSet, Loaded, Rows
+from aqa_train.metrics import spearman
+
+
+class Stopped(AqaError):
+    """Training was asked to stop and saved everything."""
+
+    def __init__(self, signal: int, cause: str, fix: str = "") -> None:
+        super().__init__(cause, fix=fix)
+        self.exit_code = ExitCode.INTERRUPTED if signal == 2 else ExitCode.TERMINATED
+
+
+class Diverged(AqaError):
+    """A loss or gradient stopped being finite; the last good weights are kept."""
+
+    exit_code = ExitCode.USAGE
+
+
+@dataclass(frozen=True)
+class ScoreScale:
+    """Linear map from the dataset's units to 0 … top. Its ends never come from test scores."""
+
+    low: float
+    high: float
+    top: float = 5.0
+
+    def to_training(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (scores - self.low) * (self.top / (self.high - self.low))
+
+    def to_scores(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
+        return values.astype(np.float64) * ((self.high - self.low) / self.top) + self.low
+
+
+@dataclass(frozen=True)
+class Standardiser:
+    """x → (x − shift) × scale by channel; padding stays zero."""
+
+    shift: Float[Tensor, "channels"]
+    scale: Float[Tensor, "channels"]
+
+    @classmethod
+    def fit(cls, features: FeatureSet, rows: Rows, how: str) -> Standardiser | None:
+        """Statistics of the training videos, labelled and unlabelled; a channel that never changes keeps its scale."""
+        if how == "none":
+            return None
+        mean, deviation = (torch.from_numpy(a) for a in features.moments(rows))
+        scale = torch.where(deviation > 1e-6, 1 / deviation.clamp(min=1e-6), torch.ones(()))
+        return cls(mean, scale if how == "z-score" else torch.ones_like(scale))
+
+    def __call__(self, loaded: Loaded) -> Loaded:
+        x, present = loaded
+        x = (x - self.shift.to(x.device)) * self.scale.to(x.device)
+        return (x if present is None else x * present.unsqueeze(-1)), present
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one training learns from; rows of `features`."""
+
+    features: FeatureSet
+    labelled: Rows
+    unlabelled: Rows
+    validation: Rows
+    scores: NDArray[np.float64]
+    """By row, in training units; only those of labelled and validation rows are read."""
+    standardise: Standardiser | None = None
+
+
+@dataclass
+class Fitted:
+    """A trained method."""
+
+    model: nn.Module
+    history: list[dict[str, float]]
+    """By epoch: every unweighted loss, their weighted `total`, `validation_spearman` where measured."""
+    seconds: float
+    best: dict[str, Tensor] | None = None
+    """Weights of the epoch with the best validation Spearman."""
+    best_epoch: int | None = None
+
+
+@dataclass
+class _Progress:
+    """Where the loop is; everything that is not a tensor."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int | None = None
+    best_value: float | None = None
+
+
+def fit(
+    build: Callable[[], nn.Module],
+    task: Task,
+    training: Training,
+    *,
+    seed: Sequence[int],
+    device: torch.device,
+    state: Path | None = None,
+    stop: Callable[[], int] = lambda: 0,
+    on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, row: None,
+) -> Fitted:
+    """Train the method that `build` makes.
+
+    `seed`: numbers that name this training; initial weights, order and noise draw from it separately.
+    `state`: file to resume from, where it exists, and to save to. `stop`: the signal to stop at, or 0.
+    Raises `Stopped` after saving, `Diverged` where a loss is not finite.
+    """
+    seeds = np.random.SeedSequence(list(seed)).generate_state(2)
+    with _private_rng(int(seeds[0]), device):
+        loop = _Loop(build().to(device), task, training, [*seed, int(seeds[1])], device, state)
+        if state is not None and state.exists():
+            loop.restore()
+        return loop.run(stop, on_epoch)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    features: FeatureSet,
+    rows: Rows,
+    device: torch.device,
+    standardise: Standardiser | None = None,
+) -> NDArray[np.float32]:
+    """Scores of these videos in training units, in the order of `rows`."""
+    was_training = model.training
+    model.eval()
+    order = np.sort(rows)
+    values = np.empty(len(order), dtype=np.float32)
+    done = 0
+    for part in features.parts(order):
+        loaded = features.load(part, device)
+        x, present = standardise(loaded) if standardise else loaded
+        values[done : done + len(part)] = model(x, present).float().cpu().numpy()
+        done += len(part)
+    model.train(was_training)
+    return values[np.searchsorted(order, rows)]
+
+
+class _Loop:
+    """The loop's parts, which checkpoints need together."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        training: Training,
+        seed: Sequence[int],
+        device: torch.device,
+        state: Path | None,
+    ) -> None:
+        self.model, self.task, self.training, self.seed = model, task, training, seed
+        self.device, self.state = device, state
+        self.losses: Callable[[Batch, Batch], dict[str, Tensor]] = model.losses  # type: ignore[assignment]
+        self.optimiser = _optimiser(model, training)
+        self.at = _Progress()
+        self.best: dict[str, Tensor] | None = None
+        self.weights = {
+            name.removesuffix("_weight"): float(getattr(model.config, name))
+            for name in vars(model.config)
+            if name.endswith("_weight")
+        }
+        self.sizes = _sizes(len(task.labelled), len(task.unlabelled), training)
+
+    def run(self, stop: Callable[[], int], on_epoch: Callable[[int, dict[str, float]], None]) -> Fitted:
+        saved = started = time.monotonic()
+        before = self.at.seconds
+        while self.at.epoch < self.training.epochs:
+            self._set_lr()
+            self.model.train()
+            for labelled, unlabelled in self._batches():
+                self._step(labelled, unlabelled)
+                if signal := stop():
+                    self.at.seconds = before + time.monotonic() - started
+                    self._stopped(signal)
+            row = {k: v / len(self.sizes[0]) for k, v in self.at.sums.items()}
+            if len(self.task.validation):
+                self._validate(row)
+            self.at.history.append(row)
+            self.at.epoch, self.at.step, self.at.sums = self.at.epoch + 1, 0, {}
+            self.at.seconds = before + time.monotonic() - started
+            on_epoch(self.at.epoch, row)
+            if self.state is not None and time.monotonic() - saved >= self.training.save_every:
+                self.save()
+                saved = time.monotonic()
+        self.model.eval()
+        return Fitted(self.model, self.at.history, self.at.seconds, self.best, self.at.best_epoch)
+
+    def save(self) -> None:
+        """Everything that decides how training goes on."""
+        assert self.state is not None
+        tensors = checkpoint.under("model", self.model.state_dict())
+        tensors |= checkpoint.under("optimiser", checkpoint.optimiser_tensors(self.optimiser))
+        tensors |= checkpoint.under("best", self.best or {})
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint.save(self.state, tensors, {"kind": "state", "progress": vars(self.at)})
+
+    def restore(self) -> None:
+        assert self.state is not None
+        tensors, meta = checkpoint.load(self.state, "state")
+        try:
+            self.model.load_state_dict(checkpoint.part(tensors, "model"))
+        except RuntimeError as e:
+            raise UsageError(
+                f"{self.state} belongs to other settings: {str(e).splitlines()[-1].strip()}",
+                fix="resume with the settings of the run, or train into another --out",
+            ) from None
+        checkpoint.restore_optimiser(self.optimiser, checkpoint.part(tensors, "optimiser"))
+        self.best = {k: v.to(self.device) for k, v in checkpoint.part(tensors, "best").items()} or None
+        self.at = _Progress(**meta["progress"])
+        torch.set_rng_state(tensors["rng.cpu"])
+        if self.device.type == "cuda" and "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
+
+    def _batches(self) -> Iterator[tuple[Batch, Batch]]:
+        """Both sets' batches of this epoch from the step where it stands.
+
+        An epoch's order is a function of the seed and its number, so resuming needs no sampler state.
+        """
+        rngs = [np.random.default_rng([*self.seed, self.at.epoch, i]) for i in range(2)]
+        rows = (self.task.labelled, self.task.unlabelled)
+        streams = [
+            self.task.features.batches(r, s, rng, self.device, skip=self.at.step)
+            for r, s, rng in zip(rows, self.sizes, rngs, strict=True)
+        ]
+        for labelled, unlabelled in zip(*streams, strict=True):
+            yield self._batch(labelled, scored=True), self._batch(unlabelled, scored=False)
+
+    def _batch(self, drawn: tuple[Rows, Loaded], *, scored: bool) -> Batch:
+        rows, loaded = drawn
+        x, present = self.task.standardise(loaded) if self.task.standardise else loaded
+        scores = self.task.scores[rows] if scored else np.full(len(rows), np.nan)
+        target = torch.as_tensor(scores, dtype=torch.float32).to(self.device)
+        return Batch(x, target, present, tuple(self.task.features.ids[r] for r in rows))
+
+    def _step(self, labelled: Batch, unlabelled: Batch) -> None:
+        bf16 = self.training.precision == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+            terms = self.losses(labelled, unlabelled)
+        total = sum(
+            (self.weights.get(k, 1.0) * v.float() for k, v in terms.items()), torch.zeros((), device=self.device)
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        # One transfer from the device a step, before the weights change: they stay good if it is not finite.
+        values = torch.stack([norm, total, *terms.values()]).tolist()
+        if not all(math.isfinite(v) for v in values):
+            self._diverged(dict(zip(("gradient", "total", *terms), values, strict=True)), labelled, unlabelled)
+        self.optimiser.step()
+        self.at.step += 1
+        for name, value in zip(("total", *terms), values[1:], strict=True):
+            self.at.sums[name] = self.at.sums.get(name, 0.0) + value
+
+    def _validate(self, row: dict[str, float]) -> None:
+        rows = self.task.validation
+        with _kept_rng(self.device):
+            predicted = predict(self.model, self.task.features, rows, self.device, self.task.standardise)
+        value = spearman(predicted, self.task.scores[rows])
+        if value is None:
+            return
+        row["validation_spearman"] = value
+        if self.at.best_value is None or value > self.at.best_value:
+            self.at.best_value, self.at.best_epoch = value, self.at.epoch + 1
+            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+    def _set_lr(self) -> None:
+        scale = 1.0
+        if self.training.schedule == "cosine":
+            done = self.at.epoch / max(self.training.epochs - 1, 1)
+            scale = 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.training.lr * scale
+
+    def _stopped(self, signal: int) -> None:
+        where = f"stopped by signal {signal} in epoch {self.at.epoch + 1} of {self.training.epochs}"
+        if self.state is not None:
+            self.save()
+        raise Stopped(signal, where)
+
+    def _diverged(self, values: dict[str, float], labelled: Batch, unlabelled: Batch) -> None:
+        kept = ""
+        if self.state is not None and all(p.isfinite().all() for p in self.model.state_dict().values()):
+            self.save()
+        if self.state is not None and self.state.exists():
+            kept = f"; the last good weights are in {self.state}"
+        bad = ", ".join(f"{k} = {v}" for k, v in values.items() if not math.isfinite(v))
+        ids = ", ".join([*labelled.ids[:4], "…"] if len(labelled) > 4 else labelled.ids)
+        raise Diverged(
+            f"epoch {self.at.epoch + 1}, step {self.at.step + 1}: {bad}; the batch has {len(labelled)} labelled "
+            f"({ids}) and {len(unlabelled)} unlabelled videos{kept}",
+            fix="lower lr, or standardise the features (--set standardise=z-score)",
+        )
+
+
+def _sizes(labelled: int, unlabelled: int, training: Training) -> tuple[list[int], list[int]]:
+    """Sizes of the labelled and the unlabelled batches of an epoch, as even as possible: none is a stray video."""
+    larger = max(labelled, unlabelled) if training.epoch_of == "larger" else labelled
+    steps = math.ceil(larger / training.batch)
+
+    def sizes(n: int) -> list[int]:
+        if n == larger:
+            return [n * (i + 1) // steps - n * i // steps for i in range(steps)]
+        return [min(n, training.batch)] * steps
+
+    return sizes(labelled), sizes(unlabelled)
+
+
+def _optimiser(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    # A part whose loss is left out has no gradient; the optimisers pass over such parameters.
+    parameters, decay = list(model.parameters()), training.weight_decay
+    if training.optimiser == "sgd":
+        return torch.optim.SGD(parameters, lr=training.lr, momentum=training.momentum, weight_decay=decay, fused=True)
+    cls: Any = torch.optim.Adam if training.optimiser == "adam" else torch.optim.AdamW
+    optimiser: torch.optim.Optimizer = cls(parameters, lr=training.lr, weight_decay=decay, fused=True)
+    return optimiser
+
+
+@contextmanager
+def _kept_rng(device: torch.device) -> Iterator[None]:
+    """Leave torch's generators as they were found."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
+def _private_rng(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout and hidden segments draw from torch's generators: seed them here, and give them back after."""
+    with _kept_rng(device):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,142 @@
+"""Run the trainings of an experiment one after the other, or spread over processes, with the same results."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aqa_shared import console
+from aqa_shared.errors import AqaError, ExitCode
+from aqa_train.config import RunConfig
+from aqa_train.experiment import Experiment, OneTraining, device_of, place, prepare, run_training
+from aqa_train.features import FeatureSet, InMemory
+from aqa_train.signals import asked_to_stop
+from aqa_train.trainer import Stopped
+
+
+def choose_jobs(jobs: int | None, trainings: int, device: torch.device, threads: int) -> int:
+    """As many processes as cores can feed, at most one a training; one on a GPU."""
+    if jobs is not None:
+        return max(1, min(jobs, trainings))
+    if device.type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores // threads, trainings))
+
+
+def run_all(
+    experiment: Experiment,
+    features: FeatureSet,
+    out: Path,
+    device: torch.device,
+    jobs: int,
+    in_memory: InMemory,
+) -> None:
+    """Finish every training of the experiment in `out`; raises `Stopped` when asked to, after saving."""
+    todo = [t for t in experiment.trainings if not (out / "models" / t.name / "result.json").exists()]
+    total = len(todo) * experiment.config.training.epochs
+    with console.progress("epochs", total) as advance, asked_to_stop() as stop:
+        if jobs <= 1:
+            for training in todo:
+                run_training(experiment, training, features, out, device, stop, _shown(training, advance))
+        elif todo:
+            _in_processes(experiment.config, todo, out, str(device), jobs, in_memory, stop, advance)
+
+
+def _shown(training: OneTraining, advance: Callable[..., None]) -> Callable[[int, dict[str, float]], None]:
+    def show(epoch: int, row: dict[str, float]) -> None:
+        advance(1, note=f"{training.name} loss {row['total']:.4g}")
+
+    return show
+
+
+def _in_processes(
+    config: RunConfig,
+    todo: list[OneTraining],
+    out: Path,
+    device: str,
+    jobs: int,
+    in_memory: InMemory,
+    stop: Callable[[], int],
+    advance: Callable[..., None],
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    messages: Any = context.Queue()
+    names = [[t.name for t in todo[i::jobs]] for i in range(jobs)]
+    workers = [
+        context.Process(target=_work, args=(config, n, out, device, jobs, in_memory, messages), daemon=True)
+        for n in names
+    ]
+    for w in workers:
+        w.start()
+    failure: AqaError | None = None
+    stopping = False
+    while True:
+        alive = any(w.is_alive() for w in workers)
+        try:
+            kind, *rest = messages.get(timeout=0.2)
+        except queue.Empty:
+            if not alive:
+                break
+            kind = ""
+        if kind == "epoch":
+            advance(rest[0], note=rest[1])
+        if kind == "error" and failure is None:
+            failure = AqaError(rest[0], fix=rest[1])
+            failure.exit_code = ExitCode(rest[2])
+        died = next((w for w in workers if not w.is_alive() and w.exitcode not in (0, None)), None)
+        if died is not None and failure is None and kind == "" and not stopping:
+            failure = AqaError(
+                f"a training process ended with code {died.exitcode}"
+                + (" (killed: out of memory?)" if died.exitcode == -signal.SIGKILL else ""),
+                fix="resume with fewer --jobs",
+            )
+        if (failure is not None or stop()) and not stopping:
+            # They save, then end; what they finished stays.
+            stopping = True
+            for w in workers:
+                w.terminate()
+    for w in workers:
+        w.join()
+    if failure is not None:
+        raise failure
+    if number := stop():
+        raise Stopped(number, f"stopped by signal {number}; every training saved where it stands")
+
+
+def _work(
+    config: RunConfig, names: list[str], out: Path, device: str, jobs: int, in_memory: InMemory, messages: Any
+) -> None:
+    """A process: its trainings, one after the other."""
+    try:
+        with asked_to_stop(ignore_interrupt=True) as stop:
+            experiment = prepare(config, lambda message: None)
+            torch.set_num_threads(config.training.threads)
+            where = device_of(device)
+            features = place(experiment, where, in_memory, jobs)
+            for training in experiment.trainings:
+                if training.name not in names:
+                    continue
+                pending = 0
+
+                def report(epoch: int, row: dict[str, float], name: str = training.name) -> None:
+                    nonlocal pending
+                    pending += 1
+                    # A message an epoch would cost more than a short epoch.
+                    if pending >= max(1, config.training.epochs // 50) or epoch == config.training.epochs:
+                        messages.put(("epoch", pending, f"{name} loss {row['total']:.4g}"))
+                        pending = 0
+
+                run_training(experiment, training, features, out, where, stop, report)
+    except Stopped:
+        sys.exit(0)
+    except AqaError as e:
+        messages.put(("error", e.cause, e.fix, int(e.exit_code)))
