@@ -45,9 +45,7 @@ def sides(track: Track) -> np.ndarray:
 
 def test_one_person_who_walks() -> None:
     track = run((person(along(0.2, 0.8), 0.5), 0.6))
-    np.testing.assert_allclose(
-        centres(track)[:, 0], 0.2 + 0.6 * np.arange(LENGTH) / (LENGTH - 1), atol=0.006
-    )
+    np.testing.assert_allclose(centres(track)[:, 0], 0.2 + 0.6 * np.arange(LENGTH) / (LENGTH - 1), atol=0.006)
     np.testing.assert_allclose(centres(track)[:, 1], 0.5, atol=1e-6)
     np.testing.assert_allclose(sides(track), 1.25 * 0.3 * 360, rtol=1e-5)
     np.testing.assert_allclose(track.scores, 0.6, atol=1e-6)
@@ -162,13 +160,18 @@ def test_a_single_flash_is_no_track() -> None:
 
 
 def test_one_frame_and_none() -> None:
-    box = np.array([[[0.4, 0.3, 0.6, 0.7]]]) one = follow(np.array([0]), box, np.array([[0.8]]), 1, SIZE,
-    ActorSettings()) assert one.coverage == 1 assert one.scores.tolist() == [pytest.approx(0.8)] side = 0.4
-    * 360 * 1.25 half = np.array([side / 640, side / 360]) / 2 np.testing.assert_allclose(one.boxes[0],
-    [*(0.5 - half), *(0.5 + half)], atol=1e-6) nothing = follow(np.zeros(0, int), np.zeros((0, 5, 4)),
-    np.zeros((0, 5)), 3, SIZE, ActorSettings()) assert nothing.coverage == 0 assert nothing.boxes.shape ==
-    (3, 4) assert follow(np.zeros(0, int), np.zeros((0, 5, 4)), np.zeros((0, 5)), 0, SIZE,
-    ActorSettings()).boxes.shape == (0, 4)
+    box = np.array([[[0.4, 0.3, 0.6, 0.7]]])
+    one = follow(np.array([0]), box, np.array([[0.8]]), 1, SIZE, ActorSettings())
+    assert one.coverage == 1
+    assert one.scores.tolist() == [pytest.approx(0.8)]
+    side = 0.4 * 360 * 1.25
+    half = np.array([side / 640, side / 360]) / 2
+    np.testing.assert_allclose(one.boxes[0], [*(0.5 - half), *(0.5 + half)], atol=1e-6)
+    for length in (3, 0):
+        empty = follow(np.zeros(0, int), np.zeros((0, 5, 4)), np.zeros((0, 5)), length, SIZE, ActorSettings())
+        assert empty.coverage == 0
+        assert empty.boxes.shape == (length, 4)
+        assert empty.scores.shape == (length,)
 
 
 def test_sparse_looks_are_judged_by_what_was_looked_at() -> None:
