@@ -60,9 +60,7 @@ class Plan:
         return used.astype(np.int32)
 
 
-def plan_segments(
-    sampling: Sampling, times: Float64[np.ndarray, "n"], fps: float, video: Video | None = None
-) -> Plan:
+def plan_segments(sampling: Sampling, times: Float64[np.ndarray, "n"], fps: float, video: Video | None = None) -> Plan:
     """The plan for one video.
 
     Args:
@@ -84,9 +82,7 @@ def plan_segments(
     rate = sampling.fps or _DEFAULT_FPS.get(sampling.protocol)
     kept = np.arange(first, end) if rate is None else first + resample(times[first:end], rate)
     if len(np.unique(kept)) < MIN_FRAMES:
-        raise SamplingError(
-            "too_short", f"{len(np.unique(kept))} frame to sample from, {MIN_FRAMES} is the least"
-        )
+        raise SamplingError("too_short", f"{len(np.unique(kept))} frame to sample from, {MIN_FRAMES} is the least")
     timeline, starts, padded = _PROTOCOLS[sampling.protocol](kept, sampling)
     segments = starts[:, None] + np.arange(sampling.segment_frames)
     return Plan(timeline.astype(np.int32), segments.astype(np.int32), padded)

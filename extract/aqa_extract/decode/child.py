@@ -1,0 +1,385 @@
+"""The parent's side of decoding: one child process, its deadline, and what it hands over.
+
+    request ─▶ child: probe ─▶ plan (here) ─▶ child: read ─▶ Opened, Chunk…, Finished
+                  │ killed at the deadline, or died: a new child; from decord to PyAV in `auto`
+
+The child only says what it found; planning and every decision happen here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from aqa_extract.decode.failure import DecodeFailure, Stage
+from aqa_extract.decode.probe import Probe
+from aqa_extract.decode.wire import Channel, FrameBuffer, Gone
+from aqa_extract.sampling import Plan, SamplingError, plan_segments
+from aqa_shared.records import Sampling, Video
+
+__all__ = ["Chunk", "DecodeFailure", "DecodeRequest", "Decoder", "Finished", "Opened", "decord_seconds"]
+
+START_SECONDS = 60.0
+"""For a child to start on a loaded machine; not part of any video's deadline."""
+SLOT_BYTES = 64 << 20
+"""A chunk is cut to this, so that 4K frames do not take gigabytes."""
+SLOTS = 2
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """One video to decode."""
+
+    path: str
+    video: Video
+    sampling: Sampling
+    decoder: Literal["auto", "decord", "av"] = "auto"
+    need_next: bool = False
+    """Also deliver the timeline's next frame after every used one, for optical flow."""
+    deadline: float = 300.0
+    """Seconds that may be spent waiting for the child; what the caller does with chunks does not count."""
+    max_bytes: int = 4 << 30
+    """Address space of the child; 0 is no limit."""
+    max_pixels: int = 4096 * 4096
+    chunk_frames: int = 16
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The video is what it is, and these frames will come. Everything received before is void."""
+
+    probe: Probe
+    plan: Plan
+    wanted: np.ndarray
+    """int32 (n,), sorted unique timeline positions that will be delivered."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some of the wanted frames, in order."""
+
+    positions: np.ndarray
+    """int32 (k,), timeline positions."""
+    frames: np.ndarray
+    """uint8 (k, H, W, 3) RGB, in shared memory: valid until the next event is asked for."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All wanted frames were delivered, and the video is whole."""
+
+    backend: str
+    version: str
+    decoded: int
+    corrupt: int
+    warnings: list[str]
+    seconds: float
+    """Spent waiting for the child."""
+
+
+class Decoder:
+    """One child process, started when first needed and again after it was killed.
+
+    Use as a context manager; one thread drives it at a time.
+    """
+
+    def __init__(self) -> None:
+        self._child: _Child | None = None
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child. Frames still held stay readable."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def probe(self, path: str, deadline: float = 60.0, max_bytes: int = 4 << 30, max_pixels: int = 4096**2) -> Probe:
+        """What the file is, without decoding it. Raises DecodeFailure."""
+        clock = _Clock(deadline)
+        with self._killed_unless_answered() as child:
+            return _ask_probe(child, path, max_bytes, max_pixels, clock)
+
+    def decode(self, request: DecodeRequest) -> Iterator[Opened | Chunk | Finished]:
+        """Decode one video.
+
+        Yields `Opened`, then chunks, then `Finished`; again from `Opened` when the true frame count differs from
+        the announced one or when `auto` gives up decord. A generator that is not run to its end costs the child.
+
+        Raises:
+            DecodeFailure: with a stable reason; the decoder can be used again.
+        """
+        clock = _Clock(request.deadline)
+        notes: list[str] = []
+        backend = request.decoder
+        while True:
+            try:
+                with self._killed_unless_answered() as child:
+                    yield from _decode_once(child, request, backend, clock, notes)
+                return
+            except DecodeFailure as e:
+                if request.decoder != "auto" or e.backend != "decord":
+                    raise
+                notes.append(f"decord_failed: {e.reason}, read with PyAV instead ({e.detail})")
+                backend = "av"
+
+    @contextlib.contextmanager
+    def _killed_unless_answered(self) -> Iterator[_Child]:
+        """A running child; anything but an answer to the end, or a reported failure, ends it."""
+        if self._child is None:
+            self._child = _Child()
+        try:
+            yield self._child
+        except _Reported as e:
+            raise e.failure from None
+        except BaseException:
+            self.close()
+            raise
+
+
+class _Reported(Exception):
+    """The child itself said why it failed, so it is fit for the next video."""
+
+    def __init__(self, failure: DecodeFailure) -> None:
+        self.failure = failure
+
+
+class _Clock:
+    """Seconds spent waiting for the child, against a limit."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self.spent = limit, 0.0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent += time.monotonic() - started
+
+    @property
+    def left(self) -> float:
+        return self.limit - self.spent
+
+
+def decord_seconds(probe: Probe) -> float:
+    """How long decord may take in `auto` before PyAV gets its turn: ten times what it needs on a slow core."""
+    return 10.0 + probe.n_expected * probe.width * probe.height * 1e-7
+
+
+def _decode_once(
+    child: _Child, request: DecodeRequest, backend: str, clock: _Clock, notes: list[str]
+) -> Iterator[Opened | Chunk | Finished]:
+    probe = _ask_probe(child, request.path, request.max_bytes, request.max_pixels, clock)
+    if backend == "decord" and probe.decord_refusal:
+        raise _Reported(
+            DecodeFailure(
+                "decord_unsupported",
+                "probe",
+                f"{probe.decord_refusal}: decord's frames may differ; use --decoder auto or av",
+                "decord",
+            )
+        )
+    if backend == "auto":
+        backend = "av" if probe.decord_refusal else "decord"
+    for _ in range(3):
+        opened = _plan(probe, request)
+        yield opened
+        limit = (
+            _Clock(min(decord_seconds(probe), clock.left))
+            if backend == "decord" and request.decoder == "auto"
+            else clock
+        )
+        last: Finished | Probe | None = None
+        for event in _read(child, request, opened, backend, clock, limit):
+            if isinstance(event, Chunk):
+                yield event
+            else:
+                last = event
+        if isinstance(last, Finished):
+            yield replace(last, warnings=[*notes, *probe.warnings, *last.warnings])
+            return
+        assert isinstance(last, Probe)
+        probe = last
+    raise DecodeFailure("frame_count_mismatch", "decode", "each reading gives another number of frames", backend)
+
+
+def _plan(probe: Probe, request: DecodeRequest) -> Opened:
+    try:
+        plan = plan_segments(request.sampling, probe.times, probe.fps, request.video)
+    except SamplingError as e:
+        raise _Reported(DecodeFailure(e.reason, "sampling", e.detail)) from e
+    return Opened(probe, plan, plan.wanted(request.need_next))
+
+
+def _ask_probe(child: _Child, path: str, max_bytes: int, max_pixels: int, clock: _Clock) -> Probe:
+    child.send({"do": "probe", "path": path, "max_bytes": max_bytes, "max_pixels": max_pixels}, "probe")
+    message, payload = child.receive(clock, clock, "probe", "av")
+    if message["event"] != "probed":
+        raise DecodeFailure("decoder_error", "probe", f"unexpected answer {message['event']}")
+    message.pop("event")
+    return Probe.from_message(message, payload)
+
+
+def _read(
+    child: _Child, request: DecodeRequest, opened: Opened, backend: str, clock: _Clock, limit: _Clock
+) -> Iterator[Chunk | Finished | Probe]:
+    probe, wanted = opened.probe, opened.wanted
+    source_frames = opened.plan.timeline[wanted]
+    frame_bytes = probe.height * probe.width * 3
+    count = max(1, min(request.chunk_frames, SLOT_BYTES // frame_bytes))
+    slot_bytes = count * frame_bytes
+    child.buffer.grow(SLOTS * slot_bytes)
+    child.reads += 1
+    # A part that ends before the video does is read no further than that.
+    video_has_end = request.video.end is not None or request.video.end_time is not None
+    end = int(opened.plan.timeline.max()) + 1
+    command = {
+        "do": "read",
+        "serial": child.reads,
+        "backend": backend,
+        "end": end if video_has_end and end < probe.n_expected else None,
+        "chunk_frames": count,
+        "slot_bytes": slot_bytes,
+        "buffer_bytes": SLOTS * slot_bytes,
+    }
+    child.send(command, "decode", source_frames.astype("<i4").tobytes())
+    delivered = 0
+    while True:
+        message, payload = child.receive(clock, limit, "decode", backend)
+        event = message.pop("event")
+        if event == "chunk":
+            first, k, slot = int(message["first"]), int(message["count"]), int(message["slot"])
+            if first != delivered or not 0 < k <= count or first + k > len(wanted) or slot not in range(SLOTS):
+                raise DecodeFailure("decoder_error", "decode", "the child announced frames that cannot be", backend)
+            view = child.buffer.view(slot * slot_bytes, k * frame_bytes)
+            frames = np.frombuffer(view, np.uint8).reshape(k, probe.height, probe.width, 3)
+            delivered += k
+            yield Chunk(wanted[first : first + k], frames)
+            child.send({"do": "go on", "serial": child.reads}, "decode")
+        elif event == "probed":
+            yield Probe.from_message(message, payload)
+            return
+        elif event == "finished":
+            if delivered != len(wanted):
+                raise DecodeFailure("decoder_error", "decode", "the child left frames out", backend)
+            yield Finished(seconds=clock.spent, **message)
+            return
+        else:
+            raise DecodeFailure("decoder_error", "decode", f"unexpected answer {event}", backend)
+
+
+class _Child:
+    """The process, its channel, the pipe that ends it with us, and the buffer it writes to."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        lifeline_read, self._lifeline = os.pipe()
+        self.buffer = FrameBuffer.create()
+        self.reads = 0
+        """Serial number of the last reading, so that the child can tell late answers."""
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by kill)
+        fds = (theirs.fileno(), lifeline_read, self.buffer.fd)
+        try:
+            self.process = subprocess.Popen(
+                # -P: a stray numpy.py in the working directory must not be imported.
+                [sys.executable, "-P", "-m", "aqa_extract.decode.worker", *map(str, fds)],
+                stdin=subprocess.DEVNULL,
+                stdout=self._stderr,
+                stderr=self._stderr,
+                pass_fds=fds,
+                env=_environment(),
+            )
+        finally:
+            theirs.close()
+            os.close(lifeline_read)
+        self.channel = Channel(ours)
+        clock = _Clock(START_SECONDS)
+        try:
+            self.receive(clock, clock, "probe", "")
+        except BaseException:
+            self.kill()
+            raise
+
+    def send(self, message: dict[str, Any], stage: Stage, payload: bytes = b"") -> None:
+        try:
+            self.channel.send(message, payload)
+        except Gone:
+            raise self._death(stage, message.get("backend", "")) from None
+
+    def receive(self, clock: _Clock, limit: _Clock, stage: Stage, backend: str) -> tuple[dict[str, Any], bytes]:
+        """The next event; a failure that the child reports is raised as `_Reported`."""
+        try:
+            with clock.running(), limit.running() if limit is not clock else contextlib.nullcontext():
+                message, payload = self.channel.receive(max(0.0, limit.left))
+        except TimeoutError:
+            raise DecodeFailure(
+                "decode_timeout",
+                stage,
+                f"no answer from the decoder within {limit.limit:.0f} s",
+                backend,
+            ) from None
+        except Gone:
+            raise self._death(stage, backend) from None
+        if message.get("event") == "failed":
+            raise _Reported(DecodeFailure(message["reason"], message["stage"], message["detail"], message["backend"]))
+        return message, payload
+
+    def kill(self) -> None:
+        """End the process, whatever it is doing, and wait for it, so that no zombie stays."""
+        self.process.kill()
+        self.process.wait()
+        self.channel.close()
+        self.buffer.close()
+        self._stderr.close()
+        os.close(self._lifeline)
+
+    def _death(self, stage: Stage, backend: str) -> DecodeFailure:
+        """What ended the child without our doing."""
+        try:
+            code = self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return DecodeFailure("decoder_error", stage, "the decoder closed its channel", backend)
+        self._stderr.seek(max(0, os.fstat(self._stderr.fileno()).st_size - 2000))
+        said = self._stderr.read().decode(errors="replace").strip().splitlines()
+        tail = f": {said[-1]}" if said else ""
+        if code == -signal.SIGKILL:
+            return DecodeFailure(
+                "out_of_memory", stage, "the decoder was killed from outside, mostly by the system for memory", backend
+            )
+        if any("MemoryError" in line or "bad_alloc" in line for line in said[-3:]):
+            return DecodeFailure("out_of_memory", stage, f"the decoder reached its memory limit{tail}", backend)
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-code).name
+            return DecodeFailure("decoder_crashed", stage, f"the decoder died of {name}{tail}", backend)
+        return DecodeFailure("decoder_crashed", stage, f"the decoder exited with {code}{tail}", backend)
+
+
+def _environment() -> dict[str, str]:
+    """One thread everywhere, and this package importable also from a source tree."""
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in paths if p),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }

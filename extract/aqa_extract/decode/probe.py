@@ -1,0 +1,394 @@
+"""Is this file a video we may decode, and which frames does it show when?
+
+The display timeline comes from the packets, without decoding: a frame is shown at the presentation time of its
+packet, unless the edit list discards it. What decoding then yields is compared with this.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import av
+import av.container
+import av.error
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
+
+from aqa_extract.decode.failure import DecodeFailure
+
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf"
+"""Containers that FFmpeg may recognise: none of them can name another file to read, as playlists do."""
+MIN_SIDE = 16
+"""Pixels; smaller is no picture of a performance."""
+MISMATCH = 0.01
+"""Fraction of frames that may be missing or damaged before a video is refused rather than `degraded`."""
+
+DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
+DECORD_CODECS = ("h264", "mpeg4")
+DECORD_MAX_BYTES = 512 << 20
+"""decord decodes ahead of its reader without bound, so all its frames must fit."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a file is, as far as it can be known without decoding more than one frame."""
+
+    container: str
+    codec: str
+    pix_fmt: str
+    width: int
+    """Pixels, as displayed: after the rotation."""
+    height: int
+    rotation: int
+    """Degrees counter-clockwise by which a decoded frame is turned to be displayed: 0, 90, 180 or 270."""
+    mirrored: bool
+    """The frame is also flipped left to right, before it is turned."""
+    fps: float
+    n_expected: int
+    """Display frames that the packets announce."""
+    times: np.ndarray
+    """float64 (n_expected,), seconds of each display frame; the first is 0."""
+    has_edit_list: bool
+    vfr: bool
+    interlaced: bool
+    n_video_streams: int
+    size: int
+    """Bytes of the file, with `mtime_ns` its identity while it is read."""
+    mtime_ns: int
+    warnings: tuple[str, ...] = ()
+    decord_refusal: str = ""
+    """Why decord may not read it; empty where both backends give equal frames."""
+
+    def to_message(self) -> tuple[dict[str, Any], bytes]:
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "times"}
+        return values, self.times.astype("<f8").tobytes()
+
+    @classmethod
+    def from_message(cls, values: dict[str, Any], payload: bytes) -> Probe:
+        values = {**values, "warnings": tuple(values["warnings"])}
+        return cls(times=np.frombuffer(payload, "<f8").astype(np.float64), **values)
+
+
+class Source:
+    """A regular file, opened once: what is probed is what is read, whatever happens to its name."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            # Look before opening: opening a device can act on it.
+            _refuse_special(os.stat(path))
+            self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError as e:
+            dangling = os.path.islink(path)
+            raise DecodeFailure(
+                "not_regular_file" if dangling else "unreadable",
+                "probe",
+                "the link points to nothing" if dangling else "no such file",
+            ) from e
+        except OSError as e:
+            loop = os.path.islink(path) and not isinstance(e, PermissionError)
+            raise DecodeFailure("not_regular_file" if loop else "unreadable", "probe", e.strerror or str(e)) from e
+        self.before = os.fstat(self.fd)
+        try:
+            _refuse_special(self.before)
+            if self.before.st_size == 0:
+                raise DecodeFailure("empty_file", "probe", "the file has no bytes; copy or download it again")
+        except DecodeFailure:
+            os.close(self.fd)
+            raise
+
+    @property
+    def name(self) -> str:
+        """A name that no demuxer takes for a protocol or a pattern, and that is right for any file name."""
+        if os.path.isdir("/proc/self/fd"):
+            return f"/proc/self/fd/{self.fd}"
+        return os.path.abspath(self.path)
+
+    def head(self, size: int = 4096) -> bytes:
+        return os.pread(self.fd, size, 0)
+
+    def check_unchanged(self) -> None:
+        """Raises `changed_during_read` when the file grew, was rewritten, replaced or deleted."""
+        try:
+            now = [os.fstat(self.fd), os.stat(self.path)]
+        except OSError:
+            now = []
+        if not now or any(
+            (s.st_ino, s.st_size, s.st_mtime_ns) != (self.before.st_ino, self.before.st_size, self.before.st_mtime_ns)
+            for s in now
+        ):
+            raise DecodeFailure(
+                "changed_during_read", "decode", "the file changed while it was read; run again once it is whole"
+            )
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def _refuse_special(status: os.stat_result) -> None:
+    if stat.S_ISREG(status.st_mode):
+        return
+    kinds = {
+        stat.S_IFDIR: "a directory",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    kind = kinds.get(stat.S_IFMT(status.st_mode), "a special file")
+    raise DecodeFailure("not_regular_file", "probe", f"{kind}, not a file")
+
+
+@contextmanager
+def open_video(
+    source: Source, max_pixels: int, **options: str
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The file's container and its default video stream, ready for one thread.
+
+    Raises:
+        DecodeFailure: `forbidden_format`, `no_moov`, `not_a_video`, `no_video` or `too_large`.
+    """
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, **options}
+    try:
+        container = av.open(f"file:{source.name}", options=options, metadata_errors="replace")
+    except MemoryError as e:
+        raise DecodeFailure("out_of_memory", "probe", "no memory to open it") from e
+    except (av.error.FFmpegError, ValueError, OSError) as e:
+        raise _not_opened(source.head(), e) from e
+    with container:
+        stream = container.streams.best("video")
+        if stream is None or stream.disposition & Disposition.attached_pic:
+            raise DecodeFailure("no_video", "probe", "no video stream, only sound, subtitles or cover art")
+        assert isinstance(stream, av.VideoStream)
+        context = stream.codec_context
+        if context.width * context.height > max_pixels:
+            raise _too_large(context.width, context.height, max_pixels)
+        # Threads would make memory and error counts depend on timing; videos run in parallel instead.
+        context.thread_count = 1
+        # The stream header is only a claim; the decoder itself refuses what is larger.
+        context.options = {"max_pixels": str(max_pixels)}
+        yield container, stream
+
+
+def _too_large(width: int, height: int, max_pixels: int) -> DecodeFailure:
+    return DecodeFailure("too_large", "probe", f"frames of {width}x{height}, the limit is {max_pixels} pixels")
+
+
+def _not_opened(head: bytes, error: Exception) -> DecodeFailure:
+    """The most useful reason for a file that FFmpeg would not open."""
+    text = head.lstrip(b"\xef\xbb\xbf \r\n\t")
+    if text.startswith((b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0")) or b"ffconcat" in head[:200]:
+        return DecodeFailure("forbidden_format", "probe", "a playlist, which would make the decoder read other files")
+    pictures = {b"GIF8": "GIF", b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WebP"}
+    for magic, name in pictures.items():
+        if head.startswith(magic) and (magic != b"RIFF" or head[8:12] == b"WEBP"):
+            return DecodeFailure("forbidden_format", "probe", f"a {name} picture; convert it to a video first")
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"):
+        return DecodeFailure(
+            "no_moov", "probe", f"its index (moov) is missing or broken, mostly an incomplete download: {error}"
+        )
+    if isinstance(error, av.error.ArgumentError):
+        return DecodeFailure("forbidden_format", "probe", f"not one of the containers {FORMATS}")
+    return DecodeFailure("not_a_video", "probe", f"not recognised as a video: {error}")
+
+
+def probe(source: Source, max_pixels: int) -> Probe:
+    """Demux every packet and decode one frame.
+
+    Raises:
+        DecodeFailure: as `open_video`, and `too_small`, `no_frames`, `frame_count_mismatch`, `corrupt`,
+            `undecodable`.
+    """
+    with open_video(source, max_pixels) as (container, stream):
+        header = stream.frames
+        format_name = container.format.name
+        average = float(stream.average_rate or stream.guessed_rate or 0)
+        n_video = sum(not s.disposition & Disposition.attached_pic for s in container.streams.video)
+        announced = _announced_seconds(container, stream)
+        stamps: list[int | None] = []
+        discarded = damaged = 0
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            damaged += packet.is_corrupt
+            if packet.is_discard:
+                discarded += 1
+            else:
+                stamps.append(packet.pts if packet.pts is not None else packet.dts)
+        packets = len(stamps) + discarded
+        time_base = float(stream.time_base or 0)
+    if packets and not stamps:
+        raise DecodeFailure("no_frames", "probe", "its edit list shows none of its frames")
+    if not packets:
+        raise DecodeFailure("no_frames", "probe", "its video stream holds no frames")
+    warnings = []
+    if header > packets * (1 + MISMATCH) and format_name.startswith("mov"):
+        # Edit lists may leave whole groups of pictures out; without it every sample must be there.
+        with open_video(source, max_pixels, ignore_editlist="1") as (container, stream):
+            packets = max(packets, sum(p.size > 0 for p in container.demux(stream)))
+    if header > packets * (1 + MISMATCH):
+        raise DecodeFailure(
+            "frame_count_mismatch",
+            "probe",
+            f"its header announces {header} frames, the file holds {packets}: truncated or damaged",
+        )
+    if damaged > packets * MISMATCH:
+        raise DecodeFailure("corrupt", "probe", f"{damaged} of {packets} packets are damaged")
+    if header > packets or damaged:
+        warnings.append(f"degraded: header announces {header} frames, {packets} packets, {damaged} damaged")
+
+    times, fps, uniform = timeline(stamps, time_base, average)
+    if uniform:
+        warnings.append("timestamps are missing or repeat: frames taken as equally spaced")
+    if announced and times[-1] + 1 / fps < announced * (1 - MISMATCH) - 2 / fps:
+        raise DecodeFailure(
+            "frame_count_mismatch",
+            "probe",
+            f"announced as {announced:.2f} s long, its frames end at {times[-1] + 1 / fps:.2f} s: truncated",
+        )
+    frame, codec = _first_frame(source, max_pixels)
+    turned, mirrored, odd = orientation(frame)
+    if odd:
+        warnings.append("its display matrix is no right angle: frames are left as they are")
+    width, height = frame.width, frame.height
+    if min(width, height) < MIN_SIDE:
+        raise DecodeFailure("too_small", "probe", f"frames of {width}x{height}, the least is {MIN_SIDE} a side")
+    if width * height > max_pixels:
+        raise _too_large(width, height, max_pixels)
+    interlaced = bool(frame.interlaced_frame)
+    if interlaced:
+        warnings.append("interlaced: frames are used woven, motion will show combs")
+    pix_fmt = frame.format.name
+    gaps = np.diff(times)
+    vfr = bool(len(gaps)) and bool(gaps.max() > 1.5 * np.median(gaps) or gaps.min() < 0.5 * np.median(gaps))
+    found = Probe(
+        container=format_name,
+        codec=codec,
+        pix_fmt=pix_fmt,
+        width=height if turned in (90, 270) else width,
+        height=width if turned in (90, 270) else height,
+        rotation=turned,
+        mirrored=mirrored,
+        fps=fps,
+        n_expected=len(times),
+        times=times,
+        has_edit_list=discarded > 0,
+        vfr=vfr,
+        interlaced=interlaced,
+        n_video_streams=n_video,
+        size=source.before.st_size,
+        mtime_ns=source.before.st_mtime_ns,
+        warnings=tuple(warnings),
+    )
+    return Probe(**{**found.__dict__, "decord_refusal": decord_refusal(found, uniform, stamps)})
+
+
+def timeline(stamps: list[int | None], time_base: float, average: float) -> tuple[np.ndarray, float, bool]:
+    """Seconds of every display frame from 0, frames per second, and whether they had to be invented."""
+    known = np.array(sorted(s for s in stamps if s is not None), dtype=np.float64)
+    usable = len(known) == len(stamps) and time_base > 0 and bool(np.all(np.diff(known) > 0))
+    if usable and len(known) > 1:
+        times = (known - known[0]) * time_base
+        measured = (len(times) - 1) / times[-1]
+        # The declared rate is exact (30000/1001); timestamps in milliseconds are not.
+        fps = average if average and abs(measured - average) < 0.005 * average else measured
+        return times, fps, False
+    fps = average or 25.0
+    return np.arange(len(stamps)) / fps, fps, len(stamps) > 1
+
+
+def orientation(frame: av.VideoFrame) -> tuple[int, bool, bool]:
+    """(degrees counter-clockwise, mirrored first, not a right angle) from the frame's display matrix.
+
+    The matrix is 3x3 in 16.16 fixed point and maps a stored to a displayed point, y downwards, as in ISO 14496-12.
+    """
+    side = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    if side is None:
+        return 0, False, False
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side)[:36])
+    signs = tuple(int(np.sign(v)) if abs(v) > 1 << 12 else 0 for v in (a, b, c, d))
+    return (*_TURNS[signs], False) if signs in _TURNS else (0, False, True)
+
+
+_TURNS: dict[tuple[int, ...], tuple[int, bool]] = {
+    (1, 0, 0, 1): (0, False),
+    (0, 1, -1, 0): (270, False),
+    (-1, 0, 0, -1): (180, False),
+    (0, -1, 1, 0): (90, False),
+    (-1, 0, 0, 1): (0, True),
+    (1, 0, 0, -1): (180, True),
+    (0, 1, 1, 0): (90, True),
+    (0, -1, -1, 0): (270, True),
+}
+
+
+def _first_frame(source: Source, max_pixels: int) -> tuple[av.VideoFrame, str]:
+    """The first frame that can be decoded at all."""
+    problem = "no frame came out"
+    with open_video(source, max_pixels) as (container, stream):
+        codec = stream.codec_context.name
+        for packet in container.demux(stream):
+            try:
+                decoded = packet.decode()
+            except (MemoryError, av.error.FFmpegError, ValueError) as e:
+                if isinstance(e, MemoryError):
+                    raise DecodeFailure("out_of_memory", "probe", "no memory to decode one frame") from e
+                if "max pixel count" in str(e) or _names_too_large():
+                    raise DecodeFailure("too_large", "probe", f"its frames are larger than {max_pixels} pixels") from e
+                problem = str(e)
+                continue
+            for frame in decoded:
+                if isinstance(frame, av.VideoFrame):
+                    return frame, codec
+    raise DecodeFailure("undecodable", "probe", f"not one frame could be decoded ({codec}): {problem}")
+
+
+def _names_too_large() -> bool:
+    last = av.logging.get_last_error()[1]
+    return last is not None and "max pixel count" in last[2]
+
+
+def _announced_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """The length that a container without a frame count writes down, 0 where it is not the video's own."""
+    tag = stream.metadata.get("DURATION", "")
+    if tag and container.format.name.startswith("matroska"):
+        try:
+            hours, minutes, seconds = tag.split(":")
+            length = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        except ValueError:
+            return 0.0
+        first = float((stream.start_time or 0) * (stream.time_base or 0))
+        return length - max(first, 0.0)
+    return 0.0
+
+
+def decord_refusal(p: Probe, uniform: bool, stamps: list[int | None]) -> str:
+    """Why decord's frames might not equal PyAV's, '' where measurement found them equal (docs/decoding.md)."""
+    if p.container not in DECORD_CONTAINERS:
+        return f"container {p.container}"
+    if p.codec not in DECORD_CODECS:
+        return f"codec {p.codec}"
+    if p.pix_fmt != "yuv420p":
+        return f"pixel format {p.pix_fmt}"
+    if p.rotation or p.mirrored:
+        return "rotated"
+    if p.has_edit_list:
+        return "edit list"
+    if p.vfr or uniform:
+        return "irregular timestamps"
+    if p.interlaced:
+        return "interlaced"
+    if p.n_video_streams != 1:
+        return "several video streams"
+    if p.n_expected * p.width * p.height * 3 > DECORD_MAX_BYTES:
+        return f"all its frames would take more than {DECORD_MAX_BYTES >> 20} MiB"
+    if p.warnings:
+        return p.warnings[0]
+    return ""

@@ -1,0 +1,185 @@
+"""The two backends, under one frame semantics.
+
+Frame i is the i-th picture of the container's default video stream as displayed: after the edit list, in display
+order, turned by its display matrix, as 8-bit RGB by FFmpeg's own conversion. PyAV is the reference; decord is used
+only where `Probe.decord_refusal` is empty. Both run from the first frame to the last and never seek, because seeking
+is where decoders differ from themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import av
+import av.error
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from aqa_extract.decode.failure import DecodeFailure
+from aqa_extract.decode.probe import MISMATCH, Probe, Source, open_video
+
+
+@dataclass
+class Tally:
+    """What a reader found out by decoding."""
+
+    backend: str
+    version: str
+    decoded: int = 0
+    """Display frames that came out."""
+    corrupt: int = 0
+    """Packets or frames that the decoder complained about."""
+    complete: bool = False
+    """The stream was read to its end, so `decoded` is its true length."""
+    stamps: list[int | None] = field(default_factory=list)
+    time_base: float = 0.0
+
+
+class Reader(Protocol):
+    """What both backends offer: `read` yields each wanted frame in order and fills `tally`."""
+
+    tally: Tally
+
+    def read(self, wanted: Sequence[int], end: int | None) -> Iterator[np.ndarray]: ...
+
+
+def display(rgb: np.ndarray, probe: Probe) -> np.ndarray:
+    """A stored frame (H, W, 3) as it is displayed."""
+    if probe.mirrored:
+        rgb = rgb[:, ::-1]
+    return np.rot90(rgb, probe.rotation // 90) if probe.rotation else rgb
+
+
+class AvReader:
+    """Sequential decoding with PyAV."""
+
+    def __init__(self, source: Source, probe: Probe, max_pixels: int) -> None:
+        self.source, self.probe, self.max_pixels = source, probe, max_pixels
+        self.tally = Tally("av", av.__version__)
+
+    def read(self, wanted: Sequence[int], end: int | None) -> Iterator[np.ndarray]:
+        """Yield frames `wanted` (sorted, may repeat); stop after frame `end - 1`, or read to the end if None.
+
+        Reading on after the last wanted frame costs time, but only the end tells whether the header's frame
+        count, on which the plan rests, was true. Where a part ends earlier its frames are all there is to check.
+        """
+        tally = self.tally
+        to_rgb = VideoReformatter()
+        position = 0
+        with open_video(self.source, self.max_pixels) as (container, stream):
+            tally.time_base = float(stream.time_base or 0)
+            size: tuple[int, int] | None = None
+            for frame in self._frames(container, stream):
+                if size is None:
+                    size = (frame.width, frame.height)
+                elif size != (frame.width, frame.height):
+                    raise DecodeFailure(
+                        "resolution_change",
+                        "decode",
+                        f"frame {tally.decoded} is {frame.width}x{frame.height}, the ones before are"
+                        f" {size[0]}x{size[1]}; re-encode the video at one size",
+                        "av",
+                    )
+                tally.stamps.append(frame.pts)
+                if position < len(wanted) and wanted[position] == tally.decoded:
+                    # threads=1: with more, PyAV 17 waits longer for its threads than it converts.
+                    rgb = to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                    rgb = display(rgb, self.probe)
+                    while position < len(wanted) and wanted[position] == tally.decoded:
+                        yield rgb
+                        position += 1
+                tally.decoded += 1
+                if end is not None and tally.decoded >= end:
+                    return
+        tally.complete = True
+
+    def _frames(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+        """Every frame that comes out; packets that fail, or that libavcodec logs an error about, are counted."""
+        logged = av.logging.get_last_error()[0]
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.error.FFmpegError:
+                # The demuxer cannot go on: what is missing shows in the frame count.
+                self.tally.corrupt += 1
+                return
+            failed = False
+            try:
+                decoded = packet.decode()
+            except MemoryError as e:
+                raise DecodeFailure("out_of_memory", "decode", "no memory for the next frame", "av") from e
+            except (av.error.FFmpegError, ValueError):
+                failed, decoded = True, []
+            complaints = av.logging.get_last_error()[0]
+            if not packet.is_discard and (
+                failed or packet.is_corrupt or complaints > logged or any(f.is_corrupt for f in decoded)
+            ):
+                self.tally.corrupt += 1
+            logged = complaints
+            for frame in decoded:
+                if isinstance(frame, av.VideoFrame):
+                    yield frame
+
+
+class DecordReader:
+    """Sequential reading with decord: `skip_frames` and `next`, never an index, so that it does not seek."""
+
+    def __init__(self, source: Source, probe: Probe) -> None:
+        import decord
+
+        decord.logging.set_level(decord.logging.ERROR)
+        self.probe = probe
+        self.tally = Tally("decord", decord.__version__)
+        try:
+            self.reader = decord.VideoReader(source.name, num_threads=1)
+        except Exception as e:
+            raise DecodeFailure("undecodable", "decode", f"decord: {_gist(e)}", "decord") from e
+        if len(self.reader) != probe.n_expected:
+            raise DecodeFailure(
+                "frame_count_mismatch",
+                "decode",
+                f"decord counts {len(self.reader)} frames, the container {probe.n_expected}",
+                "decord",
+            )
+
+    def read(self, wanted: Sequence[int], end: int | None) -> Iterator[np.ndarray]:
+        """As `AvReader.read`. The last frame is fetched even if unwanted: it proves that all before it exist."""
+        last = (self.probe.n_expected if end is None else end) - 1
+        position = 0
+        for index in sorted({*wanted, last}):
+            try:
+                if index > position:
+                    self.reader.skip_frames(index - position)
+                rgb = self.reader.next().asnumpy()
+            except MemoryError as e:
+                raise DecodeFailure("out_of_memory", "decode", "no memory for the next frame", "decord") from e
+            except Exception as e:
+                detail = f"decord at frame {index}: {_gist(e)}"
+                raise DecodeFailure("undecodable", "decode", detail, "decord") from e
+            if rgb.shape != (self.probe.height, self.probe.width, 3):
+                raise DecodeFailure("resolution_change", "decode", f"frame {index} is {rgb.shape}", "decord")
+            position = index + 1
+            self.tally.decoded = position
+            for _ in range(int(np.count_nonzero(np.asarray(wanted) == index))):
+                yield rgb
+        self.tally.complete = end is None
+
+
+def _gist(error: Exception) -> str:
+    """decord's message without its build paths and stack."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return line.rsplit("] ", 1)[-1].split(".cc:", 1)[-1]
+
+
+def damage(tally: Tally, expected: int) -> str:
+    """The reason to refuse what was decoded ('' if there is none) when more than 1 % is damaged or missing."""
+    if tally.corrupt > MISMATCH * expected:
+        return "corrupt"
+    if tally.complete and abs(tally.decoded - expected) > MISMATCH * expected:
+        return "frame_count_mismatch"
+    return ""

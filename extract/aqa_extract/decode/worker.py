@@ -1,0 +1,224 @@
+"""The child: opens untrusted files, and can be killed at any moment without leaving anything behind.
+
+Started as `python -m aqa_extract.decode.worker CHANNEL LIFELINE BUFFER` with three inherited descriptors. It
+imports NumPy and PyAV, and decord when it is first asked for: it starts in a fifth of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from dataclasses import replace
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+
+from aqa_extract.decode.failure import DecodeFailure
+from aqa_extract.decode.probe import Probe, Source, probe, timeline
+from aqa_extract.decode.readers import AvReader, DecordReader, Reader, damage
+from aqa_extract.decode.wire import Channel, FrameBuffer, Gone
+
+SLOTS = 2
+"""Chunks in flight: one is filled while the parent uses the other."""
+HIDDEN_FRAME_CODECS = ("vp8", "vp9", "av1", "mpeg4", "h264", "hevc", "mpeg2video", "mpeg1video", "vc1", "wmv3")
+
+
+def main() -> None:
+    channel_fd, lifeline_fd, buffer_fd = (int(a) for a in sys.argv[1:4])
+    _live_with_parent(lifeline_fd)
+    _quiet()
+    channel = Channel(socket.socket(fileno=channel_fd))
+    worker = Worker(channel, FrameBuffer(buffer_fd))
+    with contextlib.suppress(Gone):
+        channel.send({"event": "ready"})
+        while True:
+            worker.answer(*channel.receive())
+
+
+def _live_with_parent(lifeline_fd: int) -> None:
+    """Die when the parent does, even inside a native loop that never gives Python the turn.
+
+    The parent holds the other end of a pipe and never writes; when it closes, the kernel sends SIGIO, whose
+    default is to end the process. (PR_SET_PDEATHSIG would fire when the parent's *thread* ends.) Signals to the
+    process group are for the parent to interpret: were we to die of them, it would blame the video.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+    try:
+        if os.read(lifeline_fd, 1) == b"":
+            os._exit(0)  # The parent was gone before we asked to be told.
+    except BlockingIOError:
+        pass
+
+
+def _quiet() -> None:
+    """FFmpeg's complaints are counted, not printed; no core files, and no file of ours grows beyond a megabyte."""
+    av.logging.set_level(av.logging.ERROR)
+    logger = logging.getLogger("libav")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+
+class Worker:
+    """Answers `probe` and `read`; between them it keeps the file open."""
+
+    def __init__(self, channel: Channel, buffer: FrameBuffer) -> None:
+        self.channel, self.buffer = channel, buffer
+        self.source: Source | None = None
+        self.probe: Probe | None = None
+        self.max_pixels = 0
+
+    def answer(self, command: dict[str, Any], payload: bytes) -> None:
+        if command["do"] == "go on":
+            return  # For a reading that failed before the parent had used all its chunks.
+        backend = command.get("backend", "")
+        stage = "probe" if command["do"] == "probe" else "decode"
+        try:
+            if command["do"] == "probe":
+                self._probe(command)
+            else:
+                self._read(command, np.frombuffer(payload, "<i4"))
+        except DecodeFailure as e:
+            self._failed(e.reason, e.stage, e.detail, e.backend or backend)
+        except MemoryError:
+            self._failed("out_of_memory", stage, "the decoder reached its memory limit", backend)
+        except Gone:
+            raise
+        except Exception as e:  # A bug of ours or of a library is one video's failure, not the run's.
+            self._failed("decoder_error", stage, f"{type(e).__name__}: {e}", backend)
+
+    def _failed(self, reason: str, stage: str, detail: str, backend: str) -> None:
+        self.channel.send({"event": "failed", "reason": reason, "stage": stage, "detail": detail, "backend": backend})
+
+    def _probe(self, command: dict[str, Any]) -> None:
+        if self.source is not None:
+            self.source.close()
+            self.source = None
+        if command["max_bytes"]:
+            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+            resource.setrlimit(resource.RLIMIT_AS, (command["max_bytes"], hard))
+        self.max_pixels = command["max_pixels"]
+        # The name travels with its undecodable bytes as surrogates, which JSON keeps.
+        self.source = Source(command["path"])
+        self.probe = probe(self.source, self.max_pixels)
+        values, payload = self.probe.to_message()
+        self.channel.send({"event": "probed", **values}, payload)
+
+    def _read(self, command: dict[str, Any], wanted: np.ndarray) -> None:
+        assert self.source is not None, "probe comes first"
+        assert self.probe is not None
+        self.buffer.grow(command["buffer_bytes"])
+        reader: Reader
+        if command["backend"] == "decord":
+            noise = _stderr_size()
+            reader = DecordReader(self.source, self.probe)
+        else:
+            reader = AvReader(self.source, self.probe, self.max_pixels)
+        end = command["end"]
+        self._send_frames(reader, wanted, end, command)
+        self.source.check_unchanged()
+        tally = reader.tally
+        if tally.backend == "decord" and _stderr_size() > noise:
+            # Only PyAV can count what is damaged, and newer decoders conceal damage differently.
+            raise DecodeFailure("corrupt", "decode", "decord reports errors in the stream", "decord")
+        expected = len(self.probe.times) if end is None else end
+        if tally.complete and tally.decoded != expected and tally.decoded and not tally.corrupt:
+            # Nothing was damaged: the container counts packets that show no frame of their own.
+            self._recount(reader)
+            return
+        if reason := damage(tally, expected):
+            raise DecodeFailure(
+                reason,
+                "decode",
+                f"{tally.decoded} of {expected} frames decoded, {tally.corrupt} damaged",
+                tally.backend,
+            )
+        if tally.complete and tally.decoded != expected:
+            self._recount(reader)
+            return
+        if tally.decoded < expected:
+            raise DecodeFailure(
+                "frame_count_mismatch",
+                "decode",
+                f"{tally.decoded} of {expected} frames decoded",
+                tally.backend,
+            )
+        warnings = [f"degraded: {tally.corrupt} of {expected} frames damaged"] if tally.corrupt else []
+        self.channel.send(
+            {
+                "event": "finished",
+                "backend": tally.backend,
+                "version": tally.version,
+                "decoded": tally.decoded,
+                "corrupt": tally.corrupt,
+                "warnings": warnings,
+            }
+        )
+
+    def _recount(self, reader: Reader) -> None:
+        """Tell the parent the true timeline; it plans anew and asks again."""
+        assert self.probe is not None
+        tally = reader.tally
+        times, fps, _ = timeline(tally.stamps, tally.time_base, self.probe.fps)
+        warning = f"degraded: {self.probe.n_expected} frames announced, {tally.decoded} decoded"
+        self.probe = replace(
+            self.probe,
+            times=times,
+            fps=fps,
+            n_expected=tally.decoded,
+            warnings=(*self.probe.warnings, warning),
+        )
+        values, payload = self.probe.to_message()
+        self.channel.send({"event": "probed", **values}, payload)
+
+    def _send_frames(self, reader: Reader, wanted: np.ndarray, end: int | None, command: dict[str, Any]) -> None:
+        """Write frames into alternate slots, announcing each full one; wait when both are the parent's."""
+        assert self.probe is not None
+        shape = (self.probe.height, self.probe.width, 3)
+        chunk_frames, slot_bytes, serial = command["chunk_frames"], command["slot_bytes"], command["serial"]
+        sent = filled = slot = 0
+        credits = SLOTS
+        chunk: np.ndarray | None = None
+        for frame in reader.read(wanted.tolist(), end):
+            if chunk is None:
+                while credits == 0:
+                    credits += self._told_to_go_on(serial)
+                view = self.buffer.view(slot * slot_bytes, chunk_frames * int(np.prod(shape)))
+                chunk = np.frombuffer(view, np.uint8).reshape(chunk_frames, *shape)
+            if frame.shape != shape:
+                raise DecodeFailure(
+                    "resolution_change", "decode", f"a frame of {frame.shape}, announced {shape}", reader.tally.backend
+                )
+            chunk[filled] = frame
+            filled += 1
+            if filled == chunk_frames or sent + filled == len(wanted):
+                self.channel.send({"event": "chunk", "slot": slot, "first": sent, "count": filled})
+                sent, filled, chunk = sent + filled, 0, None
+                slot, credits = (slot + 1) % SLOTS, credits - 1
+        if filled:
+            self.channel.send({"event": "chunk", "slot": slot, "first": sent, "count": filled})
+
+    def _told_to_go_on(self, serial: int) -> int:
+        """1 when the parent gave a slot back, 0 when that slot was of an earlier, failed reading."""
+        answer, _ = self.channel.receive()
+        return int(answer["serial"] == serial)
+
+
+def _stderr_size() -> int:
+    return os.fstat(2).st_size
+
+
+if __name__ == "__main__":
+    main()
