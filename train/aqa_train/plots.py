@@ -88,8 +88,9 @@ def _scatter(results: Sequence[dict[str, Any]], summary: dict[str, Any]) -> Any:
         rho += "" if value["std"] is None else f" ± {value['std']:.3f}"
         axis.set_title(f"{method}   Spearman {rho}")
         axis.set(xlabel="true score", xlim=(low - pad, high + pad), ylim=(low - pad, high + pad), aspect="equal")
-    seeds = summary["protocol"]["seeds"]
-    axes[0][0].set_ylabel("predicted score" + (f" (mean of {seeds} seeds, bars min–max)" if seeds > 1 else ""))
+    axes[0][0].set_ylabel("predicted score")
+    if (seeds := summary["protocol"]["seeds"]) > 1:
+        figure.supxlabel(f"test videos: mean of {seeds} seeds, bars from lowest to highest", fontsize=8.5, color=SOFT)
     return figure
 
 
@@ -97,7 +98,7 @@ def _curves(results: Sequence[dict[str, Any]]) -> Any:
     """A panel a loss: the median over runs by epoch, with the range."""
     methods = list(dict.fromkeys(r["method"] for r in results))
     terms = list(dict.fromkeys(k for r in results for row in r["history"] for k in row))
-    columns = min(len(terms), 3)
+    columns = 2 if len(terms) == 4 else min(len(terms), 3)
     figure, axes = _figure(columns, -(-len(terms) // columns), height=3.0)
     for axis in axes.flat[len(terms) :]:
         axis.set_visible(False)
@@ -114,13 +115,15 @@ def _curves(results: Sequence[dict[str, Any]]) -> Any:
             marker = "o" if len(epochs) == 1 else None
             axis.fill_between(epochs, np.nanmin(values, 0), np.nanmax(values, 0), color=colour, alpha=0.15, linewidth=0)
             axis.plot(epochs, np.nanmedian(values, 0), color=colour, linewidth=1.4, marker=marker, label=method)
-        if term != "validation_spearman" and all(line.get_ydata().min() > 0 for line in axis.lines):
+        values = np.concatenate([np.asarray(line.get_ydata()) for line in axis.lines])
+        # Decades of decrease want a logarithmic axis; less than one reads better on a linear one.
+        if term != "validation_spearman" and values.min() > 0 and values.max() > 10 * values.min():
             axis.set_yscale("log")
         axis.set_title(titles.get(term, term))
         axis.set_xlabel("epoch")
     if len(methods) > 1:
         axes[0][0].legend()
-    axes[0][0].set_ylabel("loss (median and range of runs)")
+    figure.supxlabel("median and range over the runs", fontsize=8.5, color=SOFT)
     return figure
 
 

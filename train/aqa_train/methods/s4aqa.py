@@ -19,10 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +31,9 @@ from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch
 from aqa_train.layers import Pooling, TemporalConv, mlp, pool_time, reverse_gradient
 
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
 MaskValue = Literal["zeros", "mean", "noise", "learned"]
 
 
@@ -37,34 +41,34 @@ MaskValue = Literal["zeros", "mean", "noise", "learned"]
 class S4AQAConfig:
     """Settings of S4AQA; the weights and the three convolutions are the paper's, most widths are not in it."""
 
-    recovery_weight: float = 40.0
+    recovery_weight: NotNegative = 40.0
     """λ1 of equation 8 (section IV-A)."""
-    adversarial_weight: float = 0.1
+    adversarial_weight: NotNegative = 0.1
     """λ2 of equation 8 (section IV-A)."""
-    widths: tuple[int, ...] = (512, 256, 256)
+    widths: tuple[Positive, ...] = (512, 256, 256)
     """Channels after each temporal convolution; three of them is the paper's, the widths are ours."""
-    kernel: int = 3
+    kernel: Positive = 3
     """Length of the temporal convolutions (ours)."""
-    dropout: float = 0.3
+    dropout: Probability = 0.3
     """In every convolution block (ours)."""
     norm_first: bool = True
     """Conv, batch norm, ReLU, dropout (ours); False puts ReLU before batch norm, the order of the paper's list."""
     pooling: Pooling = "mean"
     """How the encoded sequence becomes the vector f (ours); `flatten` keeps where the hidden segment was."""
-    masked: int = 1
+    masked: Positive = 1
     """Segments hidden in each video; with more, the mean of the hidden ones is recovered (Table VI)."""
     mask_value: MaskValue = "zeros"
     """What a hidden segment is replaced by (ours): zeros, the mean of the visible segments, noise with the
     video's own mean and deviation, or a learned vector."""
     recover: Literal["unlabelled", "all"] = "unlabelled"
     """Whose segments are recovered: the paper's, or labelled videos' too (Table IX, `w/ labeled data`)."""
-    regressor_width: int = 128
+    regressor_width: Positive = 128
     """Hidden width of R (ours)."""
-    decoder_width: int = 512
+    decoder_width: Positive = 512
     """Hidden width of Φ (ours)."""
-    discriminator_width: int = 128
+    discriminator_width: Positive = 128
     """Hidden width of D (ours)."""
-    reversal: float = 1.0
+    reversal: NotNegative = 1.0
     """Coefficient of the gradient reversal; λ2 already scales the loss (ours)."""
 
 
@@ -83,6 +87,7 @@ class S4AQA(nn.Module):
             )
         self.config = config
         self.channels = tuple(channels)
+        self.segments = segments
         width = config.widths[-1] * (segments if config.pooling == "flatten" else 1)
         self.encoder = nn.ModuleList(_Encoder(c, config) for c in self.channels)
         self.regressor = mlp(width * len(self.channels), config.regressor_width, 1)
@@ -101,9 +106,26 @@ class S4AQA(nn.Module):
         self, x: Float[Tensor, "batch time channels"], present: Bool[Tensor, "batch time"] | None = None
     ) -> list[Float[Tensor, "batch width"]]:
         """f of every stream (equation 1)."""
+        if self.config.pooling == "flatten":
+            x, present = self._fill(x, present)
         streams = x.split(self.channels, dim=-1)
         encoded = (encoder(s, present) for encoder, s in zip(self.encoder, streams, strict=True))
         return [pool_time(e, present, self.config.pooling) for e in encoded]
+
+    def _fill(
+        self, x: Float[Tensor, "batch time channels"], present: Bool[Tensor, "batch time"] | None
+    ) -> tuple[Float[Tensor, "batch segments channels"], Bool[Tensor, "batch segments"] | None]:
+        """Flattened sequences must have one length: shorter batches are padded."""
+        missing = self.segments - x.shape[1]
+        if missing < 0:
+            raise UsageError(
+                f"a video of {x.shape[1]} segments does not fit pooling = flatten, trained with {self.segments}",
+                fix="extract as many segments as for training, or train with pooling = mean",
+            )
+        if missing == 0:
+            return x, present
+        there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if present is None else present
+        return F.pad(x, (0, 0, 0, missing)), F.pad(there, (0, missing))
 
     def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
         """Unweighted terms; the trainer weights them by the settings `<term>_weight`, sums and logs them."""
@@ -119,8 +141,9 @@ class S4AQA(nn.Module):
                 fix="label a smaller part (--labelled 0.4), add videos without scores, or use --method aa",
             )
 
-        f_unlabelled = [] if config.adversarial_weight == 0 else [unlabelled]
-        logits = [self.discriminate(self.summaries(b.features, b.present)) for b in f_unlabelled]
+        logits = []
+        if config.adversarial_weight > 0:
+            logits.append(self.discriminate(self.summaries(unlabelled.features, unlabelled.present)))
         if config.recovery_weight > 0:
             f_masked, error = self.recover(unlabelled)
             terms["recovery"] = error

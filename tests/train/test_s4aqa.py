@@ -1,0 +1,355 @@
+"""S4AQA: every loss by hand and against the paper's formula, what each trains, and that it learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aqa_shared.errors import UsageError
+from aqa_train.batch import Batch
+from aqa_train.layers import TemporalConv, mlp, pool_time, reverse_gradient
+from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig, choose_segments, domain_loss, hide
+
+SMALL = S4AQAConfig(widths=(12, 8, 8), regressor_width=6, decoder_width=10, discriminator_width=6)
+
+
+def batch(videos: int, *, segments: int = 5, channels: int = 4, seed: int = 0, scored: bool = True) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.rand(videos, generator=g) * 5 if scored else torch.full((videos,), torch.nan)
+    return Batch(torch.rand(videos, segments, channels, generator=g), scores)
+
+
+def small(config: S4AQAConfig = SMALL, channels: tuple[int, ...] = (4,), segments: int = 5) -> S4AQA:
+    torch.manual_seed(1)
+    return S4AQA(channels, segments, config)
+
+
+# ---- by hand ----------------------------------------------------------------------------------------------
+
+
+def test_reversed_gradient_is_minus_scale_times_the_gradient() -> None:
+    x = torch.tensor([1.0, -2.0, 3.0], requires_grad=True)
+    y = reverse_gradient(x, 0.5)
+    assert torch.equal(y, x)
+    (y * torch.tensor([1.0, 10.0, 100.0])).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [-0.5, -5.0, -50.0]
+
+
+def test_score_loss_by_hand() -> None:
+    # Errors 1, -2 and 3 give (1 + 4 + 9) / 3.
+    model = small()
+    model.eval()
+    labelled = batch(3)
+    with torch.no_grad():
+        predicted = model(labelled.features)
+    target = predicted - torch.tensor([1.0, -2.0, 3.0])
+    aa = small(S4AQAConfig(**{**vars(SMALL), "recovery_weight": 0.0, "adversarial_weight": 0.0}))
+    aa.load_state_dict(model.state_dict())
+    aa.eval()
+    terms = aa.losses(Batch(labelled.features, target), batch(2))
+    assert set(terms) == {"score"}
+    assert terms["score"].item() == pytest.approx(14 / 3, rel=1e-5)
+
+
+def test_domain_loss_by_hand() -> None:
+    # D = 1/2 for the labelled, 3/4 and 1/4 for clean and masked: -log(1/2) and the mean of log 4 and log(4/3).
+    odds = math.log(3.0)
+    loss = domain_loss(torch.zeros(1), [torch.tensor([odds]), torch.tensor([-odds])])
+    assert loss.item() == pytest.approx(math.log(2) + (math.log(4) + math.log(4 / 3)) / 2, rel=1e-6)
+
+
+def test_recovery_loss_by_hand() -> None:
+    # A decoder that always answers 0.25 misses features that are all 1 by 0.75.
+    model = small()
+    for decoder in model.decoder:
+        for parameter in decoder.parameters():
+            nn.init.zeros_(parameter)
+        decoder[-1].bias.data.fill_(0.25)
+    _, error = model.recover(Batch(torch.ones(2, 5, 4), torch.zeros(2)))
+    assert error.item() == pytest.approx(0.75)
+
+
+def test_several_hidden_segments_are_recovered_as_their_mean() -> None:
+    model = small(S4AQAConfig(**{**vars(SMALL), "masked": 3}), segments=4)
+    for decoder in model.decoder:
+        for parameter in decoder.parameters():
+            nn.init.zeros_(parameter)
+    # Segments worth 0, 1, 2 and 3: hiding all but one leaves means between (0+1+2)/3 and (1+2+3)/3.
+    x = torch.arange(4.0)[None, :, None].expand(1, 4, 4).clone()
+    means = {round(model.recover(Batch(x, torch.zeros(1)))[1].item(), 4) for _ in range(60)}
+    assert means == {1.0, 1.3333, 1.6667, 2.0}
+
+
+# ---- the paper's formulas ---------------------------------------------------------------------------------
+
+
+def _reference_domain(d_clean: Tensor, d_masked: Tensor, d_labelled: Tensor) -> Tensor:
+    """Equation 6, negated because D maximises it: D gives probabilities."""
+    u, n = len(d_clean), len(d_labelled)
+    value = (torch.log(1 - d_clean) + torch.log(1 - d_masked)).sum() / (2 * u) + torch.log(d_labelled).sum() / n
+    return -value
+
+
+def _reference_recovery(decoded: Tensor, target: Tensor) -> Tensor:
+    """Equation 5 with the mean over channels."""
+    return sum((d - t).abs().mean() for d, t in zip(decoded, target, strict=True)) / len(decoded)  # type: ignore[return-value]
+
+
+def test_losses_equal_the_papers_formulas() -> None:
+    model = small(S4AQAConfig(**{**vars(SMALL), "dropout": 0.0}))
+    model.eval()
+    labelled, unlabelled = batch(4), batch(6, seed=1, scored=False)
+    torch.manual_seed(7)
+    terms = model.losses(labelled, unlabelled)
+    torch.manual_seed(7)
+    hidden = choose_segments(unlabelled.features, None, 1)
+    masked = unlabelled.features.clone()
+    masked[hidden] = 0
+
+    def encode(x: Tensor) -> Tensor:
+        return _reference_encoder(model, x).mean(dim=1)
+
+    f_l, f_u, f_m = encode(labelled.features), encode(unlabelled.features), encode(masked)
+    y = model.regressor(f_l).squeeze(-1)
+    assert terms["score"].item() == pytest.approx(((labelled.scores - y) ** 2).sum().item() / 4, rel=1e-5)
+    target = unlabelled.features[hidden]
+    assert terms["recovery"].item() == pytest.approx(
+        _reference_recovery(model.decoder[0](f_m), target).item(), rel=1e-5
+    )
+    d_u, d_m, d_l = (torch.sigmoid(model.discriminator(f)).squeeze(-1) for f in (f_u, f_m, f_l))
+    assert terms["adversarial"].item() == pytest.approx(_reference_domain(d_u, d_m, d_l).item(), rel=1e-5)
+
+
+def _reference_encoder(model: S4AQA, x: Tensor) -> Tensor:
+    """Conv1d, BatchNorm1d and ReLU as torch has them, with the model's weights."""
+    x = x.transpose(1, 2)
+    for block in model.encoder[0].blocks:  # type: ignore[union-attr]
+        weight = block.linear.weight.unflatten(1, (block.kernel, -1)).transpose(1, 2)  # type: ignore
+        x = F.conv1d(x, weight, block.linear.bias, padding=block.kernel // 2)  # type: ignore
+        x = F.relu(block.norm(x))  # type: ignore
+    return x.transpose(1, 2)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_temporal_conv_is_conv1d(norm_first: bool) -> None:
+    torch.manual_seed(0)
+    block = TemporalConv(3, 7, kernel=5, dropout=0.0, norm_first=norm_first)
+    conv = nn.Conv1d(3, 7, 5, padding=2)
+    with torch.no_grad():
+        block.linear.weight.copy_(conv.weight.permute(0, 2, 1).reshape(7, -1))
+        assert conv.bias is not None
+        block.linear.bias.copy_(conv.bias)
+    x = torch.randn(4, 6, 3)
+    y = conv(x.transpose(1, 2))
+    norm = nn.BatchNorm1d(7)
+    y = F.relu(norm(y)) if norm_first else norm(F.relu(y))
+    torch.testing.assert_close(block(x), y.transpose(1, 2), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(block.norm.running_var, norm.running_var)
+
+
+def test_temporal_conv_starts_as_widely_as_conv1d() -> None:
+    torch.manual_seed(0)
+    block, conv = TemporalConv(64, 128, kernel=3, dropout=0.0), nn.Conv1d(64, 128, 3)
+    assert block.linear.weight.abs().max().item() == pytest.approx(conv.weight.abs().max().item(), rel=0.01)
+    assert block.linear.weight.std().item() == pytest.approx(conv.weight.std().item(), rel=0.02)
+
+
+# ---- what each loss trains --------------------------------------------------------------------------------
+
+
+def trained_by(term: str, config: S4AQAConfig = SMALL, channels: tuple[int, ...] = (4,)) -> set[str]:
+    model = small(config, channels)
+    c = sum(channels)
+    losses = model.losses(batch(6, channels=c), batch(6, channels=c, seed=1, scored=False))
+    losses[term].backward()
+    return {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+@pytest.mark.parametrize("channels", [(4,), (4, 3)])
+def test_each_loss_trains_exactly_its_parts(channels: tuple[int, ...]) -> None:
+    assert trained_by("score", channels=channels) == {"encoder", "regressor"}
+    assert trained_by("recovery", channels=channels) == {"encoder", "decoder"}
+    assert trained_by("adversarial", channels=channels) == {"encoder", "discriminator"}
+
+
+def test_a_learned_mask_is_trained_by_what_sees_it() -> None:
+    config = S4AQAConfig(**{**vars(SMALL), "mask_value": "learned"})
+    assert trained_by("recovery", config) == {"encoder", "decoder", "mask_token"}
+
+
+def test_the_discriminator_improves_where_the_encoder_worsens_it() -> None:
+    """One small step of D along the gradient lowers the adversarial loss; one of E raises it."""
+    config = S4AQAConfig(**{**vars(SMALL), "dropout": 0.0, "recovery_weight": 0.0})
+    labelled, unlabelled = batch(8), batch(8, seed=1, scored=False)
+
+    def after_a_step_of(part: Callable[[S4AQA], nn.Module]) -> float:
+        model = small(config)
+        before = model.losses(labelled, unlabelled)["adversarial"]
+        before.backward()
+        with torch.no_grad():
+            for p in part(model).parameters():
+                if p.grad is not None:
+                    p -= 1e-2 * p.grad
+        return model.losses(labelled, unlabelled)["adversarial"].item() - before.item()
+
+    assert after_a_step_of(lambda m: m.discriminator) < 0
+    assert after_a_step_of(lambda m: m.encoder) > 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "terms"),
+    [
+        ((40.0, 0.1), {"score", "recovery", "adversarial"}),
+        ((40.0, 0.0), {"score", "recovery"}),
+        ((0.0, 0.1), {"score", "adversarial"}),
+        ((0.0, 0.0), {"score"}),
+    ],
+)
+def test_ablations_leave_terms_out(weights: tuple[float, float], terms: set[str]) -> None:
+    config = S4AQAConfig(**{**vars(SMALL), "recovery_weight": weights[0], "adversarial_weight": weights[1]})
+    assert set(small(config).losses(batch(4), batch(4, seed=1))) == terms
+
+
+# ---- hiding -----------------------------------------------------------------------------------------------
+
+
+def test_segments_are_chosen_uniformly_and_differ() -> None:
+    torch.manual_seed(0)
+    hidden = choose_segments(torch.zeros(9000, 6, 1), None, 2)
+    assert (hidden.sum(dim=1) == 2).all()
+    # 3000 expected at each place; five standard deviations are 220.
+    assert (hidden.sum(dim=0) - 3000).abs().max() < 220
+
+
+def test_only_present_segments_are_hidden_and_one_stays() -> None:
+    torch.manual_seed(0)
+    present = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]], dtype=torch.bool)
+    for _ in range(50):
+        hidden = choose_segments(torch.zeros(3, 6, 1), present, 3)
+        assert not (hidden & ~present).any()
+        assert hidden.sum(dim=1).tolist() == [3, 1, 3]
+
+
+def test_mask_values() -> None:
+    x = torch.tensor([[[1.0], [3.0], [8.0]]])
+    hidden = torch.tensor([[False, False, True]])
+    assert hide(x, hidden, None, "zeros").flatten().tolist() == [1, 3, 0]
+    assert hide(x, hidden, None, "mean").flatten().tolist() == [1, 3, 2]
+    assert hide(x, hidden, None, "learned", torch.tensor([7.0])).flatten().tolist() == [1, 3, 7]
+    torch.manual_seed(0)
+    noise = hide(x.expand(4000, 3, 1), hidden.expand(4000, 3), None, "noise")[:, 2, 0]
+    assert noise.mean().item() == pytest.approx(2.0, abs=0.1)
+    assert noise.std().item() == pytest.approx(1.0, abs=0.1)
+    present = torch.tensor([[True, False, True]])
+    assert hide(x, hidden, present, "mean").flatten().tolist() == [1, 3, 1]
+
+
+# ---- padding, streams, poolings ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_a_padded_video_scores_as_it_does_alone(pooling: str) -> None:
+    model = small(S4AQAConfig(**{**vars(SMALL), "pooling": pooling}))
+    model.losses(batch(8), batch(8, seed=1))  # moves the running statistics away from 0 and 1
+    model.eval()
+    short, long = batch(1, segments=3, seed=2).features, batch(1, segments=5, seed=3).features
+    padded = torch.cat([F.pad(short, (0, 0, 0, 2)), long])
+    present = torch.tensor([[True, True, True, False, False], [True] * 5])
+    together = model(padded, present)
+    torch.testing.assert_close(together, torch.cat([model(short), model(long)]))
+
+
+def test_padding_never_enters_batch_norm() -> None:
+    model = small(S4AQAConfig(**{**vars(SMALL), "dropout": 0.0}))
+    x = batch(4).features
+    plain = model(x)
+    mean = model.encoder[0].blocks[0].norm.running_mean.clone()  # type: ignore
+    other = small(S4AQAConfig(**{**vars(SMALL), "dropout": 0.0}))
+    present = torch.arange(9).lt(5).expand(4, 9)
+    torch.testing.assert_close(other(F.pad(x, (0, 0, 0, 4)), present), plain)
+    torch.testing.assert_close(other.encoder[0].blocks[0].norm.running_mean, mean)  # type: ignore
+
+
+def test_flatten_keeps_places_and_refuses_longer_videos() -> None:
+    model = small(S4AQAConfig(**{**vars(SMALL), "pooling": "flatten"}))
+    assert model.summaries(batch(2).features)[0].shape == (2, 5 * 8)
+    assert model(batch(2, segments=3).features).shape == (2,)
+    with pytest.raises(UsageError, match="7 segments"):
+        model(batch(1, segments=7).features)
+
+
+def test_pooling_by_hand() -> None:
+    x = torch.tensor([[[1.0], [5.0], [0.0]]])
+    present = torch.tensor([[True, True, False]])
+    assert pool_time(x, present, "mean").item() == 3
+    assert pool_time(-x, present, "max").item() == -1
+    assert pool_time(x, None, "mean").item() == 2
+    assert pool_time(x, None, "flatten").tolist() == [[1, 5, 0]]
+
+
+def test_two_streams_have_their_own_encoder_and_decoder() -> None:
+    model = small(channels=(4, 3))
+    assert [m[-1].out_features for m in model.decoder] == [4, 3]  # type: ignore
+    assert model.regressor[0].in_features == model.discriminator[0].in_features == 16
+    f = model.summaries(batch(2, channels=7).features)
+    assert [t.shape for t in f] == [(2, 8), (2, 8)]
+
+
+def test_paper_widths_are_the_default() -> None:
+    model = S4AQA([1024], 10)
+    blocks = model.encoder[0].blocks  # type: ignore[union-attr]
+    assert [b.linear.out_features for b in blocks] == [512, 256, 256]  # type: ignore
+    assert mlp(2, 3, 4)[0].in_features == 2
+    assert model(torch.rand(3, 10, 1024)).shape == (3,)
+
+
+# ---- bad inputs -------------------------------------------------------------------------------------------
+
+
+def test_no_unlabelled_videos_is_said() -> None:
+    with pytest.raises(UsageError, match="unlabelled") as e:
+        small().losses(batch(4), Batch(torch.empty(0, 5, 4), torch.empty(0)))
+    assert "--method aa" in e.value.fix
+
+
+@pytest.mark.parametrize(("masked", "segments"), [(1, 1), (5, 5), (6, 5), (0, 5)])
+def test_hiding_every_segment_is_refused(masked: int, segments: int) -> None:
+    with pytest.raises(UsageError, match="hidden"):
+        S4AQA([4], segments, S4AQAConfig(masked=masked))
+
+
+def test_one_segment_is_enough_without_recovery() -> None:
+    model = S4AQA([4], 1, S4AQAConfig(recovery_weight=0.0, widths=(4,)))
+    assert model(torch.rand(3, 1, 4)).shape == (3,)
+
+
+# ---- learning ---------------------------------------------------------------------------------------------
+
+
+def test_recovery_learns_what_the_visible_segments_tell() -> None:
+    """Each video is one pattern repeated: its hidden segment can be known. Random segments cannot."""
+
+    def error(draw: Callable[[torch.Generator], Tensor]) -> float:
+        config = {"widths": (32, 32), "decoder_width": 32, "dropout": 0.0}
+        model = small(S4AQAConfig(**{**vars(SMALL), **config}))
+        optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+        g = torch.Generator().manual_seed(0)
+        values = []
+        for _ in range(250):
+            # New videos at every step: none can be learned by heart.
+            _, value = model.recover(Batch(draw(g), torch.zeros(64)))
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            values.append(value.item())
+        return sum(values[-20:]) / 20
+
+    # Guessing the median of uniform numbers errs by 0.25.
+    assert error(lambda g: torch.rand(64, 1, 4, generator=g).expand(64, 5, 4)) < 0.1
+    assert error(lambda g: torch.rand(64, 5, 4, generator=g)) > 0.23
