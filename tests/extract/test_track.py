@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aqa_extract.actor.track import Track, follow
+from aqa_extract.actor.track import Track, _agreement, follow
 from aqa_shared.records import ActorSettings
 
 LENGTH = 103
@@ -31,7 +31,7 @@ def along(start: float, end: float) -> np.ndarray:
 def run(*people: tuple[np.ndarray, np.ndarray | float], **options: float) -> Track:
     boxes = np.stack([p for p, _ in people], axis=1)
     scores = np.stack([np.broadcast_to(s, len(LOOKS)) for _, s in people], axis=1)
-    return follow(LOOKS, boxes, scores, LENGTH, SIZE, ActorSettings(**options))  # type: ignore[arg-type]
+    return follow(LOOKS, boxes, scores, LENGTH, SIZE, ActorSettings(**options))
 
 
 def centres(track: Track) -> np.ndarray:
@@ -73,6 +73,7 @@ def test_jitter_and_an_outlier_are_smoothed_away() -> None:
     assert np.abs(error).max() < 0.025
     assert error.std() < 0.6 * raw.std()
     assert np.abs(np.diff(sides(track)[:, 0])).max() < 4  # pixels a frame
+    assert np.abs(np.diff(centres(track)[:, 0], n=2)).max() * SIZE[1] < 1  # no kinks at the looks
 
 
 @pytest.mark.parametrize("rising", [True, False])
@@ -88,6 +89,28 @@ def test_people_who_cross_keep_their_names(rising: bool) -> None:
     truth = np.interp(np.arange(LENGTH), LOOKS, path)
     assert np.abs(centres(track)[:, 0] - truth).max() < 0.03
     assert track.coverage == 1
+
+
+def test_a_path_goes_on_where_it_was_heading() -> None:
+    """Two alike cross, and the one on the left always scores a little higher: no reason to turn back with them."""
+    there, back = along(0.15, 0.85), along(0.85, 0.15)
+    left = np.where(there < back, 0.6, 0.5)
+    together = np.abs(there - back) < 0.06
+    track = run((person(there, 0.5), left), (person(back, 0.5), np.where(together, 0, 1.1 - left)))
+    x = centres(track)[:, 0]
+    straight = [np.interp(np.arange(LENGTH), LOOKS, path) for path in (there, back)]
+    assert min(np.abs(x - path).max() for path in straight) < 0.03
+
+
+def test_agreement_by_hand() -> None:
+    here, half = np.array([10.0, 10.0]), np.array([2.0, 4.0])
+    assert _agreement(here, half, here, half, 1.0) == 1
+    # Half as large about the same place: a quarter of the area, half the side.
+    assert _agreement(here, half, here, half / 2, 1.0) == pytest.approx(1 / 8)
+    # Beside it, touching: nothing at its own size; grown to twice, a half of each overlaps.
+    beside = here + np.array([4.0, 0.0])
+    assert _agreement(here, half, beside, half, 1.0) == 0
+    assert _agreement(here, half, beside, half, 2.0) == pytest.approx(1 / 3)
 
 
 def test_missed_looks_are_bridged_and_long_ones_reported() -> None:

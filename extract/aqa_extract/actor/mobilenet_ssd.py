@@ -163,9 +163,7 @@ def scopes() -> dict[str, str]:
         for k, stage in enumerate(stages):
             if i + 1 < _C4:
                 name = f"extractor.features.0.{i + 1}.block.{k}"
-            elif (
-                i + 1 == _C4
-            ):  # torchvision cuts this block after its expansion, where the first map is taken
+            elif i + 1 == _C4:  # torchvision cuts this block after its expansion, where the first map is taken
                 name = f"extractor.features.0.{_C4}" if k == 0 else f"extractor.features.1.0.{k}"
             else:
                 name = f"extractor.features.1.{i + 1 - _C4}.block.{k}"

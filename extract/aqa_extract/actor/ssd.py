@@ -157,9 +157,7 @@ class PersonDetector(nn.Module):
     def detect(self, frames: UInt8[Tensor, "batch 3 height width"]) -> Persons:
         """The people of each RGB frame. Frames of another size than `size` are resized as OpenCV would."""
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
-            raise ValueError(
-                f"got {tuple(frames.shape)} {frames.dtype}, expected uint8 (batch, 3, height, width)"
-            )
+            raise ValueError(f"got {tuple(frames.shape)} {frames.dtype}, expected uint8 (batch, 3, height, width)")
         square = resize_like_opencv(frames, (self.size, self.size))
         x = torch.addcmul(self.offset, square.float(), self.gain)
         codes, scores = self.network(x.contiguous(memory_format=torch.channels_last))
@@ -192,9 +190,7 @@ def build_detector(state: dict[str, Tensor]) -> PersonDetector:
         model = detection.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=classes)
     elif "backbone.features.0.0.0.weight" in state:
         name = "ssdlite320"
-        model = detection.ssdlite320_mobilenet_v3_large(
-            weights=None, weights_backbone=None, num_classes=classes
-        )
+        model = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=classes)
     else:
         first = next(iter(state), "no key at all")
         raise EnvironmentFault(f"the actor weights are of no known detector (first key: {first})", fix=fix)

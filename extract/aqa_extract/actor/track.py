@@ -111,9 +111,7 @@ def follow(
     return Track(fractions.astype(np.float32), track_scores.astype(np.float32), coverage)
 
 
-def _check(
-    positions: NDArray[np.int64], boxes: Floats, scores: Floats, length: int, size: tuple[int, int]
-) -> None:
+def _check(positions: NDArray[np.int64], boxes: Floats, scores: Floats, length: int, size: tuple[int, int]) -> None:
     k = len(positions)
     if positions.ndim != 1 or scores.ndim != 2 or len(scores) != k or boxes.shape != (*scores.shape, 4):
         raise ValueError(
@@ -166,9 +164,7 @@ def _total(path: _Path, short: int) -> float:
 
 def _iou(a: Floats, b: Floats) -> Floats:
     """Intersection over union, (..., 4) with (..., 4); 0 where neither has an area."""
-    shared = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(
-        -1
-    )
+    shared = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared
     return shared / np.maximum(union, 1e-12)
 
@@ -187,7 +183,6 @@ def _link(
         return None
     centres = (boxes[..., :2] + boxes[..., 2:]) / 2
     halves = (boxes[..., 2:] - boxes[..., :2]) / 2
-    sides = 2 * halves.max(-1)
     value = np.full((count, width), -np.inf)
     heading = np.zeros((count, width, 2))
     previous = np.full((count, width), -1, np.int64)
@@ -210,10 +205,9 @@ def _link(
             shift = heading[row, column] * np.minimum(elapsed, 2 * every)[:, None]
             expected = centres[row, column] + shift
             growth = np.minimum(1 + elapsed / every, MAX_GROWTH)[:, None, None]
-            a = _box(expected[:, None], halves[row, column][:, None] * growth)
-            b = _box(centres[k, here][None], halves[k, here][None] * growth)
-            ratio = sides[row, column][:, None] / sides[k, here][None]
-            agreement = _iou(a, b) * np.minimum(ratio, 1 / ratio)
+            agreement = _agreement(
+                expected[:, None], halves[row, column][:, None], centres[k, here], halves[k, here], growth
+            )
             linked = value[row, column] - SKIP_COST * (k - row - 1)
             sums = np.where(agreement > 0, linked[:, None] + agreement - AGREEMENT, -np.inf)
             at = sums.argmax(axis=0)
@@ -232,13 +226,20 @@ def _link(
         end = int(here[value[k, here].argmax()])
         if value[k, end] > best_value:
             best_end, best_value = k * width + end, float(value[k, end])
-    return _trace(
-        best_end, previous.reshape(-1), jumped.reshape(-1), boxes.reshape(-1, 4), scores.reshape(-1), width
+    return _trace(best_end, previous.reshape(-1), jumped.reshape(-1), boxes.reshape(-1, 4), scores.reshape(-1), width)
+
+
+def _agreement(
+    centre: Floats, half: Floats, other_centre: Floats, other_half: Floats, growth: Floats | float
+) -> Floats:
+    """How well two bodies agree in place and size, 0..1: overlap of the grown boxes × ratio of the longer sides."""
+    grown, other_grown = half * growth, other_half * growth
+    overlap = _iou(
+        np.concatenate(np.broadcast_arrays(centre - grown, centre + grown), axis=-1),
+        np.concatenate(np.broadcast_arrays(other_centre - other_grown, other_centre + other_grown), axis=-1),
     )
-
-
-def _box(centres: Floats, halves: Floats) -> Floats:
-    return np.concatenate(np.broadcast_arrays(centres - halves, centres + halves), axis=-1)
+    ratio = half.max(-1) / other_half.max(-1)
+    return overlap * np.minimum(ratio, 1 / ratio)
 
 
 def _trace(
