@@ -37,20 +37,24 @@ def frames_of(video: str | None, count: int) -> Tensor:
     return torch.stack([torch.from_numpy(p) for p in pictures]).permute(0, 3, 1, 2).contiguous()
 
 
-def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """The median of `repeats` runs, after one that is not counted."""
+def seconds(works: dict[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
+    """The shortest of `repeats` runs of each, in turns, after one that is not counted.
 
-    def once() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    once()
-    return sorted(once() for _ in range(repeats))[repeats // 2]
+    On the CPU it is the process's own time, which other programs on the machine hardly move.
+    """
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    best = dict.fromkeys(works, float("inf"))
+    for turn in range(repeats + 1):
+        for name, work in works.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            start = clock()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn:
+                best[name] = min(best[name], clock() - start)
+    return best
 
 
 def main() -> None:
@@ -88,9 +92,12 @@ def measure(detector: PersonDetector, frames: Tensor, device: torch.device, repe
 
     codes, logits = network.raw(x)
     passing = sum(len(d["labels"]) for d in after(codes, logits)) / len(frames)
-    alone = seconds(lambda: network.raw(x), device, repeats)
-    ours = seconds(lambda: detector.detect(frames), device, repeats)
-    full = seconds(lambda: after(*network.raw(x)), device, repeats)
+    works: dict[str, Callable[[], object]] = {
+        "alone": lambda: network.raw(x),
+        "ours": lambda: detector.detect(frames),
+        "full": lambda: after(*network.raw(x)),
+    }
+    alone, ours, full = seconds(works, device, repeats).values()
     return {
         "device, frames": f"{device}, {len(frames)} of {tuple(frames.shape[-2:])}",
         "torchvision's detections a frame, all classes": f"{passing:.0f}",

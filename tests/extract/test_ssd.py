@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,15 @@ from torchvision.ops import box_iou, nms
 from aqa_extract.actor import mobilenet_ssd
 from aqa_extract.actor.mobilenet_ssd import MobileNetSSD
 from aqa_extract.actor.resize import resize_like_opencv
-from aqa_extract.actor.ssd import PersonDetector, TorchvisionSSD, build_detector, decode, overlaps, suppress
+from aqa_extract.actor.ssd import (
+    PersonDetector,
+    TorchvisionSSD,
+    build_detector,
+    decode,
+    load_detector,
+    overlaps,
+    suppress,
+)
 from aqa_extract.actor.tf_graph import load_ssd_mobilenet_v3, read_graph
 from aqa_shared.errors import EnvironmentFault
 
@@ -186,6 +195,34 @@ def test_people_are_torchvisions(name: str, height_width: tuple[int, int] | None
             assert box_iou(boxes, found.boxes[i]).max(dim=1).values.median() > 0.98
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_is_loaded_as_what_its_keys_say(tmp_path: Path, suffix: str) -> None:
+    state = torchvision_model("ssdlite320").state_dict()
+    path = tmp_path / f"mine{suffix}"
+    if suffix == ".pth":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(state, path)
+    said: list[str] = []
+    detector, record = load_detector(str(path), said.append)
+    assert isinstance(detector.network, TorchvisionSSD)
+    assert record["name"] == path.name
+    assert any(path.name in line for line in said)
+    frames = pictures(1, detector.size, detector.size, seed=2)
+    torch.testing.assert_close(detector.detect(frames).scores, build_detector(state).detect(frames).scores)
+
+
+def test_folded_normalisation_changes_nothing(state: dict[str, Tensor]) -> None:
+    net = MobileNetSSD().eval()
+    net.load_state_dict(state, strict=False)
+    detector = build_detector(state)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in detector.modules())
+    x = torch.randn(1, 3, 320, 320, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for plain, folded in zip(net(x), detector.network(x), strict=True):
+            torch.testing.assert_close(folded, plain, atol=2e-4, rtol=0)
+
+
 def test_unknown_weights_are_named() -> None:
     with pytest.raises(EnvironmentFault, match=r"no known detector \(first key: fc.weight\)"):
         build_detector({"fc.weight": torch.zeros(1)})
@@ -284,9 +321,7 @@ def graph() -> bytes:
         + node("filled", "Const", value=packed(8, tensor((4,), packed(5, one))))
         + node("single", "Const", value=packed(8, tensor((), varint(5 << 3 | 5) + one)))
         + node("integers", "Const", value=packed(8, tensor((1,), packed(4, b"\0\0\0\0"), dtype=3)))
-        + node(
-            "norm", "FusedBatchNormV3", epsilon=varint(4 << 3 | 5) + struct.pack("<f", 0.001), n=b"\x18\x07"
-        )
+        + node("norm", "FusedBatchNormV3", epsilon=varint(4 << 3 | 5) + struct.pack("<f", 0.001), n=b"\x18\x07")
         + packed(4, b"\x08\x18")  # versions: skipped
     )
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol, cast
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from aqa_extract.actor.resize import resize_like_opencv
 from aqa_shared.errors import EnvironmentFault
@@ -131,13 +132,28 @@ def suppress(boxes: Float[Tensor, "batch k 4"], iou: float) -> Bool[Tensor, "bat
     return keep
 
 
+def _fold_normalisation(module: nn.Module) -> None:
+    """Work every batch normalisation into the convolution before it: a fifth of the time, 2e-5 of a box code."""
+    for child in module.children():
+        _fold_normalisation(child)
+    if isinstance(module, nn.Sequential):
+        for i in range(len(module) - 1):
+            conv, norm = module[i], module[i + 1]
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                module[i], module[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+
+
 class PersonDetector(nn.Module):
-    """An SSD that sees only people. `.to(device)` moves it; frames must be on the same device."""
+    """An SSD that sees only people. `.to(device)` moves it; frames must be on the same device.
+
+    It takes `network` over: normalisation is folded in place, so load weights before.
+    """
 
     def __init__(self, network: Network, candidates: int = CANDIDATES, persons: int = PERSONS) -> None:
         super().__init__()
         module = cast(nn.Module, network)
-        self.network = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        _fold_normalisation(module.eval().requires_grad_(False))
+        self.network = module.to(memory_format=torch.channels_last)
         self.size = network.size
         self.nms_iou = network.nms_iou
         self.clip_before_nms = network.clip_before_nms
