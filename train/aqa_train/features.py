@@ -8,6 +8,7 @@ a smaller window gives another order of the same videos, each once.
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import threading
@@ -29,7 +30,7 @@ InMemory = Literal["auto", "yes", "no"]
 MEMORY_SHARE = 0.4
 """`auto` keeps features in memory up to this share of what is available, divided by the number of jobs."""
 BLOCK_BYTES = 64 * 2**20
-"""Size of a streamed block; blocks begin and end with chunks, so no chunk is read twice an epoch."""
+"""Least size of a streamed block; blocks begin and end with Dask's chunks, so none is read twice an epoch."""
 WINDOW_BLOCKS = 4
 """Blocks shuffled together when streaming; the next window is read while one is used (two are in memory)."""
 
@@ -137,9 +138,13 @@ class FeatureSet:
         )
 
     def column(self, name: str) -> NDArray[Any]:
-        """A column of the table; for a missing one NaN (score, difficulty) or empty text."""
+        """A column of the table, or of its JSON column `extra`; where missing NaN (score, difficulty) or ""."""
         if name in self.table:
             return np.asarray(self.table[name])
+        if "extra" in self.table and name not in ("split", "category"):
+            values = [json.loads(e).get(name, "") if e else "" for e in self.table["extra"]]
+            if any(v != "" for v in values):
+                return np.array([str(v) for v in values], dtype=object)
         if name in ("score", "difficulty"):
             return np.full(len(self.ids), np.nan)
         return np.full(len(self.ids), "", dtype=object)

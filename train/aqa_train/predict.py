@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,11 @@ class Model:
             raise StoreError("the features do not say how they were extracted", fix="extract them with aqa-extract")
         mine, theirs = (_comparable(s, self.channels) for s in (self.settings, settings))
         wrong = [f"{k}: trained on {mine[k]}, given {theirs.get(k)}" for k in mine if mine[k] != theirs.get(k)]
-        mine, theirs = _digests(self.weights), _digests(weights)
-        wrong += [
-            f"weights of {k}: trained on {mine[k][:12]}, given {theirs[k][:12]}"
-            for k in mine
-            if k in theirs and mine[k] != theirs[k]
-        ]
+        trained, given = _digests(self.weights), _digests(weights)
+        for role in _roles(self.channels):
+            if role in trained and trained[role] != given.get(role):
+                other = given.get(role, "unknown")[:12]
+                wrong.append(f"{role} weights: trained on {trained[role][:12]}, given {other}")
         if wrong:
             raise StoreError(
                 f"the features were extracted in another way than the checkpoint's: {'; '.join(wrong)}",
@@ -156,6 +155,12 @@ def _comparable(settings: ExtractSettings, streams: Mapping[str, int]) -> dict[s
         for k, v in record.items()
         for n, w in (v.items() if isinstance(v, dict) else [("", v)])
     }
+
+
+def _roles(streams: Iterable[str]) -> list[str]:
+    """The networks that make these streams."""
+    names = "+".join(streams)
+    return [r for r in ("rgb", "flow", "actor") if r in names]
 
 
 def _weights(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,9 +143,9 @@ def _folds(
     elif config.folds is not None:
         group = None
         if config.group is not None:
-            if config.group not in features.table:
-                raise UsageError(f"there is no column {config.group!r}", fix=f"one of: {', '.join(features.table)}")
             group = features.column(config.group).astype(object)[scored]
+            if all(g == "" for g in group):
+                raise UsageError(f"the videos have no column {config.group!r}", fix="name a column of the labels file")
         kinds = None if category is None else category[scored]
         number = score_folds(scores[scored], config.folds, rng, kinds, group)
         found = [

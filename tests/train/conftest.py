@@ -1,0 +1,76 @@
+"""Real stores, small ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from aqa_shared.records import ExtractSettings, FlowSettings, Sampling, Video
+from aqa_shared.store import ArraySpec, StoreWriter
+
+MakeStore = Callable[..., Path]
+
+
+def synthetic(videos: int, segments: int = 4, channels: int = 16, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Features (videos, segments, channels) whose score is a direction in their mean, plus noise."""
+    rng = np.random.default_rng(seed)
+    x = rng.random((videos, segments, channels), dtype=np.float32)
+    quality = rng.random(videos)
+    x[:, :, 0] += quality[:, None].astype(np.float32)
+    return x, np.round(20 + 60 * quality, 1)
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> MakeStore:
+    """`make_store(videos=…, lengths=…, scores=…, streams=("rgb",), …)` writes a finalised store."""
+
+    def make(
+        videos: int = 24,
+        *,
+        name: str = "feats.zarr",
+        channels: int = 16,
+        segments: int = 4,
+        lengths: Sequence[int] | None = None,
+        streams: tuple[str, ...] = ("rgb",),
+        scores: Sequence[float | None] | None = None,
+        labels: Sequence[dict[str, Any]] | None = None,
+        digest: str = "a" * 64,
+        pending: int = 0,
+        seed: int = 0,
+    ) -> Path:
+        settings = ExtractSettings(
+            streams=streams,
+            sampling=Sampling(segments=segments),
+            flow=FlowSettings(mode="fast" if any("flow" in s for s in streams) else "off"),
+        )
+        specs = [ArraySpec(s.replace("-", "_"), ("channel",), (channels,), "float32", {}) for s in streams]
+        x, truth = synthetic(videos, segments, channels, seed)
+        rng = np.random.default_rng(seed + 1)
+        path = tmp_path / name
+        writer = StoreWriter.open(
+            path, specs=specs, settings=settings, provenance={"weights": {"rgb": {"sha256": digest}}}
+        )
+        records = {}
+        with writer:
+            for i in range(videos):
+                video_id = f"{i:03d}.mp4"
+                n = segments if lengths is None else lengths[i]
+                own = x[i] if n == segments else rng.random((n, channels), dtype=np.float32)
+                arrays = {s.name: own if s.name == "rgb" else own[::-1] * 0.5 for s in specs}
+                given = {} if labels is None else labels[i]
+                score = float(truth[i]) if scores is None else scores[i]
+                records[video_id] = Video(id=video_id, path=f"/videos/{video_id}", **{"score": score, **given})
+                if i < videos - pending:
+                    writer.commit(video_id, arrays, {"fps": 25.0})
+            writer.finalise(records)
+            for i in range(videos - pending, videos):
+                arrays = {s.name: x[i] for s in specs}
+                writer.commit(f"{i:03d}.mp4", arrays, {"fps": 25.0})
+        return path
+
+    return make
