@@ -138,18 +138,14 @@ def root_or_none(store: Path) -> dict[str, Any] | None:
     """The root attributes, or None where `store` carries no marker of ours; newer schemas are refused."""
     try:
         text = (store / "zarr.json").read_text("utf-8")
-    except FileNotFoundError:
+        document = json.loads(text)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except NotADirectoryError:
-        return None
-    except UnicodeDecodeError:
-        return _damaged_root(store)
     except OSError as e:
         raise StoreError(f"{store}: cannot read zarr.json: {e.strerror or e}", fix="check the permissions") from e
-    try:
-        document = json.loads(text)
-    except ValueError:
-        return _damaged_root(store)
+    except ValueError:  # not UTF-8, or not JSON
+        _refuse_damaged_root(store)
+        return None
     attributes = document.get("attributes") if isinstance(document, dict) else None
     if not isinstance(attributes, dict) or "aqa_schema" not in attributes:
         return None
@@ -162,7 +158,8 @@ def root_or_none(store: Path) -> dict[str, Any] | None:
     return attributes
 
 
-def _damaged_root(store: Path) -> None:
+def _refuse_damaged_root(store: Path) -> None:
+    """Unreadable metadata in a folder that has our working folder is a damaged store, not a foreign one."""
     if (store / WORK).is_dir():
         raise StoreError(
             f"{store}: zarr.json is damaged (not JSON)",

@@ -122,6 +122,7 @@ def write_staged(
             "length": len(next(iter(arrays.values()))),
             "digests": digests,
             "metadata": metadata,
+            "files": {f"{d.name}/{f.name}": f.stat().st_size for d in folder.iterdir() for f in d.iterdir()},
             "provenance": provenance,
             "family": family,
         }
@@ -144,11 +145,17 @@ def _staged(folder: Path, attributes: dict[str, Any]) -> Staged:
     )
 
 
-def read_marker(folder: Path) -> Staged | None:
-    """The staged video in `folder`, or None where there is no whole marker, or one of another id."""
+def read_marker(folder: Path, *, complete: bool = True) -> Staged | None:
+    """The staged video in `folder`, or None where there is no whole marker, or one of another id.
+
+    With `complete`, also None where a file is absent or short: after a power loss a name may have reached
+    the disk before its data. Such a video never counted; it is extracted again.
+    """
     try:
         attributes = json.loads((folder / "zarr.json").read_bytes())["attributes"]
         if not seal_holds(attributes) or video_key(attributes["id"]) != folder.name:
+            return None
+        if complete and any((folder / f).stat().st_size != n for f, n in attributes["files"].items()):
             return None
         return _staged(folder, attributes)
     except (OSError, ValueError, KeyError, TypeError):

@@ -69,7 +69,7 @@ def _staging(store: Path, attributes: dict[str, Any]) -> list[Damage]:
         found.append(Damage("", STAGING, f"its zarr.json cannot be read ({e.strerror})"))
     names = [s["name"] for s in attributes["arrays"]]
     for folder in staged_folders(store):
-        marker = read_marker(folder)
+        marker = read_marker(folder, complete=False)
         if marker is None:
             found.append(Damage("", f"{STAGING}/{folder.name}", "a video that was not committed whole"))
             continue

@@ -7,8 +7,10 @@ next writer finds a store in one of its lawful states or rolls the journal forwa
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -24,11 +26,11 @@ from aqa_shared.store_disk import (
     disk_errors,
     locked,
     new_session,
+    read_root,
     remove,
     roll_forward,
     root_document,
     root_or_none,
-    sync_folder,
     sync_tree,
     write_atomically,
 )
@@ -144,7 +146,7 @@ class StoreWriter:
             private = self._session / f"{key}-{time.monotonic_ns()}"
             try:
                 staged = write_staged(
-                    private / key,
+                    private,
                     specs=self._specs,
                     video_id=id,
                     arrays=data,
@@ -152,13 +154,14 @@ class StoreWriter:
                     provenance=self._provenance,
                     family=self._family,
                 )
+                # Not flushed to the disk (fsync costs 5 times the commit): a killed process loses nothing by
+                # that, and what a power loss tears is found by size or digest and extracted again.
                 there = read_marker(target)
-                same = there is not None and (there.digests, there.meta) == (staged.digests, staged.meta)
-                if not same:
-                    sync_tree(private / key)
-                    _move_into_place(private / key, target, private / "old")
+                if there is None or (there.digests, there.meta) != (staged.digests, staged.meta):
+                    _move_into_place(private, target, private.with_suffix(".old"))
             finally:
                 remove(private)
+                remove(private.with_suffix(".old"))
         self._committed[id] = staged.meta
 
     def finalise(self, labels: Mapping[str, Video]) -> None:
@@ -171,14 +174,17 @@ class StoreWriter:
         """
         with disk_errors(self.path, "finalise the store"), locked(self.path):
             roll_forward(self.path)
-            attributes = root_or_none(self.path) or self._attributes
+            attributes = read_root(self.path)
+            if attributes["family"] != self._family:
+                raise StoreError(
+                    f"{self.path}: another process has overwritten this store with other settings",
+                    fix="run the same command again with another --out",
+                )
             index = read_index(self.path)
             staged = staged_videos(self.path, self._family)
             order = merged_order(index, staged)
             columns = label_columns(index, order, labels)
-            if not staged and all(
-                np.array_equal(columns[n], index.labels[n], equal_nan=n in _NUMBERS) for n in columns
-            ):
+            if not staged and _same_columns(columns, index.labels):
                 return
             new = self._session / f"new-{time.monotonic_ns()}"
             try:
@@ -224,14 +230,13 @@ class StoreWriter:
         self.close()
 
 
-_NUMBERS = ("score", "difficulty")
+def _same_columns(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> bool:
+    return all(np.array_equal(new[n], old[n], equal_nan=new[n].dtype != object) for n in new)
 
 
 def _root_attributes(
     specs: Sequence[ArraySpec], settings: ExtractSettings, provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    import json
-
     plain = json.loads(to_json(provenance))
     described = [s.to_dict() for s in specs]
     # What decides whether two videos may lie side by side.
@@ -349,8 +354,5 @@ def _move_into_place(source: Path, target: Path, aside: Path) -> None:
             if not target.exists():
                 raise
             aside.mkdir(exist_ok=True)
-            try:
+            with suppress(FileNotFoundError):
                 target.rename(aside / str(time.monotonic_ns()))
-            except FileNotFoundError:
-                continue
-    sync_folder(target.parent)
