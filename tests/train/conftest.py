@@ -67,7 +67,8 @@ def make_store(tmp_path: Path) -> MakeStore:
                 records[video_id] = Video(id=video_id, path=f"/videos/{video_id}", **{"score": score, **given})
                 if i < videos - pending:
                     writer.commit(video_id, arrays, {"fps": 25.0})
-            writer.finalise(records)
+            if videos > pending:
+                writer.finalise(records)
             for i in range(videos - pending, videos):
                 arrays = {s.name: x[i] for s in specs}
                 writer.commit(f"{i:03d}.mp4", arrays, {"fps": 25.0})

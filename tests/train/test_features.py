@@ -1,0 +1,196 @@
+"""FeatureSet on real stores: the same values however they are read, orders as documented, bad features named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aqa_shared.errors import StoreError, UsageError
+from aqa_shared.store import FeatureStore
+from aqa_train import features as module
+from aqa_train.features import FeatureSet, _blocks
+
+from .conftest import MakeStore, synthetic
+
+CPU = torch.device("cpu")
+
+
+def in_blocks(found: FeatureSet, size: int, window: int) -> FeatureSet:
+    """The same features, streamed in blocks of `size` videos."""
+    n = len(found.ids)
+    edges = [*range(0, n, size), n]
+    return replace(found, blocks=tuple(pairwise(edges)), window=window, resident=None)
+
+
+def test_values_are_the_stores(make_store: MakeStore) -> None:
+    store = FeatureStore.open(make_store(videos=10))
+    found = FeatureSet.from_store(store)
+    x, _ = synthetic(10)
+    everything, present = found.load(np.arange(10), CPU)
+    assert present is None
+    np.testing.assert_array_equal(everything.numpy(), x)
+    assert found.channels == {"rgb": 16}
+    assert not np.isnan(found.column("score")).any()
+    for placed in (found, found.place(CPU, "yes"), in_blocks(found, 3, 1)):
+        rows = np.array([7, 2, 2, 9, 0])
+        np.testing.assert_array_equal(placed.load(rows, CPU)[0].numpy(), x[rows])
+
+
+def test_streams_are_concatenated_in_the_order_asked(make_store: MakeStore) -> None:
+    store = FeatureStore.open(make_store(videos=5, streams=("rgb", "flow", "actor-rgb")))
+    assert FeatureSet.from_store(store).channels == {"rgb": 16}
+    both = FeatureSet.from_store(store, ["flow", "actor-rgb"])
+    assert list(both.channels) == ["flow", "actor_rgb"]
+    x = both.load(np.arange(5), CPU)[0].numpy()
+    assert x.shape == (5, 4, 32)
+    np.testing.assert_array_equal(x[2, :, :16], store.video("002.mp4", "flow"))
+    np.testing.assert_array_equal(x[2, :, 16:], store.video("002.mp4", "actor_rgb"))
+
+
+def test_a_missing_stream_is_named(make_store: MakeStore) -> None:
+    with pytest.raises(UsageError, match="holds the streams rgb, asked for rgb, flow"):
+        FeatureSet.from_store(FeatureStore.open(make_store(videos=3)), ["rgb", "flow"])
+
+
+def test_videos_of_different_length_are_padded_and_masked(make_store: MakeStore) -> None:
+    lengths = [4, 2, 1, 4, 3, 4]
+    store = FeatureStore.open(make_store(videos=6, lengths=lengths))
+    found = FeatureSet.from_store(store)
+    assert found.ragged
+    assert found.segments == 4
+    for placed in (found, found.place(CPU, "yes"), in_blocks(found, 2, 1)):
+        x, present = placed.load(np.array([1, 4, 2]), CPU)
+        assert present is not None
+        assert present.sum(dim=1).tolist() == [2, 3, 1]
+        np.testing.assert_array_equal(x[1, :3].numpy(), store.video("004.mp4", "rgb"))
+        assert (x[~present] == 0).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 40),
+    size=st.integers(1, 12),
+    window=st.integers(1, 4),
+    count=st.integers(1, 90),
+    seed=st.integers(0, 9),
+)
+def test_an_epoch_has_every_video_once_before_any_twice(n: int, size: int, window: int, count: int, seed: int) -> None:
+    x, _ = synthetic(n, 2, 3)
+    found = in_blocks(FeatureSet.from_arrays({"rgb": x}, {}), size, window)
+    rows = np.random.default_rng(seed).permutation(n)[: max(1, n // 2)]
+    windows = found.order(rows, count, np.random.default_rng(seed))
+    drawn = np.concatenate(windows)
+    assert len(drawn) == count
+    for start in range(0, count, len(rows)):
+        part = drawn[start : start + len(rows)]
+        assert len(set(part.tolist())) == len(part)
+        assert set(part.tolist()) <= set(rows.tolist())
+
+
+def test_a_window_that_holds_everything_has_the_order_of_memory() -> None:
+    x, _ = synthetic(50, 2, 3)
+    found = FeatureSet.from_arrays({"rgb": x}, {})
+    resident, wide = found.place(CPU, "yes"), in_blocks(found, 7, 8)
+    narrow = in_blocks(found, 7, 2)
+    rows, sizes = np.arange(3, 45), [10, 10, 10, 12, 9]
+
+    def read(f: FeatureSet, skip: int = 0) -> list[tuple[list[int], np.ndarray]]:
+        batches = f.batches(rows, sizes, np.random.default_rng(5), CPU, skip=skip)
+        return [(r.tolist(), y.numpy()) for r, (y, _) in batches]
+
+    a, b, c = read(resident), read(wide), read(narrow)
+    assert [r for r, _ in a] == [r for r, _ in b] != [r for r, _ in c]
+    for batches in (a, b, c):
+        assert [len(r) for r, _ in batches] == sizes
+        for r, y in batches:
+            np.testing.assert_array_equal(y, x[r])
+    for f, full in ((resident, a), (narrow, c)):
+        rest = read(f, skip=3)
+        assert [r for r, _ in rest] == [r for r, _ in full[3:]]
+
+
+def test_moments_are_the_same_bits_however_they_are_read() -> None:
+    x, _ = synthetic(40, 3, 5)
+    found = FeatureSet.from_arrays({"rgb": x}, {})
+    rows = np.arange(2, 33)
+    mean, deviation = found.place(CPU, "yes").moments(rows)
+    np.testing.assert_allclose(mean, x[rows].mean((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(deviation, x[rows].std((0, 1)), rtol=1e-4)
+    again = in_blocks(found, 6, 1).moments(rows)
+    assert (again[0] == mean).all()
+    assert (again[1] == deviation).all()
+
+
+def test_moments_do_not_count_padding(make_store: MakeStore) -> None:
+    store = FeatureStore.open(make_store(videos=4, lengths=[4, 1, 2, 4]))
+    mean, _ = FeatureSet.from_store(store).moments(np.arange(4))
+    np.testing.assert_allclose(mean, store.read("rgb").mean(axis=0), rtol=1e-5)
+
+
+def test_blocks_end_where_chunks_end() -> None:
+    # Chunks of 10 segments; videos begin at 0, 4, 8, 12, 16, 20, 24: one block for every 10 segments.
+    assert _blocks(np.arange(0, 28, 4), [10, 10, 8], 10) == ((0, 3), (3, 5), (5, 7))
+    assert _blocks(np.arange(0, 28, 4), [10, 10, 8], 1000) == ((0, 7),)
+
+
+def test_auto_streams_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _ = synthetic(10, 2, 3)
+    found = FeatureSet.from_arrays({"rgb": x}, {})
+    monkeypatch.setattr(module, "_available", lambda device: found.nbytes / module.MEMORY_SHARE + 1)
+    assert found.place(CPU).resident is not None
+    assert found.place(CPU, jobs=2).resident is None
+    assert found.place(CPU, "yes", jobs=2).resident is not None
+    assert found.place(CPU, "no").resident is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_features_that_are_not_finite_are_named(value: float) -> None:
+    x, _ = synthetic(6, 2, 3)
+    x[4, 1, 2] = value
+    found = FeatureSet.from_arrays({"rgb": x}, {}, [f"v{i}.mp4" for i in range(6)])
+    with pytest.raises(StoreError, match=r"1 video.*v4\.mp4"):
+        found.place(CPU, "yes")
+    with pytest.raises(StoreError, match=r"v4\.mp4"):
+        list(in_blocks(found, 2, 1).batches(np.arange(6), [3, 3], np.random.default_rng(0), CPU))
+
+
+def test_features_that_are_all_zero_are_said() -> None:
+    x, _ = synthetic(6, 2, 3)
+    x[3] = 0
+    said: list[str] = []
+    FeatureSet.from_arrays({"rgb": x}, {}, [f"v{i}.mp4" for i in range(6)], say=said.append).place(CPU, "yes")
+    assert said == ["1 video(s) have features that are all zero: v3.mp4"]
+
+
+def test_unfinished_and_empty_stores_are_said(make_store: MakeStore) -> None:
+    said: list[str] = []
+    FeatureSet.from_store(FeatureStore.open(make_store(videos=5, pending=2)), say=said.append)
+    assert len(said) == 1
+    assert "2 extracted video(s)" in said[0]
+    with pytest.raises(StoreError, match="no finished video"):
+        FeatureSet.from_store(FeatureStore.open(make_store(videos=2, pending=2, name="begun.zarr")))
+
+
+def test_a_flipped_bit_is_caught(make_store: MakeStore) -> None:
+    path = make_store(videos=8)
+    chunk = max(
+        (p for p in (path / "rgb").rglob("*") if p.is_file() and p.name != "zarr.json"), key=lambda p: p.stat().st_size
+    )
+    data = bytearray(chunk.read_bytes())
+    data[100] ^= 1
+    chunk.write_bytes(bytes(data))
+    with pytest.raises(StoreError):
+        FeatureSet.from_store(FeatureStore.open(path)).place(CPU, "yes")
+
+
+def test_columns_of_the_labels_files_rest(make_store: MakeStore) -> None:
+    labels = [{"extra": {"athlete": f"a{i // 2}"}} for i in range(6)]
+    found = FeatureSet.from_store(FeatureStore.open(make_store(videos=6, labels=labels)))
+    assert found.column("athlete").tolist() == ["a0", "a0", "a1", "a1", "a2", "a2"]
+    assert found.column("nothing").tolist() == [""] * 6
