@@ -23,6 +23,9 @@ Colours = dict[str, np.ndarray]
 SKINS = np.array([[0.95, 0.76, 0.64], [0.87, 0.66, 0.52], [0.76, 0.55, 0.41], [0.58, 0.40, 0.29], [0.42, 0.29, 0.21]])
 
 
+FOAM = np.array([0.93, 0.97, 1.0], np.float32)
+
+
 @dataclass(frozen=True)
 class Camera:
     """Where the picture is taken, for every frame."""
@@ -69,8 +72,8 @@ def frame_times(routine: Routine, frames: int, fps: float, entry_at: float) -> F
 
 def follow(rng: np.random.Generator, routine: Routine, times: np.ndarray, size: tuple[int, int]) -> Camera:
     """A hand-held camera that follows the diver, a bit unsteady, and stops at the water."""
-    view = rng.uniform(3.3, 4.0)
-    low = view / 2 - rng.uniform(0.7, 0.9)
+    view = rng.uniform(2.9, 3.5)
+    low = view / 2 - rng.uniform(0.55, 0.75)
     target = routine.centre[:, :2].copy()
     target[:, 0] += rng.uniform(-0.25, 0.25)
     target[:, 1] = np.maximum(target[:, 1] + rng.uniform(-0.1, 0.2), low)
@@ -140,11 +143,11 @@ def paint_person(
             continue
         if limb.start == "waist":
             # Shoulders as wide as they are seen.
-            l, r = points[INDEX["shoulder_l"]], points[INDEX["shoulder_r"]]
-            capsule(image, l, r, (0.07 * scale,) * 2, colour, light, seen)
+            left, right = points[INDEX["shoulder_l"]], points[INDEX["shoulder_r"]]
+            capsule(image, left, right, (0.07 * scale,) * 2, colour, light, seen)
         if limb.start == "pelvis":
-            l, r = points[INDEX["hip_l"]], points[INDEX["hip_r"]]
-            capsule(image, l, r, (0.10 * scale,) * 2, colour, light, seen)
+            left, right = points[INDEX["hip_l"]], points[INDEX["hip_r"]]
+            capsule(image, left, right, (0.10 * scale,) * 2, colour, light, seen)
         capsule(image, a, b, radius, colour, light, seen)
 
 
@@ -196,7 +199,7 @@ def paint_splash(image: Image, splash: Splash, camera: Camera, frame: int, time:
     # Weight per square metre, so that the picture's size does not matter.
     density = gaussian_filter(density, 0.035 * scale) * (scale / 28.0) ** 2
     cover = (1 - np.exp(-1.7 * density))[..., None]
-    image += cover * (np.float32([0.93, 0.97, 1.0]) - image)
+    image += cover * (FOAM - image)
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,8 @@ def sample_faults(rng: np.random.Generator, dive: Dive) -> Faults:
     # Half-way between a beginners' class and a final; the square root spreads the good half out.
     clumsy = float(rng.beta(1.05, 1.15))
     own = rng.uniform(0.0, 1.0, 9)
-    # Two thirds skill, one third the luck of the day; somebody clumsy is also unsteady.
-    size = np.clip(clumsy * (0.65 + 0.7 * own), 0.0, 1.2)
+    # Mostly skill, a third the luck of the day; somebody clumsy is also unsteady.
+    size = np.clip(clumsy * (0.75 + 0.5 * own), 0.0, 1.2)
     sign = rng.choice([-1.0, 1.0], 9)
     return Faults(
         weak_jump=float(0.85 * size[0]),
@@ -105,8 +105,8 @@ def sample_faults(rng: np.random.Generator, dive: Dive) -> Faults:
         momentum=float(0.075 * size[2] * (1.0 if rng.uniform() < 0.3 else -1.0)),
         opening=float(0.13 * size[3]),
         loose=float(size[4]),
-        legs_apart=float(0.55 * size[5]),
-        bent_knees=float(0.75 * size[6]),
+        legs_apart=float(0.6 * size[5]),
+        bent_knees=float(0.85 * size[6]),
         twist=float(1.2 * size[7] * sign[7]) if dive.half_twists else 0.0,
         entry_shape=float(size[8]),
     )

@@ -1,0 +1,164 @@
+"""`aqa`: the umbrella over the two stages. Thin commands; the work is in the modules they import late."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aqa_pipelines import weights_cli
+from aqa_shared import __version__, console
+from aqa_shared.errors import ExitCode, UsageError
+
+app = typer.Typer(
+    help="Judge how well an action was performed, from video, with few scored videos.\n\n"
+    "`aqa-extract` makes features of videos, `aqa-train` learns to score them; this command does the rest.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(weights_cli.app, name="weights")
+
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Store written by aqa-extract.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def aqa(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Judge how well an action was performed, from video, with few scored videos."""
+
+
+@app.command(epilog="aqa demo --videos 500 --out dives --render-only")
+def demo(
+    videos: Annotated[int, typer.Option(help="How many to render.")] = 48,
+    out: Annotated[Path, typer.Option(help="Folder for videos/, feats.zarr and run/.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Another seed, other dives.", min=0)] = 0,
+    size: Annotated[str, typer.Option(help="Width x height in pixels.")] = "160x128",
+    frames: Annotated[int, typer.Option(help="Frames a video.")] = 64,
+    fps: Annotated[float, typer.Option(help="Frames per second.")] = 20.0,
+    workers: Annotated[int, typer.Option(help="Rendering processes; 0 takes every core.", min=0)] = 0,
+    render_only: Annotated[bool, typer.Option("--render-only", help="Only render videos and labels.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace videos of other settings.")] = False,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also write a contact sheet of the first videos (.png).", show_default=False)
+    ] = None,
+) -> None:
+    """Render scored dives, then run the two real commands on them and compare AA with S4AQA.
+
+    The same seed renders the same videos, however many; rerunning goes on where it stopped.
+    """
+    from aqa_pipelines import demo as work
+    from aqa_pipelines.dataset import Look
+
+    width, height = _size(size)
+    look = Look(seed=seed, width=width, height=height, frames=frames, fps=fps)
+    work.render_videos(look, videos, out, workers=workers, overwrite=overwrite)
+    if sheet is not None:
+        from aqa_pipelines.sheet import write_sheet
+
+        write_sheet(look, min(videos, 5), sheet)
+    if not render_only:
+        raise typer.Exit(work.run_stages(out))
+
+
+@app.command(epilog="aqa predict runs/best new.mp4 --format json")
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder or .safetensors of aqa-train.", show_default=False)],
+    videos: Annotated[
+        list[str],
+        typer.Argument(metavar="VIDEO...", help="As for aqa-extract: files, a folder, a glob, a list, a manifest."),
+    ],
+    format: Annotated[str, typer.Option(help="csv or json.")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="Write here instead of stdout.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    decoder: Annotated[str, typer.Option(help="auto, av or decord.")] = "auto",
+    workers: Annotated[int | None, typer.Option(help="Decode processes; default by cores.")] = None,
+) -> None:
+    """Score videos: extract features as the checkpoint's were, and print what the model says.
+
+    Exit codes: 0 done, 2 usage, 3 some videos could not be used, 4 no videos, 5 environment, 6 other weights.
+    """
+    if format not in ("csv", "json"):
+        raise UsageError(f"--format {format!r}", fix="choose csv or json")
+    if decoder not in ("auto", "av", "decord"):
+        raise UsageError(f"--decoder {decoder!r}", fix="choose auto, av or decord")
+    from aqa_pipelines.predict import as_text, predict_videos, write_text
+
+    result = predict_videos(checkpoint, videos, device=device, decoder=decoder, workers=workers)
+    text = as_text(result, format)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
+    if result.failures:
+        raise typer.Exit(int(ExitCode.QUARANTINED))
+
+
+@app.command(epilog="aqa info feats.zarr --json")
+def info(store: StorePath, json: Json = False) -> None:
+    """Say what a store holds: videos, arrays, labels, settings, weights."""
+    from aqa_pipelines.show import info_text
+    from aqa_shared.store import describe
+
+    record = describe(store)
+    if json:
+        console.out.print_json(data=record)
+    else:
+        console.out.print(info_text(record), markup=False)
+
+
+@app.command(epilog="aqa verify feats.zarr")
+def verify(store: StorePath, json: Json = False) -> None:
+    """Read a whole store again and name every damaged video; exit code 6 if there is one."""
+    from dataclasses import asdict
+
+    from aqa_pipelines.show import damage_text
+    from aqa_shared.store import verify as find_damage
+
+    damage = find_damage(store)
+    if json:
+        console.out.print_json(data=[asdict(d) for d in damage])
+    else:
+        console.out.print(damage_text(store, damage), markup=False)
+    if damage:
+        raise typer.Exit(int(ExitCode.STORE))
+
+
+@app.command(epilog="aqa doctor --json")
+def doctor(json: Json = False) -> None:
+    """Say what this machine offers and whether it computes right; exit code 5 if something needed is missing."""
+    from aqa_pipelines.doctor import as_table, examine
+
+    checks = examine()
+    if json:
+        from dataclasses import asdict
+
+        console.out.print_json(data=[asdict(check) for check in checks])
+    else:
+        console.out.print(as_table(checks))
+    if any(check.status == "fail" for check in checks):
+        raise typer.Exit(int(ExitCode.ENVIRONMENT))
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Width and height of `160x128`."""
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) != 2 or not all(p.strip().isdigit() for p in parts):
+        raise UsageError(f"--size {text!r}", fix="give width x height, as 160x128")
+    return int(parts[0]), int(parts[1])
+
+
+def main() -> None:
+    """Console script."""
+    console.run(app)

@@ -1,0 +1,111 @@
+"""`aqa demo`: render dives, extract features with the real command, train with the real command, compare.
+
+All sizes are here, so that the whole stays under six minutes on two cores without a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from aqa_pipelines.dataset import Look, render
+from aqa_shared import console
+from aqa_shared.errors import AqaError, ExitCode
+
+EXTRACT = [
+    "--streams", "rgb,flow,actor-rgb",
+    "--flow", "fast",
+    "--segments", "4",
+    "--short-side", "112",
+    "--crop", "112",
+]  # fmt: skip
+"""Smaller than the papers' 10 segments of 224²: a demo, not a result."""
+
+TRAIN = [
+    "--method", "aa,s4aqa",
+    "--labelled", "0.4",
+    "--seeds", "5",
+    "--epochs", "200",
+    "--streams", "rgb,flow,actor-rgb",
+]  # fmt: skip
+
+STAGES = {"aqa-extract": "aqa_extract.cli", "aqa-train": "aqa_train.cli"}
+
+
+def render_videos(look: Look, count: int, out: Path, *, workers: int = 0, overwrite: bool = False) -> Path:
+    """Videos and labels.csv under out/videos; returns that folder."""
+    folder = out / "videos"
+    with console.progress("render", count) as advance:
+        made = render(look, count, folder, workers=workers, overwrite=overwrite, advance=advance)
+    console.note(f"{count} videos and labels.csv in {folder} ({made} rendered now)")
+    return folder
+
+
+def run_stages(out: Path) -> int:
+    """Extract, train, compare; returns the exit code. Both are the commands that a user types, as processes."""
+    store, run = out / "feats.zarr", out / "run"
+    code = _command("aqa-extract", [str(out / "videos"), "--out", str(store), *EXTRACT])
+    if code not in (ExitCode.OK, ExitCode.QUARANTINED):
+        return code
+    again = ["--resume", str(run)] if (run / "config.json").exists() else ["--out", str(run)]
+    trained = _command("aqa-train", ["--features", str(store), *TRAIN, *again])
+    if trained != ExitCode.OK:
+        if "--resume" in again:
+            console.note(f"to train anew, remove {run}, or give another --out")
+        return trained
+    console.out.print(comparison(json.loads((run / "metrics.json").read_text(encoding="utf-8"))), markup=False)
+    console.out.print(_where(out), markup=False)
+    return code
+
+
+def _command(name: str, arguments: list[str]) -> int:
+    """Run one of the two commands as a process of its own, after showing it; returns its exit code."""
+    console.err.print(f"\n$ {shlex.join([name, *arguments])}", markup=False, style="bold")
+    # The module, not the script on PATH: the demo must run the very installation it belongs to.
+    child = subprocess.Popen([sys.executable, "-c", f"from {STAGES[name]} import main; main()", *arguments])
+    while True:
+        try:
+            code = child.wait()
+            break
+        except KeyboardInterrupt:
+            # The terminal sent it to the child as well, which commits what it has and leaves.
+            continue
+    if code < 0:
+        raise AqaError(f"{name} was killed by signal {-code}", fix="rerun aqa demo to go on")
+    return code
+
+
+def comparison(metrics: dict[str, Any]) -> str:
+    """AA against S4AQA, seed by seed, from the trainer's own metrics.json."""
+    rows = {r["method"]: r["spearman"] for r in metrics["rows"] if r["selection"] == "last"}
+    if not {"aa", "s4aqa"} <= rows.keys():
+        return "the run has no AA and S4AQA to compare"
+    pairs = list(zip(rows["aa"]["by_seed"], rows["s4aqa"]["by_seed"], strict=True))
+    lines = ["", "Spearman on the test videos    " + "  ".join(f"seed {i}" for i in range(len(pairs))) + "    mean"]
+    for title, method in (("AA (labelled videos only)", "aa"), ("S4AQA (and the unlabelled)", "s4aqa")):
+        cells = "  ".join(f"{v:6.3f}" if v is not None else "     –" for v in rows[method]["by_seed"])
+        mean = rows[method]["mean"]
+        lines.append(f"{title:29}  {cells}  {'–' if mean is None else f'{mean:6.3f}'}")
+    known = [(a, s) for a, s in pairs if a is not None and s is not None]
+    if known and rows["aa"]["mean"] is not None and rows["s4aqa"]["mean"] is not None:
+        wins = sum(s > a for a, s in known)
+        gain = rows["s4aqa"]["mean"] - rows["aa"]["mean"]
+        lines.append(f"S4AQA is {gain:+.3f} against AA, ahead in {wins} of {len(known)} seeds")
+        lines.append(f"({metrics['protocol']['test']} test videos: differences below about 0.1 are noise)")
+    return "\n".join(lines)
+
+
+def _where(out: Path) -> str:
+    return "\n".join(
+        [
+            "",
+            f"{out / 'videos'}      the videos, labels.csv (scores and what caused them)",
+            f"{out / 'feats.zarr'}  the features (aqa info {out / 'feats.zarr'})",
+            f"{out / 'run'}         metrics.json, predictions.csv, splits, checkpoints, plots",
+            f"try: aqa predict {out / 'run'} {out / 'videos' / 'dive_00002.mp4'}",
+        ]
+    )

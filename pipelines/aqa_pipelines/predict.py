@@ -1,0 +1,125 @@
+"""Scores of new videos: the checkpoint says how features are made, the extractor makes them, the model reads them.
+
+checkpoint ─▶ settings ─▶ extract into a temporary store ─▶ model ─▶ id, path, score
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aqa_shared import console
+from aqa_shared.errors import NoInputError, StoreError, UsageError
+from aqa_shared.records import STREAMS, ExtractSettings, Failure
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the model says of one video, in the units of the scores it learned from."""
+
+    id: str
+    path: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores in the order of the input, and the videos that have none."""
+
+    rows: list[Scored]
+    failures: list[Failure]
+
+
+def predict_videos(
+    checkpoint: Path,
+    videos: Sequence[str],
+    *,
+    device: str = "auto",
+    decoder: str = "auto",
+    workers: int | None = None,
+) -> Predictions:
+    """Extract and score. Raises UsageError, NoInputError, EnvironmentFault, and StoreError for other weights."""
+    from aqa_shared.manifest import find_videos
+
+    from aqa_extract.run import Options, extract, pick_device
+    from aqa_shared.store import FeatureStore
+    from aqa_train.predict import load_checkpoint
+
+    model = load_checkpoint(checkpoint)
+    if model.settings is None:
+        raise UsageError(
+            f"{checkpoint} was trained on features made elsewhere, so how to extract them is not known",
+            fix="train on a store written by aqa-extract",
+        )
+    settings = settings_for(model.settings, list(model.channels), model.weights)
+    where = pick_device(device)
+    manifest = find_videos(list(videos) if len(videos) > 1 else videos[0])
+    manifest.report(console.note, console.warn)
+    with tempfile.TemporaryDirectory(prefix="aqa-predict-") as scratch:
+        out = Path(scratch) / "feats.zarr"
+        options = Options(device=device, decoder=decoder, workers=workers, stop_after=0)
+        report = extract(manifest.videos, out, settings, options)
+        scores: dict[str, float] = {}
+        if report.extracted:
+            store = FeatureStore.open(out)
+            scores = dict(zip(store.ids, model.score(store, str(where)).tolist(), strict=True))
+    rows = [Scored(v.id, v.path, scores[v.id]) for v in manifest.videos if v.id in scores]
+    if not rows and not report.failures:
+        raise NoInputError("no video was scored")
+    return Predictions(rows, report.failures)
+
+
+def settings_for(settings: ExtractSettings, channels: Sequence[str], weights: Mapping[str, Any]) -> ExtractSettings:
+    """The checkpoint's settings, for the streams that the model reads and with the very weights they came from."""
+    wanted = {name.replace("_", "-") for name in channels}
+    streams = tuple(s for s in STREAMS if s in wanted)
+    flow = settings.flow
+    if not any("flow" in s for s in streams):
+        # Flow that only told of the motion is not worth its time here.
+        flow = flow.model_copy(update={"mode": "off"})
+    names = {
+        f"{role}_weights": str(weights[role]["name"])
+        for role in ("rgb", "flow", "actor")
+        if role in weights and getattr(settings, f"{role}_weights") == "default"
+    }
+    return settings.model_copy(update={"streams": streams, "flow": flow, "logits": False, "maps": False, **names})
+
+
+def as_text(result: Predictions, format: str) -> str:
+    """CSV (id, path, score) or JSON (the same, and the failures)."""
+    if format == "json":
+        record = {
+            "scores": [{"id": r.id, "path": _text(r.path), "score": r.score} for r in result.rows],
+            "failures": [
+                {"id": f.id, "path": _text(f.path), "reason": f.reason, "detail": f.detail} for f in result.failures
+            ],
+        }
+        return json.dumps(record, indent=1, allow_nan=False) + "\n"
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["id", "path", "score"])
+    writer.writerows([r.id, _text(r.path), f"{r.score:.4f}"] for r in result.rows)
+    return out.getvalue()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text`, whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="")
+        os.replace(partial, path)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {e.strerror}", fix="name another --out") from e
+
+
+def _text(path: str) -> str:
+    """A path that is not UTF-8 with its odd bytes escaped: output must be readable text."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
