@@ -110,6 +110,12 @@ class Decoder:
             self._child.kill()
             self._child = None
 
+    def interrupt(self) -> None:
+        """Kill the child from another thread or a signal handler: whoever waits for it gets a DecodeFailure."""
+        child = self._child
+        if child is not None:
+            child.process.kill()
+
     def probe(self, path: str, deadline: float = 60.0, max_bytes: int = 4 << 30, max_pixels: int = 4096**2) -> Probe:
         """What the file is, without decoding it. Raises DecodeFailure."""
         clock = _Clock(deadline)

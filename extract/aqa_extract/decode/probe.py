@@ -11,14 +11,14 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import av
 import av.container
 import av.error
 import numpy as np
-from av.sidedata.sidedata import Type as SideDataType
+from av.buffer import Buffer
 from av.stream import Disposition
 
 from aqa_extract.decode.failure import DecodeFailure
@@ -30,8 +30,9 @@ MIN_SIDE = 16
 MISMATCH = 0.01
 """Fraction of frames that may be missing or damaged before a video is refused rather than `degraded`."""
 
-DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
-DECORD_CODECS = ("h264", "mpeg4")
+DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+"""Not avi: with a broken index decord gives a wrong frame and says nothing."""
+DECORD_CODECS = ("h264",)
 DECORD_MAX_BYTES = 512 << 20
 """decord decodes ahead of its reader without bound, so all its frames must fit."""
 
@@ -58,6 +59,8 @@ class Probe:
     has_edit_list: bool
     vfr: bool
     interlaced: bool
+    headless: bool
+    """The stream starts between key frames, as after a lazy cut: its first packets show nothing."""
     n_video_streams: int
     size: int
     """Bytes of the file, with `mtime_ns` its identity while it is read."""
@@ -168,6 +171,8 @@ def open_video(
             raise DecodeFailure("no_video", "probe", "no video stream, only sound, subtitles or cover art")
         assert isinstance(stream, av.VideoStream)
         context = stream.codec_context
+        if context is None:
+            raise DecodeFailure("undecodable", "probe", "its video codec is unknown or its description damaged")
         if context.width * context.height > max_pixels:
             raise _too_large(context.width, context.height, max_pixels)
         # Threads would make memory and error counts depend on timing; videos run in parallel instead.
@@ -214,10 +219,13 @@ def probe(source: Source, max_pixels: int) -> Probe:
         announced = _announced_seconds(container, stream)
         stamps: list[int | None] = []
         discarded = damaged = 0
-        for packet in container.demux(stream):
-            if not packet.size:
+        headless: bool | None = None
+        for packet in packets_of(container, stream):
+            if packet is None:
+                damaged += 1
                 continue
             damaged += packet.is_corrupt
+            headless = not packet.is_keyframe if headless is None else headless
             if packet.is_discard:
                 discarded += 1
             else:
@@ -232,7 +240,7 @@ def probe(source: Source, max_pixels: int) -> Probe:
     if header > packets * (1 + MISMATCH) and format_name.startswith("mov"):
         # Edit lists may leave whole groups of pictures out; without it every sample must be there.
         with open_video(source, max_pixels, ignore_editlist="1") as (container, stream):
-            packets = max(packets, sum(p.size > 0 for p in container.demux(stream)))
+            packets = max(packets, sum(p is not None for p in packets_of(container, stream)))
     if header > packets * (1 + MISMATCH):
         raise DecodeFailure(
             "frame_count_mismatch",
@@ -266,6 +274,8 @@ def probe(source: Source, max_pixels: int) -> Probe:
     if interlaced:
         warnings.append("interlaced: frames are used woven, motion will show combs")
     pix_fmt = frame.format.name
+    if headless:
+        warnings.append("starts between key frames: the frames before the first one cannot be shown")
     gaps = np.diff(times)
     vfr = bool(len(gaps)) and bool(gaps.max() > 1.5 * np.median(gaps) or gaps.min() < 0.5 * np.median(gaps))
     found = Probe(
@@ -282,12 +292,25 @@ def probe(source: Source, max_pixels: int) -> Probe:
         has_edit_list=discarded > 0,
         vfr=vfr,
         interlaced=interlaced,
+        headless=bool(headless),
         n_video_streams=n_video,
         size=source.before.st_size,
         mtime_ns=source.before.st_mtime_ns,
         warnings=tuple(warnings),
     )
-    return Probe(**{**found.__dict__, "decord_refusal": decord_refusal(found, uniform, stamps)})
+    return replace(found, decord_refusal=decord_refusal(found, uniform))
+
+
+def packets_of(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.Packet | None]:
+    """The stream's packets that hold something; None where the demuxer had to give up."""
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    except (av.error.FFmpegError, IndexError):  # IndexError: a damaged transport stream grew a new stream.
+        yield None
 
 
 def timeline(stamps: list[int | None], time_base: float, average: float) -> tuple[np.ndarray, float, bool]:
@@ -309,8 +332,8 @@ def orientation(frame: av.VideoFrame) -> tuple[int, bool, bool]:
 
     The matrix is 3x3 in 16.16 fixed point and maps a stored to a displayed point, y downwards, as in ISO 14496-12.
     """
-    side = frame.side_data.get(SideDataType.DISPLAYMATRIX)
-    if side is None:
+    side = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(side, Buffer):
         return 0, False, False
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side)[:36])
     signs = tuple(int(np.sign(v)) if abs(v) > 1 << 12 else 0 for v in (a, b, c, d))
@@ -333,7 +356,8 @@ def _first_frame(source: Source, max_pixels: int) -> tuple[av.VideoFrame, str]:
     """The first frame that can be decoded at all."""
     problem = "no frame came out"
     with open_video(source, max_pixels) as (container, stream):
-        codec = stream.codec_context.name
+        # `av1`, where the context's own name is the decoder's: libdav1d.
+        codec = stream.codec_context.codec.canonical_name
         for packet in container.demux(stream):
             try:
                 decoded = packet.decode()
@@ -369,7 +393,7 @@ def _announced_seconds(container: av.container.InputContainer, stream: av.VideoS
     return 0.0
 
 
-def decord_refusal(p: Probe, uniform: bool, stamps: list[int | None]) -> str:
+def decord_refusal(p: Probe, uniform: bool) -> str:
     """Why decord's frames might not equal PyAV's, '' where measurement found them equal (docs/decoding.md)."""
     if p.container not in DECORD_CONTAINERS:
         return f"container {p.container}"
@@ -379,6 +403,8 @@ def decord_refusal(p: Probe, uniform: bool, stamps: list[int | None]) -> str:
         return f"pixel format {p.pix_fmt}"
     if p.rotation or p.mirrored:
         return "rotated"
+    if p.width % 2 or p.height % 2:
+        return "odd frame size"
     if p.has_edit_list:
         return "edit list"
     if p.vfr or uniform:

@@ -104,7 +104,7 @@ class AvReader:
                 packet = next(packets)
             except StopIteration:
                 return
-            except av.error.FFmpegError:
+            except (av.error.FFmpegError, IndexError):
                 # The demuxer cannot go on: what is missing shows in the frame count.
                 self.tally.corrupt += 1
                 return
@@ -181,5 +181,7 @@ def damage(tally: Tally, expected: int) -> str:
     if tally.corrupt > MISMATCH * expected:
         return "corrupt"
     if tally.complete and abs(tally.decoded - expected) > MISMATCH * expected:
+        return "frame_count_mismatch"
+    if not tally.complete and tally.decoded < expected:
         return "frame_count_mismatch"
     return ""

@@ -28,7 +28,8 @@ from aqa_extract.decode.wire import Channel, FrameBuffer, Gone
 
 SLOTS = 2
 """Chunks in flight: one is filled while the parent uses the other."""
-HIDDEN_FRAME_CODECS = ("vp8", "vp9", "av1", "mpeg4", "h264", "hevc", "mpeg2video", "mpeg1video", "vc1", "wmv3")
+HIDDEN_FRAME_CODECS = ("vp8", "vp9", "mpeg4")
+"""Their packets may hold a frame that is only referred to, or none at all: fewer frames than packets is no damage."""
 
 
 def main() -> None:
@@ -64,6 +65,7 @@ def _live_with_parent(lifeline_fd: int) -> None:
 def _quiet() -> None:
     """FFmpeg's complaints are counted, not printed; no core files, and no file of ours grows beyond a megabyte."""
     av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
     logger = logging.getLogger("libav")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
@@ -133,28 +135,17 @@ class Worker:
         if tally.backend == "decord" and _stderr_size() > noise:
             # Only PyAV can count what is damaged, and newer decoders conceal damage differently.
             raise DecodeFailure("corrupt", "decode", "decord reports errors in the stream", "decord")
-        expected = len(self.probe.times) if end is None else end
-        if tally.complete and tally.decoded != expected and tally.decoded and not tally.corrupt:
-            # Nothing was damaged: the container counts packets that show no frame of their own.
+        expected = self.probe.n_expected if end is None else end
+        missing_is_normal = self.probe.headless or self.probe.codec in HIDDEN_FRAME_CODECS
+        if tally.complete and 0 < tally.decoded < expected and missing_is_normal and not tally.corrupt:
             self._recount(reader)
             return
         if reason := damage(tally, expected):
-            raise DecodeFailure(
-                reason,
-                "decode",
-                f"{tally.decoded} of {expected} frames decoded, {tally.corrupt} damaged",
-                tally.backend,
-            )
+            detail = f"{tally.decoded} of {expected} frames decoded, {tally.corrupt} damaged"
+            raise DecodeFailure(reason, "decode", detail, tally.backend)
         if tally.complete and tally.decoded != expected:
             self._recount(reader)
             return
-        if tally.decoded < expected:
-            raise DecodeFailure(
-                "frame_count_mismatch",
-                "decode",
-                f"{tally.decoded} of {expected} frames decoded",
-                tally.backend,
-            )
         warnings = [f"degraded: {tally.corrupt} of {expected} frames damaged"] if tally.corrupt else []
         self.channel.send(
             {
