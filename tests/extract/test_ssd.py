@@ -170,8 +170,9 @@ def pictures(count: int, height: int, width: int, seed: int) -> Tensor:
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255).byte()
 
 
-@pytest.mark.parametrize("name", ["ssd300_vgg16", "ssdlite320"])
-@pytest.mark.parametrize("height_width", [None, (180, 240)])
+@pytest.mark.parametrize(
+    ("name", "height_width"), [("ssd300_vgg16", None), ("ssdlite320", None), ("ssdlite320", (180, 240))]
+)
 def test_people_are_torchvisions(name: str, height_width: tuple[int, int] | None) -> None:
     model = torchvision_model(name)
     detector = build_detector(model.state_dict())
