@@ -1,0 +1,125 @@
+"""Labels from a table beside the videos: matched by id, else by path, else by a name that fits one video only."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from aqa_shared.manifest_files import is_video_name, printable_id
+from aqa_shared.manifest_table import PATH_NAMES, Problems, Row, read_table
+from aqa_shared.records import Video
+
+
+@dataclass
+class Labelled:
+    """Videos with their labels, and what did not fit."""
+
+    videos: list[Video]
+    matched: int = 0
+    unmatched: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class _Names:
+    """Finds the videos that a name in a label table may mean."""
+
+    def __init__(self, videos: Sequence[Video], root: str) -> None:
+        self.root = root
+        self.ids = {_same(v.id): i for i, v in enumerate(videos)}
+        self.paths, self.stems, self.names, self.name_stems = (defaultdict[str, list[int]](list) for _ in range(4))
+        for i, video in enumerate(videos):
+            self.paths[_same(printable_id(video.path))].append(i)
+            relative = os.path.relpath(video.path, root).replace(os.sep, "/")
+            self.paths[_same(printable_id(relative))].append(i)
+            self.stems[_same(printable_id(os.path.splitext(relative)[0]))].append(i)
+            name = os.path.basename(video.path)
+            self.names[_same(printable_id(name))].append(i)
+            self.name_stems[_same(printable_id(os.path.splitext(name)[0]))].append(i)
+
+    def find(self, key: str, folder: str) -> list[int]:
+        """Positions of the videos that `key` names: the first kind of match that finds any decides."""
+        if (found := self.ids.get(_same(key))) is not None:
+            return [found]
+        text = str(PurePosixPath(key))
+        absolute = os.path.normpath(os.path.join(folder, text))
+        stem = os.path.splitext(text)[0] if is_video_name(text) else text
+        for table, name in (
+            (self.paths, text),
+            (self.paths, absolute),
+            (self.stems, stem),
+            (self.names, text),
+            (self.name_stems, stem),
+            # A table may give the path from another folder: its last part decides if only one video has it.
+            (self.names, os.path.basename(text)),
+            (self.name_stems, os.path.basename(stem)),
+        ):
+            found_here = table.get(_same(name)) or table.get(_same(printable_id(name)))
+            if found_here:
+                return list(dict.fromkeys(found_here))
+        return []
+
+
+def _same(text: str) -> str:
+    """File systems and spreadsheets write é in two ways; both mean the same file."""
+    return unicodedata.normalize("NFC", text)
+
+
+def apply_labels(videos: Sequence[Video], path: Path, root: str) -> Labelled:
+    """`videos` with the labels of the table at `path`; a video without a row keeps what it had.
+
+    Raises UsageError for a table that cannot be read, a name that fits several videos, and two scores for
+    one video. An empty score is an unlabelled video.
+    """
+    table = read_table(path, [("id", *PATH_NAMES), ("score",)])
+    problems = Problems(path)
+    names = _Names(videos, root)
+    folder = os.path.abspath(path.parent)
+    out = Labelled(list(videos), warnings=table.odd_columns())
+    first: dict[int, tuple[int, Row]] = {}
+    for number, row in table.rows:
+        key = row.id or ""
+        if not key:
+            problems.add(number, "id", None, "is empty")
+            continue
+        found = names.find(key, folder)
+        if len(found) > 1:
+            problems.add(number, "id", key, f"fits several videos: {_some(videos[i].id for i in found)}")
+        elif not found:
+            out.unmatched.append(key)
+        elif found[0] in first:
+            _twice(number, key, row, *first[found[0]], problems, out.warnings, path)
+        else:
+            first[found[0]] = (number, row)
+    problems.raise_if_any("write the id (the path below the input folder) of the video that is meant, once")
+    for i, (_, row) in first.items():
+        out.videos[i] = videos[i].model_copy(
+            update={
+                "score": row.score,
+                "difficulty": row.difficulty,
+                "split": row.split,
+                "category": row.category,
+                "extra": {k: v for k, v in row.extra.items() if k not in PATH_NAMES},
+            }
+        )
+    out.matched = len(first)
+    return out
+
+
+def _twice(
+    number: int, key: str, row: Row, other: int, before: Row, problems: Problems, warnings: list[str], path: Path
+) -> None:
+    if row.score != before.score:
+        problems.add(number, "score", row.score, f"contradicts row {other} ({before.score}) for {printable_id(key)}")
+    else:
+        warnings.append(
+            f"{path}: rows {other} and {number} label the same video ({printable_id(key)}); the first counts"
+        )
+
+
+def _some(ids: Iterable[str]) -> str:
+    items = list(ids)
+    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
