@@ -9,7 +9,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from pydantic import ValidationError
@@ -25,6 +25,7 @@ from aqa_shared.manifest_files import (
     in_list,
     local_path,
     printable_id,
+    shown,
     unique,
 )
 from aqa_shared.manifest_labels import apply_labels
@@ -59,7 +60,7 @@ class Manifest:
     def report(self, note: Callable[[str], None], warn: Callable[[str], None]) -> None:
         """Say in a few lines what was found and what was not."""
         source = f" (labels from {self.labels_source})" if self.labels_source else ""
-        note(f"{len(self.videos)} videos in {_shown(self.root)}, {self.labelled} with a score{source}")
+        note(f"{len(self.videos)} videos in {shown(self.root)}, {self.labelled} with a score{source}")
         why = Counter(reason for _, reason in self.skipped)
         if why:
             listed = ", ".join(f"{n} {reason}" for reason, n in why.most_common(6))
@@ -88,7 +89,7 @@ def find_videos(source: str | Path | Sequence[str | Path], *, labels: Path | Non
     rows: dict[str, str] = {}
     warnings: list[str] = []
     tables: list[Path] = []
-    for item in map(os.fspath, sources):
+    for item in (os.fspath(s) for s in sources):
         if PurePath(item).suffix.lower() in _TABLES and os.path.isfile(item):
             table = read_table(Path(item), [PATH_NAMES])
             given += _from_table(table, rows)
@@ -104,16 +105,25 @@ def find_videos(source: str | Path | Sequence[str | Path], *, labels: Path | Non
     if not videos:
         raise _nothing(sources, found)
     source_of_labels = labels if labels is not None else None if given else _labels_beside(sources, root)
-    result = Manifest(videos, Path(root), skipped, tables[0] if tables else None, [], warnings)
+    scored = any(v.score is not None for v in given)
+    unlabelled = Manifest(videos, Path(root), skipped, tables[0] if scored else None, [], warnings)
     if source_of_labels is None:
-        return result
-    labelled = apply_labels(videos, source_of_labels, root)
-    if not labelled.matched and labels is None and source_of_labels.parent != Path(root):
-        return result  # a table of something else that happens to lie beside the folder
+        return unlabelled
+    # A labels.csv beside the folder may be about something else altogether: it must not stop the run.
+    beside = labels is None and source_of_labels.parent != Path(root)
+    try:
+        labelled = apply_labels(videos, source_of_labels, root)
+    except UsageError as e:
+        if not beside:
+            raise
+        return replace(unlabelled, warnings=[*warnings, f"not used as labels: {e.cause}"])
+    if beside and not labelled.matched:
+        return unlabelled
+    at = os.path.abspath(source_of_labels)
     return Manifest(
         labelled.videos,
         Path(root),
-        [s for s in skipped if not _is_same(s[0], source_of_labels)],
+        [s for s in skipped if s[0] != at],
         source_of_labels,
         labelled.unmatched,
         warnings + labelled.warnings,
@@ -126,15 +136,17 @@ def _look(item: str) -> Found:
     if os.path.lexists(item):
         if PurePath(item).suffix.lower() == ".txt" and os.path.isfile(item):
             try:
-                return in_list(Path(item))
+                found = in_list(Path(item))
             except OSError as e:
-                raise UsageError(f"cannot read {_shown(item)}: {e.strerror}", fix="check its permissions") from e
+                raise UsageError(f"cannot read {shown(item)}: {e.strerror}", fix="check its permissions") from e
+            _refuse_all_missing(item, found.paths, found.root)
+            return found
         path = os.path.abspath(item)
         return Found(os.path.dirname(path), [path])
     if glob.has_magic(item):
         return by_pattern(item)
     raise NoInputError(
-        f"{_shown(item)}: no such file or folder",
+        f"{shown(item)}: no such file or folder",
         fix="download it first and give the local file" if "://" in item else "check the path",
     )
 
@@ -151,7 +163,7 @@ def _from_table(table: Table, rows: dict[str, str]) -> list[Video]:
         path = local_path(row.path, folder)
         try:
             video = Video(
-                id=printable_id(row.id) if row.id else id_of(path, folder) + _part(row),
+                id=shown(row.id) if row.id else id_of(path, folder) + _part(row),
                 path=path,
                 extra=row.extra,
                 **{n: getattr(row, n) for n in Row.model_fields if n not in ("id", "path")},
@@ -165,12 +177,17 @@ def _from_table(table: Table, rows: dict[str, str]) -> list[Video]:
         rows[video.id] = f"row {number} of {table.path.name}"
         videos.append(video)
     problems.raise_if_any("mend these rows; ids must be unique, so give an `id` column where they are not")
-    if videos and not any(os.path.lexists(v.path) for v in videos):
-        raise NoInputError(
-            f"{table.path}: none of its {len(videos)} files exists; the first is {_shown(videos[0].path)}",
-            fix=f"paths in a manifest are absolute or relative to its own folder, {_shown(folder)}",
-        )
+    _refuse_all_missing(table.path, [v.path for v in videos], folder)
     return videos
+
+
+def _refuse_all_missing(table: str | Path, paths: Sequence[str], folder: str) -> None:
+    """One missing file is that video's failure; all of them are a wrong folder."""
+    if paths and not any(os.path.lexists(p) for p in paths):
+        raise NoInputError(
+            f"{shown(table)}: none of its {len(paths)} files exists; the first would be {shown(paths[0])}",
+            fix=f"paths in it are absolute, or relative to its own folder, {shown(folder)}",
+        )
 
 
 def _part(row: Row) -> str:
@@ -199,12 +216,8 @@ def _labels_beside(sources: Sequence[str | Path], root: str) -> Path | None:
     return next((p / LABELS for p in places if (p / LABELS).is_file()), None)
 
 
-def _is_same(path: str, other: Path) -> bool:
-    return os.path.abspath(path) == os.path.abspath(other)
-
-
 def _nothing(sources: Sequence[str | Path], found: Sequence[Found]) -> NoInputError:
-    named = ", ".join(_shown(s) for s in sources[:3]) + (", …" if len(sources) > 3 else "")
+    named = ", ".join(shown(s) for s in sources[:3]) + (", …" if len(sources) > 3 else "")
     seen = "; ".join(f.seen() for f in found)
     images = any(PurePath(p).suffix.lower() in (".jpg", ".jpeg", ".png") for f in found for p, _ in f.skipped)
     return NoInputError(
@@ -213,7 +226,3 @@ def _nothing(sources: Sequence[str | Path], found: Sequence[Found]) -> NoInputEr
         if images
         else f"videos are known by their suffix: {', '.join(sorted(VIDEO_SUFFIXES))}",
     )
-
-
-def _shown(path: str | Path) -> str:
-    return printable_id(os.fspath(path)) if "\\" not in os.fspath(path) else os.fspath(path)

@@ -60,7 +60,7 @@ class _Names:
             found_here = table.get(_same(name)) or table.get(_same(printable_id(name)))
             if found_here:
                 return list(dict.fromkeys(found_here))
-        return []
+        return self.find(key.replace("\\", "/"), folder) if "\\" in key else []
 
 
 def _same(text: str) -> str:
@@ -85,7 +85,7 @@ def apply_labels(videos: Sequence[Video], path: Path, root: str) -> Labelled:
         if not key:
             problems.add(number, "id", None, "is empty")
             continue
-        found = names.find(key, folder)
+        found = names.find(key, folder) or (names.find(row.path, folder) if row.path else [])
         if len(found) > 1:
             problems.add(number, "id", key, f"fits several videos: {_some(videos[i].id for i in found)}")
         elif not found:
