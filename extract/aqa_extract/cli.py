@@ -132,10 +132,9 @@ def extract(
     if print_config:
         console.out.print_json(settings.model_dump_json())
         return
-    from aqa_shared.manifest import find_videos
-
     from aqa_extract.run import Options, plan
     from aqa_extract.run import extract as run_extract
+    from aqa_shared.manifest import find_videos
 
     manifest = find_videos(videos if len(videos) > 1 else videos[0], labels=labels)
     manifest.report(console.note, console.warn)
@@ -143,14 +142,14 @@ def extract(
         device=device,
         batch=batch,
         workers=workers,
-        decoder=decoder,
+        decoder=decoder,  # type: ignore[arg-type]  # checked above
         timeout=timeout,
         stop_after=stop_after,
         retry_failed=retry_failed,
         overwrite=overwrite,
     )
     if dry_run:
-        console.out.print(plan(manifest.videos, out, settings, options).text())
+        console.out.print(plan(manifest.videos, out, options).text())
         return
     report = run_extract(manifest.videos, out, settings, options)
     console.out.print(report.text(), markup=False)

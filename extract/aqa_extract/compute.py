@@ -6,7 +6,9 @@ round differently: a feature must not depend on which videos happened to be besi
 
 from __future__ import annotations
 
+import threading
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,13 +43,26 @@ class _Ticket:
     """A video, and how many of its segments are still on their way through the networks."""
 
     done: Done
-    waiting: int = 0
+    waiting: int
+    dropped: bool = False
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """One segment of one stream, waiting to fill a batch."""
+
+    ticket: _Ticket
+    kind: StreamKind
+    segment: int
+    pixels: Tensor
 
 
 class Compute:
-    """Feed it prepared videos; it returns those that are complete.
+    """Feed it prepared videos, from one thread or several; it returns those that are complete.
 
     `batch` is the number of segments per I3D call; it is halved, loudly, when the device runs out of memory.
+    On a CPU every calling thread computes on its own core: TV-L1's many small steps gain nothing from more, and
+    the threads of one step wait for each other whenever the machine is shared.
     """
 
     def __init__(self, networks: Networks, settings: ExtractSettings, batch: int, flow_batch: int) -> None:
@@ -56,11 +71,9 @@ class Compute:
         self.batch = batch
         self.flow_batch = flow_batch
         self.kinds = chosen(settings)
-        self.queues: dict[str, deque[tuple[_Ticket, StreamKind, int, Tensor]]] = {
-            kind.modality: deque() for kind in self.kinds
-        }
-        """Clips of one modality, from any video, waiting to fill a batch."""
-        self.open: list[_Ticket] = []
+        self.lock = threading.Lock()
+        self.queues: dict[str, deque[_Clip]] = {kind.modality: deque() for kind in self.kinds}
+        """By modality: clips of any stream and any video."""
         self.frames = 0
         """Decoded frames taken in so far, for the progress line."""
 
@@ -71,40 +84,94 @@ class Compute:
         Raises EnvironmentFault for a fault of the device; any other error concerns this video alone, and leaves no
         trace of it behind.
         """
-        self.frames += len(prepared.positions)
-        ticket = _Ticket(Done(prepared, {}, {}))
-        self.open.append(ticket)
+        if self.networks.device.type == "cpu":
+            torch.set_num_threads(1)  # of the calling thread
+        ticket = _Ticket(Done(prepared, {}, {}), len(prepared.plan.segments) * len(self.kinds))
+        completed: list[Done] = []
         try:
-            self._take_in(ticket)
+            for clip in self._clips(ticket):
+                completed += self._enqueue(clip)
         except AqaError:
             raise
-        except Exception as e:
-            if isinstance(e, torch.AcceleratorError):
-                raise EnvironmentFault(f"the device failed: {e}", fix="see `aqa doctor`, then rerun") from e
-            self.open.remove(ticket)
-            for queue in self.queues.values():
-                kept = [item for item in queue if item[0] is not ticket]
-                queue.clear()
-                queue.extend(kept)
+        except torch.AcceleratorError as e:
+            raise EnvironmentFault(f"the device failed: {e}", fix="see `aqa doctor`, then rerun") from e
+        except Exception:
+            with self.lock:
+                ticket.dropped = True
             raise
         finally:
             # The clips were copied out: the pixels must not outlive this call.
             prepared.large = prepared.detect_frames = None
             prepared.frames = prepared.frames[:0].clone()
-        return self._completed()
+            with self.lock:
+                self.frames += len(prepared.positions)
+        return completed
 
-    def _take_in(self, ticket: _Ticket) -> None:
-        """Everything about one video up to its clips in the queues, running every batch that fills."""
+    @torch.inference_mode()
+    def flush(self) -> list[Done]:
+        """Run what is left, in batches filled up to the usual shape."""
+        completed: list[Done] = []
+        for modality, queue in self.queues.items():
+            while queue:
+                completed += self._run(modality, [queue.popleft() for _ in range(min(self.batch, len(queue)))])
+        return completed
+
+    def _enqueue(self, clip: _Clip) -> list[Done]:
+        queue = self.queues[clip.kind.modality]
+        with self.lock:
+            queue.append(clip)
+            if len(queue) < self.batch:
+                return []
+            clips = [queue.popleft() for _ in range(self.batch)]
+        return self._run(clip.kind.modality, clips)
+
+    def _run(self, modality: str, clips: list[_Clip]) -> list[Done]:
+        """One I3D call; returns the videos it completed."""
+        pixels = torch.stack([clip.pixels for clip in clips]).transpose(1, 2)  # (b, c, t, h, w)
+        try:
+            outputs = self.networks.i3d(modality, pixels, max(self.batch, len(clips)))
+        except torch.OutOfMemoryError as e:
+            return self._run_in_halves(modality, clips, e)
+        completed = []
+        for row, clip in enumerate(clips):
+            done = clip.ticket.done
+            for suffix, values in outputs.items():
+                with self.lock:
+                    array = done.arrays.setdefault(
+                        clip.kind.array + suffix,
+                        np.full((len(done.prepared.plan.segments), *values.shape[1:]), np.nan, np.float32),
+                    )
+                array[clip.segment] = values[row]
+            with self.lock:
+                clip.ticket.waiting -= 1
+                if clip.ticket.waiting == 0 and not clip.ticket.dropped:
+                    completed.append(done)
+        return completed
+
+    def _run_in_halves(self, modality: str, clips: list[_Clip], error: Exception) -> list[Done]:
+        if self.batch == 1:
+            raise EnvironmentFault(
+                f"out of device memory with a single segment of {modality}",
+                fix="use --precision bf16, a smaller --crop, or --device cpu",
+            ) from error
+        self.batch = max(1, self.batch // 2)
+        warn(f"out of device memory: going on with batches of {self.batch} segments")
+        torch.cuda.empty_cache()
+        completed = []
+        for start in range(0, len(clips), self.batch):
+            completed += self._run(modality, clips[start : start + self.batch])
+        return completed
+
+    def _clips(self, ticket: _Ticket) -> Iterator[_Clip]:
+        """Every segment of every stream of one video; fills in what the store keeps beside the features."""
         prepared, arrays, meta = ticket.done.prepared, ticket.done.arrays, ticket.done.meta
         plan, probe = prepared.plan, prepared.probe
         rows = np.searchsorted(prepared.positions, plan.segments)
-        times = np.asarray(probe.times)
         frame_index = plan.frames
-        spacing = 1 / probe.fps if probe.fps else 0.0
         arrays["frame_index"] = frame_index.astype(np.int32)
-        arrays["segment_start_time"] = times[frame_index[:, 0]]
+        arrays["segment_start_time"] = probe.times[frame_index[:, 0]]
         # A segment ends when its last frame stops being shown.
-        arrays["segment_end_time"] = times[frame_index[:, -1]] + spacing
+        arrays["segment_end_time"] = probe.times[frame_index[:, -1]] + (1 / probe.fps if probe.fps else 0.0)
         boxes: Tensor | None = None
         if needs_actor(self.settings):
             track = self._track(prepared)
@@ -117,28 +184,10 @@ class Compute:
         if needs_flow(self.settings):
             flow, meta["motion"] = self._flow(prepared)
         for kind in self.kinds:
-            arrays[kind.array] = np.full((len(rows), 1024), np.nan, np.float32)
             pixels = self._region(kind, prepared, flow, boxes)
             index = torch.from_numpy(rows).to(pixels.device)
-            queue = self.queues[kind.modality]
             for segment in range(len(rows)):
-                queue.append((ticket, kind, segment, pixels[index[segment]]))
-                ticket.waiting += 1
-                while len(queue) >= self.batch:
-                    self._run(kind.modality, self.batch)
-
-    @torch.inference_mode()
-    def flush(self) -> list[Done]:
-        """Run what is left, in batches filled up to the usual shape."""
-        for modality, queue in self.queues.items():
-            while queue:
-                self._run(modality, min(self.batch, len(queue)))
-        return self._completed()
-
-    def _completed(self) -> list[Done]:
-        ready = [ticket.done for ticket in self.open if ticket.waiting == 0]
-        self.open = [ticket for ticket in self.open if ticket.waiting]
-        return ready
+                yield _Clip(ticket, kind, segment, pixels[index[segment]])
 
     def _track(self, prepared: Prepared) -> Track:
         assert self.networks.detector is not None, "streams that follow the actor come with a detector"
@@ -186,7 +235,8 @@ class Compute:
         if kind.modality == "rgb":
             if kind.region == "frame":
                 return px.centre_crop(prepared.frames, side)
-            assert prepared.large is not None and boxes is not None
+            assert prepared.large is not None
+            assert boxes is not None
             return px.crop_boxes(prepared.large, boxes, side).round_().to(torch.uint8)
         assert flow is not None
         if kind.region == "frame":
@@ -196,31 +246,3 @@ class Compute:
         width = (boxes[:, 2] - boxes[:, 0]).clamp_min(1e-6) * flow.shape[-1]
         cropped = px.crop_boxes(flow, boxes, side) * (side / width)[:, None, None, None]
         return to_input(cropped, self.settings.flow)
-
-    def _run(self, modality: str, count: int) -> None:
-        """One I3D call on the `count` oldest clips of `modality`."""
-        queue = self.queues[modality]
-        items = [queue[i] for i in range(count)]
-        clips = torch.stack([clip for *_, clip in items]).transpose(1, 2)  # (b, c, t, h, w)
-        try:
-            outputs = self.networks.i3d(modality, clips, self.batch)
-        except torch.OutOfMemoryError as e:
-            if self.batch == 1:
-                raise EnvironmentFault(
-                    f"out of device memory with a single segment of {modality}",
-                    fix="use --precision bf16, a smaller --crop, or --device cpu",
-                ) from e
-            self.batch = max(1, self.batch // 2)
-            warn(f"out of device memory: going on with batches of {self.batch} segments")
-            torch.cuda.empty_cache()
-            return
-        for _ in range(count):
-            queue.popleft()
-        for row, (ticket, kind, segment, _) in enumerate(items):
-            for suffix, values in outputs.items():
-                name = kind.array + suffix
-                if name not in ticket.done.arrays:
-                    shape = (len(ticket.done.arrays[kind.array]), *values.shape[1:])
-                    ticket.done.arrays[name] = np.full(shape, np.nan, np.float32)
-                ticket.done.arrays[name][segment] = values[row]
-            ticket.waiting -= 1

@@ -1,7 +1,7 @@
 """The schedule: loaders → device → writer, overlapped; it knows no network and no codec.
 
-    loader threads ──(bounded by bytes)──▶ ready ──▶ the caller's thread ──▶ done ──▶ writer thread
-    one decode child each                            compute.submit                   commit
+    loader threads ──(bounded by bytes)──▶ ready ──▶ driver threads ──▶ done ──▶ writer thread
+    one decode child each                            device.submit               commit
 
 One bad video becomes a Failure and never stops the run or touches another video. What does stop it: a signal,
 a fault of the machine (store, device), or so many failures in a row that the videos cannot be the cause.
@@ -94,8 +94,8 @@ class Outcome:
 class Engine(Generic[Job, Loaded, Finished]):
     """Run `jobs` through `load`, `device` and `commit`.
 
-    `loader()` opens what one loader thread needs (its decode child) and yields `load(job) -> Loaded`, which may
-    raise JobFailed; `failed(loaded, error)` names the failure of a video on the device.
+    `loader(budget)` opens what one loader thread needs (its decode child) and yields `load(job) -> Loaded`, which may
+    raise JobFailed; `device_failure(loaded, error)` names the failure of a video on the device.
     """
 
     loader: Callable[[ByteBudget], AbstractContextManager[Callable[[Job], Loaded]]]
@@ -103,142 +103,179 @@ class Engine(Generic[Job, Loaded, Finished]):
     commit: Callable[[Finished], None]
     device_failure: Callable[[Loaded, Exception], Failure]
     report: Callable[[Failure | None], None]
-    """Called once for every job that ends: with its Failure, or None."""
+    """Called once for every job that ends: with its Failure, or None; from one thread at a time."""
     workers: int
     budget: ByteBudget
     bytes_of: Callable[[Loaded], int]
     stop: threading.Event
+    drivers: int = 1
+    """Threads that call `device.submit`: one for a GPU; one per core for a CPU, each computing on its own."""
     stop_after: int = 20
     """This many failures in a row end the run; 0 never does."""
 
     def run(self, jobs: Sequence[Job]) -> Outcome:
         """Handle every job, or stop early and say why. Raises what is no single video's fault."""
-        outcome = Outcome()
-        ready: queue.Queue[Loaded | Failure | BaseException | None] = queue.Queue(maxsize=self.workers + 1)
-        to_write: queue.Queue[Finished | None] = queue.Queue(maxsize=16)
-        crashed: list[BaseException] = []
-        pending = iter(jobs)
-        lock = threading.Lock()
+        return _Run(self, iter(jobs)).go()
 
-        def next_jobs() -> Iterator[Job]:
-            while not self.stop.is_set():
-                with lock:
-                    job = next(pending, None)
-                if job is None:
-                    return
-                yield job
 
-        def load() -> None:
+class _Run(Generic[Job, Loaded, Finished]):
+    """The threads of one `Engine.run` and what they share."""
+
+    def __init__(self, engine: Engine[Job, Loaded, Finished], pending: Iterator[Job]) -> None:
+        self.engine = engine
+        self.stop = engine.stop
+        self.pending = pending
+        self.ready: queue.Queue[Loaded | Failure | None] = queue.Queue(maxsize=engine.workers + 1)
+        self.to_write: queue.Queue[Finished | None] = queue.Queue(maxsize=16)
+        self.lock = threading.Lock()
+        self.outcome = Outcome()
+        self.in_a_row = 0
+        self.crash: BaseException | None = None
+
+    def go(self) -> Outcome:
+        loaders = [self._thread(self._load, f"load-{i}") for i in range(self.engine.workers)]
+        drivers = [self._thread(self._drive, f"device-{i}") for i in range(self.engine.drivers)]
+        writer = self._thread(self._write, "write")
+        try:
+            # The caller's thread only waits, so that a signal's handler runs at once.
+            _join(loaders)
+            for _ in drivers:
+                self._put(self.ready, None)
+            _join(drivers)
+            if not self.stop.is_set():
+                self._hand_over(self._timed_device(self.engine.device.flush))
+        except BaseException as e:
+            self._crashed(e)
+        finally:
+            self._drain(loaders, drivers)
+            self.to_write.put(None)
+            _join([writer])
+        if self.crash is not None:
+            raise self.crash
+        if self.stop.is_set() and self.outcome.stopped_by is None:
+            self.outcome.stopped_by = "signal"
+        return self.outcome
+
+    def _thread(self, target: Callable[[], None], name: str) -> threading.Thread:
+        def guarded() -> None:
             try:
-                with self.loader(self.budget) as load_one:
-                    for job in next_jobs():
-                        started = time.monotonic()
-                        try:
-                            item: Loaded | Failure = load_one(job)
-                        except JobFailed as e:
-                            item = e.failure
-                        with lock:
-                            outcome.times.load += time.monotonic() - started
-                        ready.put(item)
+                target()
             except Stopped:
                 pass
             except BaseException as e:
-                ready.put(e)
-            finally:
-                ready.put(None)
+                self._crashed(e)
 
-        def write() -> None:
-            while (item := to_write.get()) is not None:
-                if crashed:
-                    continue  # keep draining, so that nobody waits for room
-                started = time.monotonic()
-                try:
-                    self.commit(item)
-                except BaseException as e:
-                    crashed.append(e)
-                    self.stop.set()
-                    continue
-                outcome.times.write += time.monotonic() - started
-                outcome.finished += 1
-                self.report(None)
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        return thread
 
-        loaders = [threading.Thread(target=load, name=f"load-{i}", daemon=True) for i in range(self.workers)]
-        writer = threading.Thread(target=write, name="write", daemon=True)
-        for thread in (*loaders, writer):
-            thread.start()
-        try:
-            self._drive(ready, to_write, outcome)
-        finally:
-            self.stop.set()
-            _drain(ready, loaders)
-            to_write.put(None)
-            writer.join()
-        if crashed:
-            raise crashed[0]
-        return outcome
+    def _crashed(self, error: BaseException) -> None:
+        with self.lock:
+            self.crash = self.crash or error
+        self.stop.set()
 
-    def _drive(
-        self,
-        ready: queue.Queue[Loaded | Failure | BaseException | None],
-        to_write: queue.Queue[Finished | None],
-        outcome: Outcome,
-    ) -> None:
-        """The caller's thread: everything that touches the device."""
-        in_a_row = 0
-        alive = self.workers
-        while alive:
-            try:
-                item = ready.get(timeout=0.2)
-            except queue.Empty:
-                if self.stop.is_set():
-                    outcome.stopped_by = "signal"
+    def _load(self) -> None:
+        with self.engine.loader(self.engine.budget) as load_one:
+            while not self.stop.is_set():
+                with self.lock:
+                    job = next(self.pending, None)
+                if job is None:
                     return
-                continue
-            if self.stop.is_set():
-                outcome.stopped_by = "signal"
-                return
-            if item is None:
-                alive -= 1
-                continue
-            if isinstance(item, BaseException):
-                raise item
-            failure: Failure | None = None
-            done: Sequence[Finished] = ()
-            if isinstance(item, Failure):
-                failure = item
-            else:
                 started = time.monotonic()
-                size = self.bytes_of(item)
                 try:
-                    done = self.device.submit(item)
-                except AqaError:
-                    raise
-                except Exception as e:
-                    failure = self.device_failure(item, e)
-                finally:
-                    self.budget.give(size)
-                    outcome.times.device += time.monotonic() - started
-            for finished in done:
-                to_write.put(finished)
-            if failure is None:
-                in_a_row = 0
+                    item: Loaded | Failure = load_one(job)
+                except JobFailed as e:
+                    item = e.failure
+                with self.lock:
+                    self.outcome.times.load += time.monotonic() - started
+                self._put(self.ready, item)
+
+    def _drive(self) -> None:
+        while not self.stop.is_set():
+            try:
+                item = self.ready.get(timeout=0.2)
+            except queue.Empty:
                 continue
-            outcome.failures.append(failure)
-            self.report(failure)
-            in_a_row += 1
-            if self.stop_after and in_a_row >= self.stop_after:
-                outcome.stopped_by = f"{in_a_row} failures in a row"
+            if item is None or self.stop.is_set():
                 return
+            if isinstance(item, Failure):
+                self._ended(item)
+                continue
+            try:
+                done = self._timed_device(lambda item=item: self.engine.device.submit(item))
+            except AqaError:
+                raise
+            except Exception as e:
+                self._ended(self.engine.device_failure(item, e))
+                continue
+            finally:
+                self.engine.budget.give(self.engine.bytes_of(item))
+            with self.lock:
+                self.in_a_row = 0
+            self._hand_over(done)
+
+    def _timed_device(self, call: Callable[[], Sequence[Finished]]) -> Sequence[Finished]:
         started = time.monotonic()
-        for finished in self.device.flush():
-            to_write.put(finished)
-        outcome.times.device += time.monotonic() - started
-
-
-def _drain(ready: queue.Queue, loaders: Sequence[threading.Thread]) -> None:
-    """Make room until every loader has noticed that it should stop."""
-    while any(thread.is_alive() for thread in loaders):
         try:
-            ready.get(timeout=0.1)
-        except queue.Empty:
-            continue
+            return call()
+        finally:
+            with self.lock:
+                self.outcome.times.device += time.monotonic() - started
+
+    def _hand_over(self, done: Sequence[Finished]) -> None:
+        for finished in done:
+            self._put(self.to_write, finished)
+
+    def _write(self) -> None:
+        while (item := self.to_write.get()) is not None:
+            if self.crash is not None:
+                continue  # keep draining, so that nobody waits for room
+            started = time.monotonic()
+            try:
+                self.engine.commit(item)
+            except JobFailed as e:
+                self._ended(e.failure)
+                continue
+            except BaseException as e:
+                self._crashed(e)
+                continue
+            with self.lock:
+                self.outcome.times.write += time.monotonic() - started
+                self.outcome.finished += 1
+                self.engine.report(None)
+
+    def _ended(self, failure: Failure) -> None:
+        with self.lock:
+            self.outcome.failures.append(failure)
+            self.engine.report(failure)
+            self.in_a_row += 1
+            if self.engine.stop_after and self.in_a_row >= self.engine.stop_after:
+                self.outcome.stopped_by = f"{self.in_a_row} failures in a row"
+                self.stop.set()
+
+    def _put(self, where: queue.Queue, item: object) -> None:
+        """Wait for room, but not beyond a stop: then the item is dropped, as nobody will take it."""
+        while True:
+            try:
+                where.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                if self.stop.is_set():
+                    return
+
+    def _drain(self, loaders: Sequence[threading.Thread], drivers: Sequence[threading.Thread]) -> None:
+        """Let everybody notice that it is over, and see the threads end."""
+        if self.crash is not None or self.outcome.stopped_by is not None:
+            self.stop.set()
+        while any(thread.is_alive() for thread in (*loaders, *drivers)):
+            try:
+                self.ready.get(timeout=0.1)
+            except queue.Empty:
+                continue
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    """Wait in short steps: a signal's handler runs between them."""
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(0.2)

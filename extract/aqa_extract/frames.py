@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from aqa_extract.resize import resize_like_opencv
 from aqa_shared.records import Pixels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -26,13 +27,15 @@ def size_at_short_side(height: int, width: int, side: int) -> tuple[int, int]:
 def resize(
     frames: UInt8[Tensor, "n channels height width"], size: tuple[int, int], antialias: bool = False
 ) -> UInt8[Tensor, "n channels out_height out_width"]:
-    """Bilinear with half-pixel centres, rounded to uint8: OpenCV's INTER_LINEAR to within one grey level.
+    """Bilinear: OpenCV's INTER_LINEAR to the last bit, or, with `antialias`, PIL's to within one grey level.
 
     Without `antialias` a strong reduction skips pixels, as the I3D authors' OpenCV path does.
     """
+    if not antialias:
+        return resize_like_opencv(frames, size)
     if tuple(frames.shape[-2:]) == size:
         return frames
-    scaled = F.interpolate(frames.float(), size, mode="bilinear", align_corners=False, antialias=antialias)
+    scaled = F.interpolate(frames.float(), size, mode="bilinear", align_corners=False, antialias=True)
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -92,7 +92,9 @@ def load(
                     )
         else:
             finished = event
-    assert opened is not None and finished is not None and frames is not None, "the decoder ended without frames"
+    assert opened is not None
+    assert finished is not None
+    assert frames is not None, "the decoder ended without frames"
     return Prepared(opened.probe, opened.plan, finished, opened.wanted, frames, large, rows, detect_frames)
 
 

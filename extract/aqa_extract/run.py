@@ -14,20 +14,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from aqa_shared.store import StoreWriter, peek
-
-from aqa_extract.identity import identify, same_bytes, stat_matches
+from aqa_extract import quarantine
+from aqa_extract.identity import identify, stat_matches
+from aqa_extract.job import Job, without_twins
+from aqa_extract.streams import array_specs
 from aqa_shared import __version__, console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, NoInputError
 from aqa_shared.records import ExtractSettings, Failure, Video
+from aqa_shared.store import StoreWriter, peek
 
 if TYPE_CHECKING:
     import torch
 
-    from aqa_extract.work import Job, Work
+    from aqa_extract.work import Work
 
+CONFLICT = (
+    "the store holds this id from another version of the file; to extract it anew, give it another id in a "
+    "manifest, or use --overwrite for the whole store"
+)
 PACKAGES = ("torch", "torchvision", "av", "decord", "zarr", "numpy")
 
 
@@ -46,7 +52,7 @@ class Options:
     device: str = "auto"
     batch: int | None = None
     workers: int | None = None
-    decoder: str = "auto"
+    decoder: Literal["auto", "decord", "av"] = "auto"
     timeout: float = 300.0
     stop_after: int = 20
     retry_failed: bool = False
@@ -59,20 +65,20 @@ class Plan:
 
     store: Path
     jobs: list[Job]
-    already: int
-    quarantined: list[Failure]
+    already: list[str]
+    kept_out: list[Failure]
     """Failed before and unchanged since, or in conflict with what the store holds."""
 
     def text(self) -> str:
         """For --dry-run."""
-        videos = sum(1 + len(job.twins) for job in self.jobs)
+        videos = sum(len(job.ids) for job in self.jobs)
         size = sum(job.identity.size for job in self.jobs if job.identity)
         return "\n".join(
             [
                 f"store        {self.store}",
                 f"to extract   {videos} videos, {size / 1e6:.1f} MB",
-                f"already in   {self.already}",
-                f"kept out     {len(self.quarantined)} (quarantined before; --retry-failed tries them again)",
+                f"already in   {len(self.already)}",
+                f"kept out     {len(self.kept_out)} (quarantined before; --retry-failed tries them again)",
             ]
         )
 
@@ -105,63 +111,31 @@ class Report:
 
 def plan(videos: Sequence[Video], out: Path, options: Options) -> Plan:
     """Compare what is asked with what the store holds; opens no video with a decoder and loads no network."""
-    from aqa_extract.work import Job, failure
-
     known = None if options.overwrite else peek(out)
-    before = {f.id: f for f in known.quarantined} if known else {}
-    result = Plan(out, [], 0, [])
+    before = quarantine.read(out) if known else {}
+    result = Plan(out, [], [], [])
     fresh: list[Job] = []
     for video in videos:
         recorded = known.committed.get(video.id) if known else None
+        failed = before.get(video.id)
         if recorded is not None:
             was = recorded.get("identity") or {}
-            now = None if stat_matches(video.path, was) else identify(video.path)
-            if stat_matches(video.path, was) or (now is not None and now.matches(was)):
-                result.already += 1
+            if stat_matches(video.path, was) or ((now := identify(video.path)) and now.matches(was)):
+                result.already.append(video.id)
             else:
-                result.quarantined.append(
-                    failure(
-                        Job(video, now),
-                        "id_conflict",
-                        "probe",
-                        "the store holds this id from another version of the file; to extract it anew, give it another "
-                        "id in a manifest or use --overwrite for the whole store",
-                    )
-                )
-            continue
-        failed = before.get(video.id)
-        if (
-            failed is not None
-            and not options.retry_failed
-            and stat_matches(video.path, {"size": failed.size, "mtime_ns": failed.mtime_ns})
-        ):
-            result.quarantined.append(failed)
-            continue
-        fresh.append(Job(video, identify(video.path)))
-    result.jobs = _with_twins(fresh)
+                result.kept_out.append(Job(video, now).failed("id_conflict", "probe", CONFLICT))
+        elif failed is not None and not options.retry_failed and _unchanged(video.path, failed):
+            result.kept_out.append(failed)
+        else:
+            fresh.append(Job(video, identify(video.path)))
+    result.jobs = without_twins(fresh)
     return result
 
 
-def _with_twins(jobs: Sequence[Job]) -> list[Job]:
-    """Byte-identical files are extracted once; the others become twins of the first."""
-    from dataclasses import replace
-
-    first: dict[tuple[Any, ...], int] = {}
-    kept: list[Job] = []
-    for job in jobs:
-        if job.identity is None:
-            kept.append(job)
-            continue
-        v = job.video
-        key = (job.identity.size, job.identity.fingerprint, v.start, v.end, v.start_time, v.end_time)
-        at = first.get(key)
-        if at is not None and same_bytes(kept[at].video.path, v.path):
-            kept[at] = replace(kept[at], twins=(*kept[at].twins, (v, job.identity)))
-            console.note(f"{v.id} has the same bytes as {kept[at].video.id}: extracted once, stored for both")
-            continue
-        first.setdefault(key, len(kept))
-        kept.append(job)
-    return kept
+def _unchanged(path: str, failed: Failure) -> bool:
+    if failed.size is None:  # there was no regular file; look again only if there is one now
+        return identify(path) is None
+    return stat_matches(path, {"size": failed.size, "mtime_ns": failed.mtime_ns})
 
 
 def extract(videos: Sequence[Video], out: Path, settings: ExtractSettings, options: Options = Options()) -> Report:
@@ -174,82 +148,95 @@ def extract(videos: Sequence[Video], out: Path, settings: ExtractSettings, optio
     if not videos:
         raise NoInputError("no videos were given")
     todo = plan(videos, out, options)
-    report = Report(out, 0, todo.already, list(todo.quarantined))
+    report = Report(out, 0, len(todo.already), list(todo.kept_out))
     labels = {video.id: video for video in videos}
+    in_store = set(todo.already)
     if todo.jobs:
-        _run(todo, settings, options, labels, report)
-    elif peek(out) is not None:
-        StoreWriter.resume(out, settings).finalise(labels)
+        try:
+            in_store |= _run(todo, settings, options, labels, report)
+        finally:
+            report.seconds = time.monotonic() - started
+    elif (known := peek(out)) is not None:
+        # Nothing to extract: the labels may have changed, and other settings are refused as ever.
+        with StoreWriter.open(
+            out, specs=array_specs(settings), settings=settings, provenance=known.provenance
+        ) as writer:
+            writer.finalise(labels)
+    quarantine.settle(out, report.failures, in_store)
     report.seconds = time.monotonic() - started
     return report
 
 
-def _run(todo: Plan, settings: ExtractSettings, options: Options, labels: Mapping[str, Video], report: Report) -> None:
-    """The part that needs torch and the networks."""
+def _run(
+    todo: Plan, settings: ExtractSettings, options: Options, labels: Mapping[str, Video], report: Report
+) -> set[str]:
+    """The part that needs torch and the networks; returns the ids it committed."""
     import torch
 
     from aqa_extract.compute import Compute
     from aqa_extract.engine import ByteBudget, Engine
     from aqa_extract.networks import Networks
-    from aqa_extract.streams import array_specs
-    from aqa_extract.work import Work, failure
+    from aqa_extract.work import Work
 
     device = pick_device(options.device)
     cores = available_cores()
-    torch.set_num_threads(cores if device.type == "cpu" else 1)
+    torch.set_num_threads(1)
     # On a CPU the networks need the cores themselves: one decode child keeps two of them fed.
     workers = options.workers or max(1, min(len(todo.jobs), cores if device.type != "cpu" else (cores + 1) // 2))
     networks = Networks.load(pinned(settings, report.store, options), device, console.note)
-    writer = StoreWriter.open(
+    provenance = {"weights": networks.weights, "versions": versions(), "tool": f"aqa {__version__}"}
+    with StoreWriter.open(
         report.store,
         specs=array_specs(settings),
         settings=settings,
-        provenance={"weights": networks.weights, "versions": versions(), "tool": f"aqa {__version__}"},
+        provenance=provenance,
         overwrite=options.overwrite,
-    )
-    stop = threading.Event()
-    work = Work(settings, device, networks.detector_size, writer, options.decoder, options.timeout, stop)
-    compute = Compute(
-        networks,
-        settings,
-        batch=options.batch or (32 if device.type == "cuda" else 2),
-        flow_batch=64 if device.type == "cuda" else 8,
-    )
-    begun = time.monotonic()
-    with console.progress("extract", len(todo.jobs)) as advance, _signals(stop, work) as received:
-
-        def ended(failed: Failure | None) -> None:
-            if failed is not None:
-                writer.quarantine(failed)
-                report.failures.append(failed)
-                console.warn(f"{console.printable(failed.id)}: {failed.reason} — {console.printable(failed.detail)}")
-            seconds = max(time.monotonic() - begun, 1e-9)
-            note = f"{work.committed / seconds:.2f} videos/s, {compute.frames / seconds:.0f} frames/s"
-            advance(1, note=note)
-
-        outcome = Engine(
-            loader=work.loader,
-            device=compute,
-            commit=work.commit,
-            device_failure=lambda p, e: failure(p.job, "internal_error", "features", f"{type(e).__name__}: {e}"),
-            report=ended,
-            workers=workers,
-            budget=ByteBudget(memory_budget(device), stop),
-            bytes_of=lambda prepared: prepared.reserved,
-            stop=stop,
-            stop_after=options.stop_after,
-        ).run(todo.jobs)
-    report.stages = vars(outcome.times)
-    report.extracted = work.committed
-    if received:
-        raise Interrupted(received[0], f"interrupted; {work.committed} videos of this run are in {report.store}")
-    if outcome.stopped_by:
-        last = report.failures[-1]
-        raise EnvironmentFault(
-            f"stopped after {outcome.stopped_by}; the last was {last.id}: {last.reason} — {last.detail}",
-            fix="mend the cause and rerun with --retry-failed, or go on regardless with --stop-after 0",
+    ) as writer:
+        stop = threading.Event()
+        work = Work(settings, device, networks.detector_size, writer, options.decoder, options.timeout, stop)
+        compute = Compute(
+            networks,
+            settings,
+            batch=options.batch or (32 if device.type == "cuda" else 2),
+            flow_batch=64 if device.type == "cuda" else 8,
         )
-    writer.finalise(labels)
+        begun = time.monotonic()
+        with console.progress("extract", len(todo.jobs)) as advance, _signals(stop, work) as received:
+
+            def ended(failed: Failure | None) -> None:
+                if failed is not None:
+                    quarantine.append(report.store, failed)
+                    report.failures.append(failed)
+                    console.warn(f"{failed.id}: {failed.reason} — {console.printable(failed.detail)}")
+                seconds = max(time.monotonic() - begun, 1e-9)
+                rate = f"{len(work.committed) / seconds:.2f} videos/s, {compute.frames / seconds:.0f} frames/s"
+                advance(1, note=rate)
+
+            outcome = Engine(
+                loader=work.loader,
+                device=compute,
+                commit=work.commit,
+                device_failure=lambda p, e: p.job.failed("internal_error", "features", f"{type(e).__name__}: {e}"),
+                report=ended,
+                workers=workers,
+                budget=ByteBudget(memory_budget(device), stop),
+                bytes_of=lambda prepared: prepared.reserved,
+                stop=stop,
+                drivers=cores if device.type == "cpu" else 1,
+                stop_after=options.stop_after,
+            ).run(todo.jobs)
+        report.stages = vars(outcome.times)
+        report.extracted = len(work.committed)
+        if received:
+            raise Interrupted(received[0], f"interrupted; {report.extracted} videos of this run are in {report.store}")
+        if outcome.stopped_by:
+            last = report.failures[-1]
+            raise EnvironmentFault(
+                f"stopped after {outcome.stopped_by}; the last was {last.id}: {last.reason} — {last.detail}",
+                fix="mend the cause and rerun with --retry-failed, or go on regardless with --stop-after 0",
+            )
+        writer.finalise(labels)
+    return work.committed
 
 
 @contextmanager

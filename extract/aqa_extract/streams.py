@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from aqa_shared.store import ArraySpec
-
 from aqa_shared.records import ExtractSettings, Stream
+from aqa_shared.store import ArraySpec
 
 CHANNELS = 1024
 KINETICS_CLASSES = 400

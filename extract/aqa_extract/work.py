@@ -7,30 +7,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from aqa_shared.store import StoreWriter
 
 from aqa_extract.compute import Done
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
 from aqa_extract.engine import ByteBudget, JobFailed
-from aqa_extract.identity import Identity
+from aqa_extract.job import Job
 from aqa_extract.loading import Prepared, load
 from aqa_extract.streams import needs_flow
-from aqa_shared.records import ExtractSettings, Failure, Video
+from aqa_shared.records import ExtractSettings
+from aqa_shared.store import StoreWriter
 
 RETRYABLE = frozenset({"decoder_crashed", "out_of_memory"})
 """Failures that may be the machine's rather than the video's: one more try in a clean process."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One file part to extract, and the other ids that hold the same bytes."""
-
-    video: Video
-    identity: Identity | None
-    twins: tuple[tuple[Video, Identity], ...] = ()
 
 
 @dataclass
@@ -41,12 +32,13 @@ class Work:
     device: torch.device
     detector_size: int | None
     writer: StoreWriter
-    decoder: str
+    decoder: Literal["auto", "decord", "av"]
     timeout: float
     stop: threading.Event
     decoders: list[Decoder] = field(default_factory=list)
     """Every decode child alive, so that a signal can end them."""
-    committed: int = 0
+    committed: set[str] = field(default_factory=set)
+    """Ids written by this run."""
 
     @contextmanager
     def loader(self, budget: ByteBudget) -> Iterator[Callable[[Job], Prepared]]:
@@ -80,7 +72,7 @@ class Work:
                 if not last_try and e.reason in RETRYABLE and not self.stop.is_set():
                     continue
                 seconds = time.monotonic() - started
-                raise JobFailed(failure(job, e.reason, e.stage, e.detail, e.backend, seconds)) from e
+                raise JobFailed(job.failed(e.reason, e.stage, e.detail, e.backend, seconds)) from e
             except BaseException:
                 budget.give(reserved)
                 raise
@@ -89,35 +81,26 @@ class Work:
         raise AssertionError("the last try returns or raises")
 
     def commit(self, done: Done) -> None:
-        """Write the video, and every twin with the same arrays. Raises StoreError where the disk refuses."""
+        """Write the video, and every twin with the same arrays.
+
+        Raises JobFailed for features that the store refuses, StoreError where the disk does.
+        """
         job = done.prepared.job
         for video, identity in ((job.video, job.identity), *job.twins):
-            meta = meta_of(done) | {"path": video.path, "identity": identity.record() if identity else None}
+            part = video.model_dump(include={"path", "start", "end", "start_time", "end_time"})
+            meta = meta_of(done) | part | {"identity": identity.record() if identity else None}
             if video is not job.video:
                 meta["same_bytes_as"] = job.video.id
-            self.writer.commit(video.id, done.arrays, meta)
-            self.committed += 1
+            try:
+                self.writer.commit(video.id, done.arrays, meta)
+            except ValueError as e:  # features that are not finite
+                raise JobFailed(job.failed("bad_features", "commit", str(e), done.prepared.finished.backend)) from e
+            self.committed.add(video.id)
 
     def kill_decoders(self) -> None:
         """End every decode child, so that loaders stop waiting for them."""
         for decoder in self.decoders:
-            decoder.kill()
-
-
-def failure(job: Job, reason: str, stage: Any, detail: str, backend: str = "", seconds: float = 0.0) -> Failure:
-    """The quarantine line of a job."""
-    known = job.identity
-    return Failure(
-        id=job.video.id,
-        path=job.video.path,
-        reason=reason,
-        stage=stage,
-        detail=detail,
-        backend=backend,
-        seconds=round(seconds, 3),
-        size=known.size if known else None,
-        mtime_ns=known.mtime_ns if known else None,
-    )
+            decoder.interrupt()
 
 
 def meta_of(done: Done) -> dict[str, Any]:

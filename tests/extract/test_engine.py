@@ -20,17 +20,19 @@ def _failure(job: int, reason: str = "bad") -> Failure:
 class PairUp:
     """A device that finishes jobs two at a time, as batches across videos do."""
 
-    def __init__(self, poison: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+    def __init__(self, poison: frozenset[int] = frozenset()) -> None:
         self.held: list[int] = []
+        self.lock = threading.Lock()
         self.poison = poison
 
     def submit(self, loaded: int) -> Sequence[int]:
         if loaded in self.poison:
             raise ValueError(f"cannot compute {loaded}")
-        self.held.append(loaded)
-        if len(self.held) < 2:
-            return []
-        return self.flush()
+        with self.lock:
+            self.held.append(loaded)
+            if len(self.held) < 2:
+                return []
+            return self.flush()
 
     def flush(self) -> Sequence[int]:
         done, self.held = self.held, []
@@ -43,9 +45,10 @@ class Bench:
     def __init__(
         self,
         *,
-        bad: set[int] = frozenset(),
-        poison: set[int] = frozenset(),
-        workers: int = 3,  # type: ignore[assignment]
+        bad: frozenset[int] = frozenset(),
+        poison: frozenset[int] = frozenset(),
+        workers: int = 3,
+        drivers: int = 1,
         stop_after: int = 20,
         commit: Callable[[int], None] | None = None,
         limit: int = 3,
@@ -64,6 +67,7 @@ class Bench:
             device_failure=lambda job, e: _failure(job, type(e).__name__),
             report=self.reports.append,
             workers=workers,
+            drivers=drivers,
             budget=self.budget,
             bytes_of=lambda _: 1,
             stop=self.stop,
@@ -86,9 +90,9 @@ class Bench:
             self.closed += 1
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_every_job_is_committed_once(workers: int) -> None:
-    bench = Bench(workers=workers)
+@pytest.mark.parametrize(("workers", "drivers"), [(1, 1), (3, 1), (1, 3), (3, 2)])
+def test_every_job_is_committed_once(workers: int, drivers: int) -> None:
+    bench = Bench(workers=workers, drivers=drivers)
     outcome = bench.engine.run(range(41))
     assert sorted(bench.committed) == list(range(41))
     assert outcome.finished == 41
@@ -98,8 +102,9 @@ def test_every_job_is_committed_once(workers: int) -> None:
     assert bench.budget.used == 0
 
 
-def test_bad_jobs_are_named_and_the_rest_finish() -> None:
-    bench = Bench(bad={3, 4}, poison={9})
+@pytest.mark.parametrize("drivers", [1, 3])
+def test_bad_jobs_are_named_and_the_rest_finish(drivers: int) -> None:
+    bench = Bench(bad=frozenset({3, 4}), poison=frozenset({9}), drivers=drivers)
     outcome = bench.engine.run(range(12))
     assert sorted(bench.committed) == [0, 1, 2, 5, 6, 7, 8, 10, 11]
     assert sorted((f.id, f.reason) for f in outcome.failures) == [
@@ -111,10 +116,25 @@ def test_bad_jobs_are_named_and_the_rest_finish() -> None:
 
 
 def test_failures_in_a_row_stop_the_run() -> None:
-    bench = Bench(bad=set(range(10, 100)), workers=1, stop_after=5)
+    bench = Bench(bad=frozenset(range(10, 100)), workers=1, stop_after=5)
     outcome = bench.engine.run(range(100))
     assert len(outcome.failures) == 5
     assert outcome.stopped_by == "5 failures in a row"
+
+
+def test_what_the_store_refuses_is_a_failure_of_that_job() -> None:
+    bench = Bench()
+
+    def picky(job: int) -> None:
+        if job == 5:
+            raise JobFailed(_failure(job, "bad_features"))
+        bench.committed.append(job)
+
+    bench.engine.commit = picky
+    outcome = bench.engine.run(range(9))
+    assert sorted(bench.committed) == [0, 1, 2, 3, 4, 6, 7, 8]
+    assert [(f.id, f.reason) for f in outcome.failures] == [("5", "bad_features")]
+    assert len(bench.reports) == 9
 
 
 def test_a_fault_of_the_store_ends_the_run_with_that_fault() -> None:

@@ -21,7 +21,7 @@ from torchvision.ops import box_iou, nms
 
 from aqa_extract.actor import mobilenet_ssd
 from aqa_extract.actor.mobilenet_ssd import MobileNetSSD
-from aqa_extract.actor.resize import resize_like_opencv
+from aqa_extract.resize import resize_like_opencv
 from aqa_extract.actor.ssd import (
     PersonDetector,
     TorchvisionSSD,

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from aqa_extract.actor.resize import resize_like_opencv
+from aqa_extract.resize import resize_like_opencv
 from aqa_shared.errors import EnvironmentFault
 
 CANDIDATES = 64

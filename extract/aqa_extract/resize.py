@@ -1,8 +1,8 @@
 """OpenCV's bilinear resize of bytes, to the last bit, on the frames' own device.
 
-Detectors are compared with references whose frames `cv2.resize` made (INTER_LINEAR, uint8). Rounding
-differently moves a score in the third decimal, and then now and then the other of two nearly equal boxes
-survives the suppression. So the detector's input follows OpenCV's fixed-point arithmetic
+The I3D authors' frames and the detectors' references were made by `cv2.resize` (INTER_LINEAR, uint8). Rounding
+differently moves a detection's score in the third decimal, and then now and then the other of two nearly equal boxes
+survives the suppression. So every resize without antialiasing follows OpenCV's fixed-point arithmetic
 (modules/imgproc/src/resize.cpp): 11-bit weights, four bits dropped between the passes, no antialiasing.
 """
 
