@@ -29,6 +29,11 @@ def small(config: S4AQAConfig = SMALL, channels: tuple[int, ...] = (4,), segment
     return S4AQA(channels, segments, config)
 
 
+def recovery(model: S4AQA, features: Tensor) -> Tensor:
+    masked, target = model.mask(Batch(features, torch.zeros(len(features))))
+    return model.recovery_error(model.summaries(*masked), target)
+
+
 # ---- by hand ----------------------------------------------------------------------------------------------
 
 
@@ -71,7 +76,7 @@ def test_recovery_loss_by_hand() -> None:
         for parameter in decoder.parameters():
             nn.init.zeros_(parameter)
         decoder[-1].bias.data.fill_(0.25)
-    _, error = model.recover(Batch(torch.ones(2, 5, 4), torch.zeros(2)))
+    error = recovery(model, torch.ones(2, 5, 4))
     assert error.item() == pytest.approx(0.75)
 
 
@@ -82,7 +87,7 @@ def test_several_hidden_segments_are_recovered_as_their_mean() -> None:
             nn.init.zeros_(parameter)
     # Segments worth 0, 1, 2 and 3: hiding all but one leaves means between (0+1+2)/3 and (1+2+3)/3.
     x = torch.arange(4.0)[None, :, None].expand(1, 4, 4).clone()
-    means = {round(model.recover(Batch(x, torch.zeros(1)))[1].item(), 4) for _ in range(60)}
+    means = {round(recovery(model, x).item(), 4) for _ in range(60)}
     assert means == {1.0, 1.3333, 1.6667, 2.0}
 
 
@@ -265,6 +270,23 @@ def test_a_padded_video_scores_as_it_does_alone(pooling: str) -> None:
     torch.testing.assert_close(together, torch.cat([model(short), model(long)]))
 
 
+@pytest.mark.parametrize("ragged", [False, True])
+def test_joint_and_separate_norm_differ_only_in_training(ragged: bool) -> None:
+    """With running statistics the losses are the same; in training they are not."""
+    x, u = batch(6), batch(6, seed=1, scored=False)
+    if ragged:
+        present = torch.arange(5) < torch.tensor([5, 4, 3, 5, 2, 5])[:, None]
+        x, u = (Batch(b.features * present[..., None], b.scores, present) for b in (x, u))
+
+    def losses(norm: str, train: bool) -> list[float]:
+        model = small(S4AQAConfig(**{**vars(SMALL), "dropout": 0.0, "norm": norm})).train(train)
+        torch.manual_seed(5)
+        return [v.item() for v in model.losses(x, u).values()]
+
+    assert losses("joint", False) == pytest.approx(losses("separate", False), rel=1e-5)
+    assert losses("joint", True) != pytest.approx(losses("separate", True), rel=1e-3)
+
+
 def test_padding_never_enters_batch_norm() -> None:
     model = small(S4AQAConfig(**{**vars(SMALL), "dropout": 0.0}))
     x = batch(4).features
@@ -343,7 +365,7 @@ def test_recovery_learns_what_the_visible_segments_tell() -> None:
         values = []
         for _ in range(250):
             # New videos at every step: none can be learned by heart.
-            _, value = model.recover(Batch(draw(g), torch.zeros(64)))
+            value = recovery(model, draw(g))
             optimiser.zero_grad()
             value.backward()
             optimiser.step()

@@ -140,7 +140,10 @@ def run(
     results = [work.run_training(experiment, t, placed, out, where) for t in experiment.trainings]
     summary = write_results(experiment, out, results, work.run_baselines(experiment, placed))
     draw(out, results, summary)
-    console.out.print(as_table(summary))
+    table = as_table(summary)
+    # A result is never cut to the terminal's width.
+    wide = console.out.measure(table, options=console.out.options.update(width=10_000)).maximum
+    console.out.print(table, width=wide, crop=False)
     console.note(f"run folder: {out}")
     return summary
 

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from aqa_train.config import RunConfig, as_toml
@@ -178,12 +179,12 @@ def as_table(summary: dict[str, Any]) -> Table:
         f"{p['labelled']} labelled, {p['unlabelled']} unlabelled, {p['test']} test videos; "
         f"{p['seeds']} seed(s) × {p['folds']} fold(s)"
     )
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("method", no_wrap=True)
     table.add_column("epoch", no_wrap=True)
     for name in ("Spearman", "MAE", "R-ℓ2 ×100"):
         table.add_column(name, justify="right", no_wrap=True)
-    names = {"last": "last", "best-on-validation": "best on validation", "baseline": "–"}
+    names = {"last": "last", "best-on-validation": "best on val.", "baseline": "–"}
     for r in summary["rows"]:
         cells = [_cell(r["spearman"], 3), _cell(r["mae"], 2), _cell(r["rl2_dataset_range"], 2)]
         table.add_row(r["method"], names[r["selection"]], *cells)

@@ -34,6 +34,7 @@ from aqa_train.layers import Pooling, TemporalConv, mlp, pool_time, reverse_grad
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+Videos = tuple[Float[Tensor, "batch time channels"], Bool[Tensor, "batch time"] | None]
 MaskValue = Literal["zeros", "mean", "noise", "learned"]
 
 
@@ -53,6 +54,9 @@ class S4AQAConfig:
     """In every convolution block (ours)."""
     norm_first: bool = True
     """Conv, batch norm, ReLU, dropout (ours); False puts ReLU before batch norm, the order of the paper's list."""
+    norm: Literal["joint", "separate"] = "joint"
+    """Batch norm over labelled, unlabelled and masked videos together, or over each for itself (ours). Scores are
+    predicted with one set of running statistics, which only `joint` also trains with."""
     pooling: Pooling = "mean"
     """How the encoded sequence becomes the vector f (ours); `flatten` keeps where the hidden segment was."""
     masked: Positive = 1
@@ -100,7 +104,7 @@ class S4AQA(nn.Module):
         self, x: Float[Tensor, "batch time channels"], present: Bool[Tensor, "batch time"] | None = None
     ) -> Float[Tensor, "batch"]:
         """Scores in training units."""
-        return self.regressor(torch.cat(self.summaries(x, present), dim=-1)).squeeze(-1)
+        return self.regress(self.summaries(x, present))
 
     def summaries(
         self, x: Float[Tensor, "batch time channels"], present: Bool[Tensor, "batch time"] | None = None
@@ -130,49 +134,67 @@ class S4AQA(nn.Module):
     def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
         """Unweighted terms; the trainer weights them by the settings `<term>_weight`, sums and logs them."""
         config = self.config
-        f_labelled = self.summaries(labelled.features, labelled.present)
-        scores = self.regressor(torch.cat(f_labelled, dim=-1)).squeeze(-1)
-        terms = {"score": F.mse_loss(scores, labelled.scores)}
-        if config.recovery_weight == 0 and config.adversarial_weight == 0:
-            return terms
-        if len(unlabelled) == 0:
+        wants_unlabelled = config.recovery_weight > 0 or config.adversarial_weight > 0
+        if wants_unlabelled and len(unlabelled) == 0:
             raise UsageError(
                 "S4AQA learns from unlabelled videos, and there are none",
                 fix="label a smaller part (--labelled 0.4), add videos without scores, or use --method aa",
             )
-
-        logits = []
+        inputs = {"labelled": (labelled.features, labelled.present)}
         if config.adversarial_weight > 0:
-            logits.append(self.discriminate(self.summaries(unlabelled.features, unlabelled.present)))
+            inputs["unlabelled"] = (unlabelled.features, unlabelled.present)
+        targets = {}
         if config.recovery_weight > 0:
-            f_masked, error = self.recover(unlabelled)
-            terms["recovery"] = error
+            inputs["masked"], targets["masked"] = self.mask(unlabelled)
             if config.recover == "all":
-                terms["recovery"] = (error + self.recover(labelled)[1]) / 2
-            if config.adversarial_weight > 0:
-                logits.append(self.discriminate(f_masked))
+                inputs["masked labelled"], targets["masked labelled"] = self.mask(labelled)
+
+        f = self._summaries_of(inputs)
+        terms = {"score": F.mse_loss(self.regress(f["labelled"]), labelled.scores)}
+        if config.recovery_weight > 0:
+            errors = [self.recovery_error(f[name], target) for name, target in targets.items()]
+            terms["recovery"] = torch.stack(errors).mean()
         if config.adversarial_weight > 0:
-            terms["adversarial"] = domain_loss(self.discriminate(f_labelled), logits)
+            unlabelled_f = [f[name] for name in ("unlabelled", "masked") if name in f]
+            logits = [self.discriminate(u) for u in unlabelled_f]
+            terms["adversarial"] = domain_loss(self.discriminate(f["labelled"]), logits)
         return terms
 
-    def recover(self, batch: Batch) -> tuple[list[Float[Tensor, "batch width"]], Float[Tensor, ""]]:
-        """f~ of every stream with segments hidden (equation 4), and the error of recovering them (equation 5).
-
-        The absolute error is averaged over videos and channels: summed over 1024 channels, λ1 = 40 would
-        drown the scores (ours).
-        """
+    def mask(self, batch: Batch) -> tuple[Videos, Float[Tensor, "batch channels"]]:
+        """The videos with segments hidden (equation 4), and the mean of what was hidden."""
         hidden = choose_segments(batch.features, batch.present, self.config.masked)
         token = self.mask_token if self.config.mask_value == "learned" else None
         visible = hide(batch.features, hidden, batch.present, self.config.mask_value, token)
-        target = pool_time(batch.features * hidden.unsqueeze(-1), hidden)
-        summaries = self.summaries(visible, batch.present)
-        recovered = [decode(f) for decode, f in zip(self.decoder, summaries, strict=True)]
-        return summaries, F.l1_loss(torch.cat(recovered, dim=-1), target)
+        return (visible, batch.present), pool_time(batch.features * hidden.unsqueeze(-1), hidden)
 
-    def discriminate(self, summaries: list[Float[Tensor, "batch width"]]) -> Float[Tensor, "batch"]:
-        """Logit of "labelled", through the reversed gradient."""
-        f = reverse_gradient(torch.cat(summaries, dim=-1), self.config.reversal)
-        return self.discriminator(f).squeeze(-1)
+    def recovery_error(
+        self, f: list[Float[Tensor, "batch width"]], target: Float[Tensor, "batch channels"]
+    ) -> Float[Tensor, ""]:
+        """Absolute error of the recovered segment (equation 5), averaged over videos and channels.
+
+        Summed over 1024 channels, λ1 = 40 would drown the scores (ours).
+        """
+        recovered = [decode(stream) for decode, stream in zip(self.decoder, f, strict=True)]
+        return F.l1_loss(torch.cat(recovered, dim=-1), target)
+
+    def regress(self, f: list[Float[Tensor, "batch width"]]) -> Float[Tensor, "batch"]:
+        """Scores (equation 2)."""
+        return self.regressor(torch.cat(f, dim=-1)).squeeze(-1)
+
+    def _summaries_of(self, inputs: dict[str, Videos]) -> dict[str, list[Float[Tensor, "batch width"]]]:
+        """f of every input: through the encoder together, or one after the other (`norm`)."""
+        if self.config.norm == "separate":
+            return {name: self.summaries(*x) for name, x in inputs.items()}
+        masks = [present for _, present in inputs.values() if present is not None]
+        together = self.summaries(torch.cat([x for x, _ in inputs.values()]), torch.cat(masks) if masks else None)
+        sizes = [len(x) for x, _ in inputs.values()]
+        parts = zip(*(stream.split(sizes) for stream in together), strict=True)
+        return {name: list(part) for name, part in zip(inputs, parts, strict=True)}
+
+    def discriminate(self, f: list[Float[Tensor, "batch width"]]) -> Float[Tensor, "batch"]:
+        """Logit of "labelled" (D of equation 7), through the reversed gradient."""
+        reversed_ = reverse_gradient(torch.cat(f, dim=-1), self.config.reversal)
+        return self.discriminator(reversed_).squeeze(-1)
 
 
 class _Encoder(nn.Module):

@@ -1,0 +1,114 @@
+"""Settings: their sources in order, typing errors with a suggestion, TOML there and back."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from aqa_shared.errors import UsageError
+from aqa_train.config import RunConfig, Training, as_toml, differences, method_config, resolve
+from aqa_train.methods import METHODS
+
+BASE = {"features": "f.zarr"}
+
+
+def test_flags_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('features = "a.zarr"\nseeds = 2\nepochs = 7\n[training]\nlr = 0.1\n[settings]\ndropout = 0.1\n')
+    monkeypatch.setenv("AQA_TRAIN_SEEDS", "3")
+    monkeypatch.setenv("AQA_TRAIN_METHODS", "aa,s4aqa")
+    config = resolve(file, {"features": "b.zarr"}, ["lr=0.2", "dropout=0.4", "aa.widths=8,4"])
+    assert (config.features, config.seeds, config.methods) == ("b.zarr", 3, ("aa", "s4aqa"))
+    assert (config.training.epochs, config.training.lr) == (7, 0.2)
+    assert method_config(config, "s4aqa").dropout == 0.4
+    assert method_config(config, "aa").widths == (8, 4)
+    assert method_config(config, "s4aqa").widths == (512, 256, 256)
+
+
+def test_printed_configuration_gives_itself_again(tmp_path: Path) -> None:
+    flags = {**BASE, "methods": ("aa", "aa+rda"), "score_range": (0.0, 104.5), "folds": 4, "epochs": 9}
+    config = resolve(None, flags, ["norm_first=false", "aa.kernel=5", "standardise=z-score"])
+    file = tmp_path / "c.toml"
+    file.write_text(as_toml(config))
+    assert tomllib.loads(file.read_text())["training"]["epochs"] == 9
+    assert resolve(file, {}) == config
+    assert method_config(config, "aa").norm_first is False
+    assert differences(config, resolve(file, {"seed": 4, "lr": 1e-3})) == ["seed: 0 → 4", "training.lr: 0.0005 → 0.001"]
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_of_the_table_opens(name: str) -> None:
+    config = resolve(None, {**BASE, "methods": (name,)})
+    settings = method_config(config, name)
+    assert all(getattr(settings, k) == v for k, v in METHODS[name].fixed.items())
+    assert METHODS[name].summary
+
+
+def test_presets_are_the_papers_ablations() -> None:
+    weights = {
+        m: (c.recovery_weight, c.adversarial_weight)
+        for m in METHODS
+        for c in [method_config(resolve(None, {**BASE, "methods": (m,)}), m)]
+    }
+    assert weights == {"s4aqa": (40, 0.1), "aa": (0, 0), "aa+rda": (0, 0.1), "aa+msfr": (40, 0)}
+
+
+def test_a_shared_setting_leaves_presets_what_they_are() -> None:
+    config = resolve(None, {**BASE, "methods": ("aa", "s4aqa")}, ["recovery_weight=10"])
+    assert method_config(config, "aa").recovery_weight == 0
+    assert method_config(config, "s4aqa").recovery_weight == 10
+
+
+def test_the_papers_training_is_the_default() -> None:
+    t = Training()
+    assert (t.epochs, t.optimiser, t.lr, t.weight_decay, t.score_max) == (1000, "adam", 5e-4, 1e-4, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sets", "said"),
+    [
+        ({"methods": ("s4aq",)}, [], "did you mean s4aqa"),
+        ({"methods": ("aa", "aa")}, [], "once"),
+        ({"methods": ()}, [], "none"),
+        ({"seed_s": 3}, [], "did you mean seeds"),
+        ({}, ["droput=0.1"], "did you mean dropout"),
+        ({}, ["learning=1"], "no setting 'learning'"),
+        ({}, ["dropout"], "name=value"),
+        ({}, ["dropout=1.5"], "dropout"),
+        ({}, ["dropout=high"], "'high'"),
+        ({}, ["kernel=0"], "kernel"),
+        ({}, ["pooling=median"], "'median'"),
+        ({}, ["recovery_weight=nan"], "recovery_weight"),
+        ({}, ["aa.dropout=0.1"], "no method 'aa' here"),
+        ({"methods": ("aa",)}, ["aa.recovery_weight=1"], "makes aa"),
+        ({}, ["lr=0"], "lr"),
+        ({}, ["batch=1"], "batch"),
+        ({"epochs": 0}, [], "epochs"),
+        ({"labelled": 0}, [], "labelled"),
+        ({"labelled": 1.2}, [], "labelled"),
+        ({"seeds": 0}, [], "seeds"),
+        ({"folds": 1}, [], "folds"),
+        ({"draw": "uniform"}, [], "'uniform'"),
+        ({"score_range": (5, 5)}, [], "greater"),
+        ({"training": {"epoch": 3}}, [], "did you mean epochs"),
+    ],
+)
+def test_wrong_settings_are_named(flags: dict[str, object], sets: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        resolve(None, {**BASE, **flags}, sets)
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        resolve(tmp_path / "none.toml", BASE)
+    file = tmp_path / "c.toml"
+    file.write_text("seeds = \n")
+    with pytest.raises(UsageError, match="line 1"):
+        resolve(file, BASE)
+
+
+def test_toml_escapes_hostile_text() -> None:
+    config = RunConfig(features='a"b\\c\n\x7f[b]é')
+    assert tomllib.loads(as_toml(config))["features"] == config.features

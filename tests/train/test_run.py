@@ -1,0 +1,378 @@
+"""aqa-train on real stores, from the command line to the run folder and back by its checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aqa_shared.errors import AqaError, EnvironmentFault, StoreError, UsageError
+from aqa_shared.records import Sampling
+from aqa_shared.store import FeatureStore
+from aqa_train.cli import app
+from aqa_train.metrics import spearman
+from aqa_train.predict import load_checkpoint
+from aqa_train.splits import Split
+
+from .conftest import MakeStore
+
+FAST = ["--set", "widths=8,8", "--set", "batch=8", "--device", "cpu"]
+
+
+def aqa_train(*arguments: object) -> None:
+    app([str(a) for a in arguments], standalone_mode=False)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def finished(make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A run of two methods, two seeds and two folds, with validation videos."""
+    store = make_store(videos=30, labels=[{"difficulty": 2.0 + i % 5} for i in range(30)])
+    out = tmp_path / "run"
+    aqa_train("--features", store, "--method", "aa,s4aqa", "--labelled", 0.6, "--seeds", 2, "--folds", 2,
+              "--epochs", 3, "--validation", 0.3, "--out", out, "--jobs", 1, *FAST)  # fmt: skip
+    return out
+
+
+def test_run_folder_is_complete(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = capsys.readouterr().out
+    for word in ("aa", "s4aqa", "ridge", "mean score", "difficulty only", "best on val.", "Spearman"):
+        assert word in shown
+    for name in ("config.toml", "config.json", "environment.json", "metrics.csv", "losses.csv"):
+        assert (finished / name).stat().st_size > 0
+    for name in ("scatter", "curves", "methods"):
+        assert (finished / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (finished / "plots" / f"{name}.svg").read_text()
+    text = (finished / "metrics.json").read_text()
+    assert "NaN" not in text
+    summary = json.loads(text)
+    assert summary["protocol"]["uses_difficulty"] is False
+    assert {(r["method"], r["selection"]) for r in summary["rows"]} == {
+        ("aa", "last"),
+        ("aa", "best-on-validation"),
+        ("s4aqa", "last"),
+        ("s4aqa", "best-on-validation"),
+        ("mean score", "baseline"),
+        ("ridge", "baseline"),
+        ("difficulty only", "baseline"),
+    }
+    assert next(r for r in summary["rows"] if r["method"] == "mean score")["spearman"]["mean"] is None
+    environment = json.loads((finished / "environment.json").read_text())
+    assert environment["torch"]
+    assert environment["device"] == "cpu"
+    assert len(read_csv(finished / "losses.csv")) == 2 * 2 * 2 * 3
+    assert not list(finished.rglob("state.safetensors"))
+    assert not list(finished.rglob("*.partial"))
+
+
+def test_predictions_give_the_metrics(finished: Path) -> None:
+    rows = read_csv(finished / "predictions.csv")
+    runs = json.loads((finished / "metrics.json").read_text())["runs"]
+    for run in runs:
+        for selection, measured in run["metrics"].items():
+            mine = [
+                (float(r["predicted"]), float(r["true"]))
+                for r in rows
+                if (r["method"], r["selection"], int(r["fold"]), int(r["seed"]))
+                == (run["method"], selection, run["fold"], run["seed"])
+            ]
+            assert len(mine) == measured["n"] == 15
+            assert spearman(*zip(*mine, strict=True)) == pytest.approx(measured["spearman"])  # type: ignore[misc]
+    for r in rows:
+        assert float(r["residual"]) == pytest.approx(float(r["predicted"]) - float(r["true"]))
+
+
+def test_splits_are_saved_and_paired_over_methods(finished: Path) -> None:
+    summary = json.loads((finished / "metrics.json").read_text())
+    files = sorted((finished / "splits").glob("*.json"))
+    assert len(files) == 4
+    for file in files:
+        split = Split.load(file)
+        assert summary["protocol"]["splits_sha256"][file.stem] == split.digest
+        roles = [split.labelled, split.unlabelled, split.validation, split.test]
+        assert sum(map(len, roles)) == 30
+        assert len(set().union(*roles)) == 30
+    digests = {(r["fold"], r["seed"]): set() for r in summary["runs"] if "split_sha256" in r}
+    for r in summary["runs"]:
+        if "split_sha256" in r:
+            digests[r["fold"], r["seed"]].add(r["split_sha256"])
+    assert all(len(d) == 1 for d in digests.values())
+
+
+def test_checkpoint_scores_as_the_run_did(finished: Path, make_store: MakeStore) -> None:
+    store = FeatureStore.open(json.loads((finished / "config.json").read_text())["features"])
+    folder = finished / "models" / "s4aqa" / "fold1-seed0"
+    model = load_checkpoint(folder)
+    scores = dict(zip(store.ids, model.score(store), strict=True))
+    result = json.loads((folder / "result.json").read_text())
+    np.testing.assert_allclose([scores[i] for i in result["ids"]], result["predicted"]["last"], rtol=1e-4)
+    arrays = {"rgb": np.stack([store.video(i, "rgb") for i in result["ids"]])}
+    np.testing.assert_allclose(model.score(arrays), result["predicted"]["last"], rtol=1e-4)
+    assert model.settings == store.settings
+    assert model.weights == {"rgb": {"sha256": "a" * 64}}
+    assert load_checkpoint(finished).meta["method"] == "aa"
+    assert load_checkpoint(folder / "best.safetensors").meta["epoch"] == result["best_epoch"]
+
+
+def test_checkpoint_refuses_other_features(finished: Path, make_store: MakeStore) -> None:
+    model = load_checkpoint(finished)
+    with pytest.raises(StoreError, match=r"rgb weights: trained on aaaa.*given bbbb"):
+        model.score(FeatureStore.open(make_store(videos=3, name="b.zarr", digest="b" * 64)))
+    other = model.settings.model_copy(update={"sampling": Sampling(segments=7)})  # type: ignore[union-attr]
+    with pytest.raises(StoreError, match=r"sampling\.segments: trained on 4, given 7"):
+        model.refuse_other_features(other, model.weights)
+    # Streams it does not use may differ.
+    more = model.settings.model_copy(update={"streams": ("rgb", "flow"), "logits": True})  # type: ignore[union-attr]
+    model.refuse_other_features(more, {**model.weights, "flow": {"sha256": "c" * 64}})
+    with pytest.raises(UsageError, match="rgb"):
+        model.score({"flow": np.zeros((1, 4, 16))})
+    with pytest.raises(UsageError, match=r"\(1, 4, 15\)"):
+        model.score({"rgb": np.zeros((1, 4, 15))})
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(finished: Path, tmp_path: Path) -> None:
+    good = (finished / "models" / "aa" / "fold0-seed0" / "last.safetensors").read_bytes()
+    cut = tmp_path / "cut.safetensors"
+    for n in (0, 7, 100, len(good) // 2, len(good) - 1):
+        cut.write_bytes(good[:n])
+        with pytest.raises(UsageError, match="not a whole"):
+            load_checkpoint(cut)
+    pickled = tmp_path / "model.pt"
+    pickled.write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(UsageError, match="not a whole"):
+        load_checkpoint(pickled)
+    from safetensors.numpy import save_file
+
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"x": np.zeros(2)}, foreign)
+    with pytest.raises(UsageError, match="not written by aqa-train"):
+        load_checkpoint(foreign)
+    header = {"format": 99, "kind": "model"}
+    save_file({"x": np.zeros(2)}, foreign, metadata={"aqa": json.dumps(header)})
+    with pytest.raises(UsageError, match="format 99"):
+        load_checkpoint(foreign)
+    with pytest.raises(UsageError, match="no finished training"):
+        load_checkpoint(tmp_path)
+    with pytest.raises(UsageError, match="does not exist"):
+        load_checkpoint(tmp_path / "none.safetensors")
+
+
+def results(out: Path) -> dict[str, Any]:
+    found = {}
+    for file in sorted(out.glob("models/*/*/result.json")):
+        record = json.loads(file.read_text())
+        record.pop("seconds")
+        found[str(file.relative_to(out))] = record
+        weights = file.with_name("last.safetensors")
+        found[str(weights.relative_to(out))] = weights.read_bytes()
+    return found
+
+
+def test_jobs_give_the_results_of_one_after_the_other(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store(videos=16)
+    common = ["--features", store, "--method", "s4aqa", "--seeds", 3, "--epochs", 2, *FAST]
+    aqa_train(*common, "--out", tmp_path / "one", "--jobs", 1)
+    aqa_train(*common, "--out", tmp_path / "two", "--jobs", 2)
+    assert len(results(tmp_path / "one")) == 6
+    assert results(tmp_path / "one") == results(tmp_path / "two")
+
+
+def test_sigterm_saves_and_resuming_gives_the_same(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store(videos=20)
+    common = ["--features", store, "--seeds", 2, "--epochs", 400, "--jobs", 1, *FAST]
+    command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--out", str(tmp_path / "cut")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    # The first progress line says that training has begun.
+    while not (line := process.stderr.readline()).startswith("epochs"):
+        assert line, "it ended before it trained"
+    process.send_signal(signal.SIGTERM)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 143, rest
+    assert f"aqa-train --resume {tmp_path / 'cut'}" in rest.replace("\n", "")
+    assert len(list((tmp_path / "cut").rglob("state.safetensors"))) == 1
+    aqa_train("--resume", tmp_path / "cut", "--jobs", 1, "--device", "cpu")
+    aqa_train(*common, "--out", tmp_path / "whole")
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    assert (tmp_path / "cut" / "metrics.json").exists()
+
+
+def test_resuming_with_other_settings_or_labels_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store(videos=16)
+    out = tmp_path / "run"
+    aqa_train("--features", store, "--seeds", 1, "--epochs", 2, "--out", out, "--jobs", 1, *FAST)
+    aqa_train("--resume", out, "--seeds", 1)
+    with pytest.raises(UsageError, match="seeds: 1 → 3"):
+        aqa_train("--resume", out, "--seeds", 3)
+    with pytest.raises(UsageError, match=r"training\.lr: 0\.0005 → 0\.1"):
+        aqa_train("--resume", out, "--set", "lr=0.1")
+    with pytest.raises(UsageError, match=r"training\.epochs"):
+        aqa_train("--resume", out, "--epochs", 7)
+    with pytest.raises(UsageError, match="already holds a run"):
+        aqa_train("--features", store, "--out", out)
+    saved = json.loads((out / "config.json").read_text())
+    saved["features"] = str(make_store(videos=18, name="other.zarr"))
+    (out / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UsageError, match="splits changed"):
+        aqa_train("--resume", out)
+    with pytest.raises(UsageError, match=r"no config\.json"):
+        aqa_train("--resume", tmp_path)
+
+
+def test_dry_run_writes_nothing(make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = make_store(videos=16)
+    before = sorted(tmp_path.rglob("*"))
+    aqa_train("--features", store, "--seeds", 3, "--method", "aa,s4aqa", "--dry-run", "--out", tmp_path / "o", *FAST)
+    shown = capsys.readouterr().out
+    assert "6 training(s) of 1000 epochs" in shown
+    assert "5 labelled, 7 unlabelled, 0 validation, 4 test" in shown
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_print_config_needs_no_features(capsys: pytest.CaptureFixture[str]) -> None:
+    aqa_train("--print-config", "--seeds", 2)
+    shown = capsys.readouterr().out
+    assert "seeds = 2" in shown
+    assert "lr = 0.0005" in shown
+
+
+def test_help_does_not_load_torch() -> None:
+    code = "import sys, aqa_train.cli; print([m for m in ('torch', 'numpy', 'matplotlib', 'zarr') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_variable_lengths_and_two_streams_train(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store(videos=16, lengths=[4, 3, 2, 1] * 4, streams=("rgb", "flow"))
+    aqa_train("--features", store, "--streams", "rgb,flow", "--seeds", 1, "--epochs", 2, "--out", tmp_path / "o", *FAST)
+    model = load_checkpoint(tmp_path / "o")
+    assert model.channels == {"rgb": 16, "flow": 16}
+    scores = model.score(FeatureStore.open(store))
+    assert np.isfinite(scores).all()
+
+
+def test_videos_without_scores_are_the_unlabelled(make_store: MakeStore, tmp_path: Path) -> None:
+    scores = [float(i) if i % 3 else None for i in range(18)]
+    store = make_store(videos=18, scores=scores)
+    aqa_train("--features", store, "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *FAST)
+    p = json.loads((tmp_path / "o" / "metrics.json").read_text())["protocol"]
+    assert (p["labelled_fraction"], p["labelled"], p["unlabelled"], p["test"]) == (1.0, 9, 6, 3)
+
+
+def test_the_stores_own_split_is_used(make_store: MakeStore, tmp_path: Path) -> None:
+    roles = ["train"] * 10 + ["val"] * 3 + ["test"] * 5
+    store = make_store(videos=18, labels=[{"split": r} for r in roles])
+    aqa_train("--features", store, "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *FAST)
+    split = Split.load(tmp_path / "o" / "splits" / "fold0-seed0.json")
+    assert split.test == tuple(f"{i:03d}.mp4" for i in range(13, 18))
+    assert split.validation == ("010.mp4", "011.mp4", "012.mp4")
+    assert len(split.labelled) == 4
+
+
+def test_a_split_file_wins_and_strange_ids_are_said(
+    make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_store(videos=12, labels=[{"split": "test" if i < 6 else "train"} for i in range(12)])
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"train": [f"{i:03d}.mp4" for i in range(8)], "test": ["008.mp4", "009.mp4", "nope"]}))
+    aqa_train("--features", store, "--split", file, "--labelled", 0.5, "--dry-run", *FAST)
+    shown = capsys.readouterr()
+    assert "4 labelled, 4 unlabelled, 0 validation, 2 test" in shown.out
+    assert "nope" in shown.err
+    file.write_text(json.dumps({"train": ["000.mp4", "001.mp4"], "test": ["001.mp4"]}))
+    with pytest.raises(UsageError, match=r"in training and in test: 001\.mp4"):
+        aqa_train("--features", store, "--split", file)
+
+
+@pytest.mark.parametrize(
+    ("options", "store", "error", "said"),
+    [
+        ([], {"scores": [None] * 12}, UsageError, "none of the 12 videos has a score"),
+        ([], {"scores": [5.0] * 12}, UsageError, "nothing to tell apart"),
+        ([], {"videos": 2}, UsageError, "too few"),
+        (["--labelled", 0.001], {}, UsageError, "leaves 0 labelled"),
+        (["--labelled", 1.0], {}, UsageError, "there are none"),
+        (["--folds", 20], {}, UsageError, "20 folds of 12"),
+        (["--streams", "rgb,flow"], {}, UsageError, "holds the streams rgb"),
+        (["--set", "masked=4"], {}, UsageError, "cannot be hidden"),
+        (["--group", "athlete", "--folds", 2], {}, UsageError, "athlete"),
+        (["--device", "cuda:77"], {}, EnvironmentFault, "cuda:77"),
+        (["--in-memory", "maybe"], {}, UsageError, "maybe"),
+        (["--draw", "unifrm"], {}, UsageError, "unifrm"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    make_store: MakeStore,
+    tmp_path: Path,
+    options: list[object],
+    store: dict[str, Any],
+    error: type[AqaError],
+    said: str,
+) -> None:
+    path = make_store(**{"videos": 12, **store})
+    with pytest.raises(error, match=said):
+        aqa_train("--features", path, "--out", tmp_path / "o", *options)
+    assert not (tmp_path / "o").exists()
+
+
+def test_labelled_whole_works_without_unlabelled_for_aa(make_store: MakeStore, tmp_path: Path) -> None:
+    aqa_train("--features", make_store(videos=12), "--method", "aa", "--labelled", 1, "--seeds", 1,
+              "--epochs", 1, "--out", tmp_path / "o", *FAST)  # fmt: skip
+    assert json.loads((tmp_path / "o" / "metrics.json").read_text())["protocol"]["unlabelled"] == 0
+
+
+def test_a_constant_test_set_is_null(make_store: MakeStore, tmp_path: Path) -> None:
+    roles = [{"split": "test" if i < 4 else "train"} for i in range(14)]
+    store = make_store(videos=14, labels=roles, scores=[7.0] * 4 + [float(i) for i in range(10)])
+    aqa_train("--features", store, "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *FAST)
+    summary = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    assert summary["rows"][0]["spearman"]["mean"] is None
+    assert summary["rows"][0]["mae"]["mean"] > 0
+
+
+def test_nothing_is_written_into_a_foreign_folder(make_store: MakeStore, tmp_path: Path) -> None:
+    foreign = tmp_path / "mine"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("x")
+    with pytest.raises(UsageError, match="no run folder"):
+        aqa_train("--features", make_store(videos=12), "--out", foreign, *FAST)
+    assert os.listdir(foreign) == ["thesis.tex"]
+
+
+def test_a_labels_file_replaces_the_stores_scores(
+    make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_store(videos=16)
+    labels = tmp_path / "new.csv"
+    rows = [f"{i:03d},{i * 1.5},{'test' if i < 4 else 'train'}" for i in range(12)]
+    labels.write_text("\ufeffid;score;split\r\n".replace(";", ",") + "\r\n".join([*rows, "nobody,3,train"]))
+    aqa_train("--features", store, "--labels", labels, "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *FAST)
+    assert "nobody" in capsys.readouterr().err
+    split = Split.load(tmp_path / "o" / "splits" / "fold0-seed0.json")
+    assert split.test == ("000.mp4", "001.mp4", "002.mp4", "003.mp4")
+    assert len(split.labelled) == 8
+    assert split.unlabelled == ("012.mp4", "013.mp4", "014.mp4", "015.mp4")
+    result = json.loads((tmp_path / "o" / "models" / "s4aqa" / "fold0-seed0" / "result.json").read_text())
+    assert result["true"] == [0.0, 1.5, 3.0, 4.5]
+
+
+@pytest.mark.parametrize(
+    "text", ["id,score\nx.mp4,3\n", "id,score\n000.mp4,good\n", "id,score\n000.mp4,1\n000.mp4,2\n", "a,b\n"]
+)
+def test_broken_labels_files_are_refused(make_store: MakeStore, tmp_path: Path, text: str) -> None:
+    labels = tmp_path / "new.csv"
+    labels.write_text(text)
+    with pytest.raises(UsageError, match=r"new\.csv"):
+        aqa_train("--features", make_store(videos=12), "--labels", labels, "--out", tmp_path / "o", *FAST)

@@ -1,0 +1,42 @@
+"""Labels from a table, in place of those the store holds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from aqa_shared.errors import UsageError
+from aqa_shared.manifest_labels import apply_labels
+from aqa_shared.records import Video
+from aqa_train.features import FeatureSet
+
+
+def relabel(features: FeatureSet, path: Path) -> FeatureSet:
+    """`features` with the scores, splits and categories of the table at `path`; videos it lacks are unlabelled."""
+    places = [str(p) or i for p, i in zip(features.column("path"), features.ids, strict=True)]
+    videos = [Video(id=i, path=p) for i, p in zip(features.ids, places, strict=True)]
+    folders = {os.path.dirname(p) for p in places}
+    root = os.path.commonpath(folders) if len({os.path.isabs(f) for f in folders}) == 1 else ""
+    found = apply_labels(videos, path, root)
+    for warning in found.warnings:
+        features.say(warning)
+    if found.unmatched:
+        some = ", ".join(found.unmatched[:5])
+        features.say(f"{path}: {len(found.unmatched)} label(s) fit no video of the store: {some}")
+    if not found.matched:
+        raise UsageError(
+            f"{path}: none of its {len(found.unmatched)} ids is in the store, whose ids look like {features.ids[0]}",
+            fix="use the store's ids; aqa info STORE lists them",
+        )
+    table = dict(features.table)
+    for name in ("score", "difficulty"):
+        values = [getattr(v, name) for v in found.videos]
+        table[name] = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+    for name in ("split", "category"):
+        table[name] = np.array([getattr(v, name) or "" for v in found.videos], dtype=object)
+    for name in {k for v in found.videos for k in v.extra} - set(table):
+        table[name] = np.array([str(v.extra.get(name, "")) for v in found.videos], dtype=object)
+    return replace(features, table=table)
