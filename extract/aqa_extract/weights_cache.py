@@ -60,14 +60,14 @@ def read(name: str, origins: Collection[str]) -> tuple[bytes, dict[str, Any]] | 
         record = json.loads(record_file(name).read_text())
         data = tensors_file(name).read_bytes()
         kept = record.pop("cache")
-        wanted = record["sha256"]
+        wanted, current = record["sha256"], kept["format"] == FORMAT and kept["origin"] in origins
     except FileNotFoundError:
         return None
     except PermissionError as e:
         raise Damaged(f"{e.filename} cannot be read") from e
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as e:
         raise Damaged(f"{record_file(name)} is not a record of ours ({type(e).__name__})") from e
-    if kept.get("format") != FORMAT or kept.get("origin") not in origins:
+    if not current:
         raise Damaged(f"{tensors_file(name)} was made by another version, or from another file")
     if hashlib.sha256(data).hexdigest() != wanted:
         raise Damaged(f"{tensors_file(name)} is damaged: its sha256 is not {wanted[:16]}…")

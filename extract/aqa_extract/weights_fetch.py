@@ -172,8 +172,9 @@ class Package:
         elif "DO NOT MATCH THE HASHES" in stderr:
             return f"what pip found as {self.requirement} is not the published archive (its sha256 differs)"
         else:
-            lines = [line.strip() for line in stderr.splitlines() if line.startswith("ERROR:")]
-            why = f"pip could not download {self.requirement}: {lines[-1] if lines else stderr.strip()[-200:]}"
+            lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+            errors = [line for line in lines if line.startswith("ERROR:") and line != "ERROR: Exception:"]
+            why = f"pip could not download {self.requirement}: {(errors or lines or ['no reason given'])[-1][:300]}"
         _unreachable[self.requirement] = why
         return why
 
