@@ -1,0 +1,368 @@
+"""Extraction end to end: real clips, the real I3D weights, real processes that are really killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aqa_extract import quarantine
+from aqa_extract.run import Interrupted, Options, extract, pinned, plan
+from aqa_shared.errors import EnvironmentFault, ExitCode, StoreError
+from aqa_shared.manifest import find_videos
+from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling, Video
+from aqa_shared.store import FeatureStore, peek, verify
+from tests.extract.clips import Clip
+
+BIN = Path(sys.executable).parent
+SMALL = ("--segments", "2", "--short-side", "32", "--crop", "32", "--rgb-weights", "i3d-kinetics-400")
+SETTINGS = ExtractSettings(
+    sampling=Sampling(segments=2), pixels=Pixels(short_side=32, crop=32), rgb_weights="i3d-kinetics-400"
+)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory, i3d_rgb_weights: str) -> Path:
+    """Six different clips, one of them broken, and labels for four."""
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "sub").mkdir()
+    for i, frames in enumerate((20, 24, 28, 34, 40)):
+        Clip(frames=frames, size=(64 + 2 * i, 48)).write(folder / ("sub" if i == 4 else "") / f"clip{i}")
+    (folder / "broken.mp4").write_bytes(b"not a video at all" * 100)
+    rows = ["id,score,split"] + [f"clip{i}.mp4,{50 + 7 * i},{'train' if i < 3 else 'test'}" for i in range(4)]
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def run_command(clips: Path, store: Path, *extra: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / "aqa-extract", clips, "--out", store, *SMALL, *extra],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=240,
+    )
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Every file of every array; the root document holds the time of creation and is compared by its arrays."""
+    skipped = {"zarr.json", "quarantine.jsonl"}
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and path.name != "lock" and not (path.parent == store and path.name in skipped)
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("stores") / "undisturbed.zarr"
+    done = run_command(clips, store)
+    assert done.returncode == ExitCode.QUARANTINED, done.stderr
+    return store
+
+
+def test_the_command_fills_a_store_and_names_what_it_could_not_use(clips: Path, undisturbed: Path) -> None:
+    store = FeatureStore.open(undisturbed)
+    assert store.ids == ["clip0.mp4", "clip1.mp4", "clip2.mp4", "clip3.mp4", "sub/clip4.mp4"]
+    assert store.lengths.tolist() == [2] * 5
+    assert store.read("rgb").shape == (10, 1024)
+    assert np.isfinite(store.read("rgb")).all()
+    assert store.table["score"][:4].tolist() == [50, 57, 64, 71]
+    assert np.isnan(store.table["score"][4])
+    assert store.table["split"].tolist() == ["train", "train", "train", "test", ""]
+    assert store.table["n_frames"].tolist() == [20, 24, 28, 34, 40]
+    assert store.provenance["weights"]["rgb"]["name"] == "i3d-kinetics-400"
+    assert verify(undisturbed) == []
+    failures = quarantine.read(undisturbed)
+    assert list(failures) == ["broken.mp4"]
+    assert failures["broken.mp4"].stage == "probe"
+
+
+def test_frame_indices_are_those_of_the_sampling(undisturbed: Path) -> None:
+    store = FeatureStore.open(undisturbed)
+    first = store.video("clip0.mp4", "frame_index")
+    assert first[0].tolist() == list(range(16))
+    assert first[1].tolist() == list(range(4, 20))
+    times = store.video("clip0.mp4", "segment_start_time"), store.video("clip0.mp4", "segment_end_time")
+    np.testing.assert_allclose(times[0], [0, 4 / 25], atol=1e-6)
+    np.testing.assert_allclose(times[1], [16 / 25, 20 / 25], atol=1e-6)
+
+
+def test_a_feature_is_what_the_network_says_of_those_frames(clips: Path, undisturbed: Path) -> None:
+    """The engine against the shortest way there is: decode, resize, crop, one call of I3D."""
+    import av
+
+    from aqa_extract import frames as px
+    from aqa_extract.i3d import load_i3d
+
+    with av.open(str(clips / "clip1.mp4")) as container:
+        frames = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+    x = torch.from_numpy(frames[8:24]).permute(0, 3, 1, 2)
+    x = px.centre_crop(px.to_short_side(x, SETTINGS.pixels), 32).float() / 127.5 - 1
+    network, _ = load_i3d("i3d-kinetics-400", "rgb")
+    with torch.inference_mode():
+        expected = network.features(x.transpose(0, 1)[None])[0].numpy()
+    got = FeatureStore.open(undisturbed).video("clip1.mp4", "rgb")[1]
+    # Another batch size may choose another kernel, whose sums are rounded in another order.
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_a_second_run_does_nothing_and_still_says_what_is_quarantined(clips: Path, undisturbed: Path) -> None:
+    before = contents(undisturbed)
+    done = run_command(clips, undisturbed)
+    assert done.returncode == ExitCode.QUARANTINED
+    assert "0 extracted, 5 already there, 1 quarantined" in done.stdout
+    assert contents(undisturbed) == before
+
+
+def test_killed_at_any_moment_and_run_again_equals_an_undisturbed_run(
+    clips: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "killed.zarr"
+    randomness = random.Random(0)
+    kills = 0
+    for _ in range(4):
+        process = subprocess.Popen(
+            [BIN / "aqa-extract", clips, "--out", store, *SMALL], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(timeout=randomness.uniform(1.5, 5))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert kills, "the run was never disturbed: start the kills earlier"
+    done = run_command(clips, store)
+    assert done.returncode == ExitCode.QUARANTINED, done.stderr
+    assert contents(store) == contents(undisturbed)
+    assert verify(store) == []
+
+
+@pytest.mark.slow
+def test_fifty_random_kills(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Each store is killed as soon as it has got a little further, until it is whole."""
+    randomness = random.Random(1)
+    kills = 0
+    while kills < 50:
+        store = tmp_path / f"killed-{kills}.zarr"
+        while True:
+            process = subprocess.Popen(
+                [BIN / "aqa-extract", clips, "--out", store, *SMALL],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                process.wait(timeout=randomness.uniform(0.5, 8))
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+        assert process.returncode == ExitCode.QUARANTINED
+        assert contents(store) == contents(undisturbed)
+
+
+def test_sigterm_keeps_what_is_finished_and_says_how_to_go_on(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
+    store = tmp_path / "terminated.zarr"
+    process = subprocess.Popen(
+        [BIN / "aqa-extract", clips, "--out", store, *SMALL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not (store.exists() and peek(store) and peek(store).committed):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    if process.returncode != ExitCode.QUARANTINED:  # it may have been done before the signal came
+        assert process.returncode == ExitCode.TERMINATED, stderr
+        assert "rerun the same command" in stderr
+    assert peek(store).committed
+    assert run_command(clips, store).returncode == ExitCode.QUARANTINED
+    assert contents(store) == contents(undisturbed)
+
+
+def test_videos_appended_later_give_the_same_store(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
+    store = tmp_path / "grown.zarr"
+    videos = find_videos(clips).videos
+    extract(videos[3:], store, SETTINGS)
+    report = extract(videos, store, SETTINGS)
+    assert report.already == 3
+    assert contents(store) == contents(undisturbed)
+
+
+def test_features_do_not_depend_on_batch_workers_or_neighbours(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
+    videos = [v for v in find_videos(clips).videos if v.id != "broken.mp4"]
+    extract(videos[::-1], tmp_path / "b.zarr", SETTINGS, Options(workers=3))
+    assert np.array_equal(FeatureStore.open(tmp_path / "b.zarr").read("rgb"), FeatureStore.open(undisturbed).read("rgb"))
+    extract(videos[1:2], tmp_path / "alone.zarr", SETTINGS)
+    alone = FeatureStore.open(tmp_path / "alone.zarr").read("rgb")
+    assert np.array_equal(alone, FeatureStore.open(undisturbed).video(videos[1].id, "rgb"))
+
+
+def test_new_labels_reach_the_store_without_extracting_again(clips: Path, tmp_path: Path) -> None:
+    store = tmp_path / "labels.zarr"
+    video = find_videos(clips).videos[1]
+    extract([video], store, SETTINGS)
+    report = extract([video.model_copy(update={"score": 12.5, "difficulty": 3.1})], store, SETTINGS)
+    assert report.extracted == 0
+    table = FeatureStore.open(store).table
+    assert (table["score"][0], table["difficulty"][0]) == (12.5, 3.1)
+
+
+def test_equal_files_are_extracted_once_and_stored_under_both_ids(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "in" / name).write_bytes((clips / "clip0.mp4").read_bytes())
+    videos = find_videos(tmp_path / "in").videos
+    assert len(plan(videos, tmp_path / "twins.zarr", Options()).jobs) == 1
+    report = extract(videos, tmp_path / "twins.zarr", SETTINGS)
+    assert report.extracted == 2
+    store = FeatureStore.open(tmp_path / "twins.zarr")
+    assert store.ids == ["a.mp4", "b.mp4"]
+    assert np.array_equal(store.video("a.mp4", "rgb"), store.video("b.mp4", "rgb"))
+    assert json.loads(store.column("meta")[1])["same_bytes_as"] == "a.mp4"
+
+
+def test_a_file_that_changed_is_refused_not_mixed_in(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    target = tmp_path / "in" / "a.mp4"
+    target.write_bytes((clips / "clip0.mp4").read_bytes())
+    videos = find_videos(tmp_path / "in").videos
+    extract(videos, tmp_path / "s.zarr", SETTINGS)
+    target.write_bytes((clips / "clip1.mp4").read_bytes())
+    report = extract(videos, tmp_path / "s.zarr", SETTINGS)
+    assert [f.reason for f in report.failures] == ["id_conflict"]
+    assert report.exit_code == ExitCode.QUARANTINED
+
+
+def test_a_mended_file_leaves_quarantine_by_itself(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    target = tmp_path / "in" / "a.mp4"
+    target.write_bytes(b"half a download")
+    videos = find_videos(tmp_path / "in").videos
+    store = tmp_path / "s.zarr"
+    assert extract(videos, store, SETTINGS).exit_code == ExitCode.QUARANTINED
+    assert extract(videos, store, SETTINGS).failures[0].id == "a.mp4"
+    target.write_bytes((clips / "clip0.mp4").read_bytes())
+    report = extract(videos, store, SETTINGS)
+    assert (report.extracted, report.exit_code) == (1, ExitCode.OK)
+    assert quarantine.read(store) == {}
+
+
+def test_retry_failed_tries_again(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.mp4").write_bytes(b"half a download")
+    videos = find_videos(tmp_path / "in").videos
+    extract(videos, tmp_path / "s.zarr", SETTINGS)
+    assert plan(videos, tmp_path / "s.zarr", Options()).jobs == []
+    assert len(plan(videos, tmp_path / "s.zarr", Options(retry_failed=True)).jobs) == 1
+
+
+def test_many_failures_in_a_row_stop_the_run(tmp_path: Path, i3d_rgb_weights: str) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(8):
+        (tmp_path / "in" / f"{i}.mp4").write_bytes(b"x" * (100 + i))
+    videos = find_videos(tmp_path / "in").videos
+    with pytest.raises(EnvironmentFault, match="3 failures in a row"):
+        extract(videos, tmp_path / "s.zarr", SETTINGS, Options(stop_after=3, workers=1))
+
+
+def test_other_settings_are_refused_with_the_difference(clips: Path, undisturbed: Path) -> None:
+    videos = find_videos(clips).videos
+    other = SETTINGS.model_copy(update={"bn_eps": 1e-5})
+    with pytest.raises(StoreError, match="bn_eps"):
+        extract(videos, undisturbed, other)
+
+
+def test_flow_streams_store_motion(clips: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(
+        update={
+            "streams": ("rgb", "flow"),
+            "flow": FlowSettings(mode="fast"),
+            "flow_weights": "inflated-from-rgb",
+            "sampling": Sampling(segments=1),
+        }
+    )
+    extract(find_videos(clips).videos[1:2], tmp_path / "flow.zarr", settings)
+    store = FeatureStore.open(tmp_path / "flow.zarr")
+    assert store.streams == ("rgb", "flow")
+    assert np.isfinite(store.read("flow")).all()
+    assert not np.allclose(store.read("flow"), store.read("rgb"))
+    assert store.table["motion"][0] > 0
+    assert "inflated from rgb" in json.dumps(store.provenance["weights"]["flow"])
+
+
+def test_logits_and_maps_on_request(clips: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"logits": True, "maps": True})
+    extract(find_videos(clips).videos[1:2], tmp_path / "maps.zarr", settings)
+    store = FeatureStore.open(tmp_path / "maps.zarr")
+    assert store.read("rgb_logits").shape == (2, 400)
+    maps = store.read("rgb_map")
+    assert maps.shape == (2, 1024, 2, 1, 1)
+    np.testing.assert_allclose(maps.mean(axis=(2, 3, 4)), store.read("rgb"), atol=1e-5)
+
+
+def test_a_store_begun_with_a_default_goes_on_with_those_weights(clips: Path, undisturbed: Path) -> None:
+    asked = SETTINGS.model_copy(update={"rgb_weights": "default"})
+    assert pinned(asked, undisturbed, Options()).rgb_weights == "i3d-kinetics-400"
+
+
+def test_dry_run_writes_nothing(clips: Path, tmp_path: Path) -> None:
+    done = run_command(clips, tmp_path / "dry.zarr", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "to extract   6 videos" in done.stdout
+    assert not (tmp_path / "dry.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--streams", "rgb,flwo"), ExitCode.USAGE, "flwo"),
+        (("--streams", "flow", "--flow", "off"), ExitCode.USAGE, "--flow"),
+        (("--crop", "64"), ExitCode.USAGE, "short_side"),
+        (("--protocol", "evn"), ExitCode.USAGE, "protocol"),
+        (("--device", "cuda:9"), ExitCode.ENVIRONMENT, "cuda:9"),
+        (("--rgb-weights", "no-such-weights"), ExitCode.ENVIRONMENT, "no-such-weights"),
+    ],
+)
+def test_wrong_options_say_what_to_do(
+    clips: Path, tmp_path: Path, arguments: tuple[str, ...], code: ExitCode, words: str
+) -> None:
+    done = run_command(clips, tmp_path / "s.zarr", *arguments)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_empty_folder_is_no_input(tmp_path: Path) -> None:
+    done = run_command(tmp_path, tmp_path / "s.zarr")
+    assert done.returncode == ExitCode.NO_INPUT
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_configuration_file_gives_way_to_environment_and_that_to_flags(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('segments = 3\nshort-side = 40\nbn_eps = 1e-5\n')
+    done = subprocess.run(
+        [BIN / "aqa-extract", clips, "--out", tmp_path / "s", "--config", tmp_path / "c.toml", "--crop", "32",
+         "--bn-eps", "0.01", "--print-config"],
+        capture_output=True, text=True, env={**os.environ, "AQA_EXTRACT_SHORT_SIDE": "48"},
+    )
+    assert done.returncode == 0, done.stderr
+    settings = ExtractSettings.model_validate_json(done.stdout)
+    assert (settings.sampling.segments, settings.pixels.short_side, settings.bn_eps) == (3, 48, 0.01)
+
+
+def test_a_typo_in_the_configuration_is_named(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("segmnts = 3\n")
+    done = run_command(clips, tmp_path / "s", "--config", str(tmp_path / "c.toml"))
+    assert done.returncode == ExitCode.USAGE
+    assert "did you mean 'segments'" in done.stderr
