@@ -55,9 +55,7 @@ def test_levels_by_hand(quantise: str, px: float, level: int) -> None:
 
 def test_no_motion_is_one_level_below_or_above_the_middle() -> None:
     still = torch.zeros(1, 2, 1, 1)
-    values = {
-        q: float(to_input(still, FlowSettings(quantise=q))[0, 0]) for q in ("mediapipe", "round", "none")
-    }
+    values = {q: float(to_input(still, FlowSettings(quantise=q))[0, 0]) for q in ("mediapipe", "round", "none")}
     assert values["mediapipe"] == pytest.approx(-1 / 255, abs=1e-7)
     assert values["round"] == pytest.approx(1 / 255, abs=1e-7)
     assert values["none"] == 0

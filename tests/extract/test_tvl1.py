@@ -10,14 +10,34 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqa_extract.flow import pyramid
+from aqa_extract.flow import native, network, pyramid
 from aqa_extract.flow.kernels import Level, median_5x5, sampling_planes, warp
-from aqa_extract.flow.tvl1 import TVL1Settings, tvl1
-from aqa_shared.errors import UsageError
+from aqa_extract.flow.tvl1 import Engine, TVL1Settings, tvl1
+from aqa_extract.flow.tvl1 import engine as engine_for
+from aqa_shared.errors import EnvironmentFault, UsageError
 
 cv2 = pytest.importorskip("cv2", reason="opencv is the reference")
 
 FAST, PARITY = TVL1Settings.named("fast"), TVL1Settings.named("parity")
+
+
+@pytest.fixture(params=["native", "torch"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Both implementations, the fused one where a C compiler is at hand."""
+    if request.param == "native":
+        require_native()
+    return request.param
+
+
+@pytest.fixture(params=["fast", "parity"])
+def settings(request: pytest.FixtureRequest, engine: Engine) -> TVL1Settings:
+    """Both modes on both engines."""
+    return replace(TVL1Settings.named(request.param), engine=engine)
+
+
+def require_native() -> None:
+    if native.load() is None:
+        pytest.skip("no C compiler here: native TV-L1 is not available")
 
 
 def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -154,11 +174,11 @@ def test_median_equals_opencv(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("clip", ["mmaction2_demo", "v_GGSY1Qvo990"])
 @pytest.mark.parametrize("mode", ["parity", "fast"])
-def test_goldens(shared_dir: Path, clip: str, mode: str) -> None:
+def test_goldens(shared_dir: Path, clip: str, mode: str, engine: Engine) -> None:
     golden = np.load(shared_dir / "goldens" / f"tvl1_{clip}.npz")
     frames = torch.from_numpy(golden["pairs"]).flatten(0, 1)
     first = torch.arange(0, len(frames), 2)
-    found = tvl1(frames, first, first + 1, TVL1Settings.named(mode)).numpy()
+    found = tvl1(frames, first, first + 1, replace(TVL1Settings.named(mode), engine=engine)).numpy()
     expected = golden["flow"].astype(np.float32).transpose(0, 3, 1, 2)
     error = end_point_error(found, expected).mean()
     if mode == "fast":
@@ -171,15 +191,14 @@ def test_goldens(shared_dir: Path, clip: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(47, 61), (16, 40), (15, 15), (33, 20), (9, 70)])
-def test_odd_and_tiny_sizes_equal_opencv(size: tuple[int, int]) -> None:
+def test_odd_and_tiny_sizes_equal_opencv(size: tuple[int, int], engine: Engine) -> None:
     a = texture(*size)
     b = moved(a, np.float32([[1, 0, 0.7], [0, 1, -0.4]]))
     expected = cv2.optflow.DualTVL1OpticalFlow_create().calc(a, b, None).transpose(2, 0, 1)
-    found = flow_between(a, b, PARITY).numpy()
+    found = flow_between(a, b, replace(PARITY, engine=engine)).numpy()
     assert end_point_error(found, expected).mean() < 0.03
 
 
-@pytest.mark.parametrize("settings", [FAST, PARITY], ids=["fast", "parity"])
 @pytest.mark.parametrize("shift", [(3.0, 0.0), (-1.5, 2.25), (0.0, -6.0)])
 def test_a_shift_is_found(settings: TVL1Settings, shift: tuple[float, float]) -> None:
     a = texture(96, 120)
@@ -189,7 +208,6 @@ def test_a_shift_is_found(settings: TVL1Settings, shift: tuple[float, float]) ->
     assert end_point_error(found.numpy(), np.float32(shift)[:, None, None]).mean() < 0.15
 
 
-@pytest.mark.parametrize("settings", [FAST, PARITY], ids=["fast", "parity"])
 @pytest.mark.parametrize(("degrees", "zoom"), [(3.0, 1.0), (0.0, 1.04), (-2.0, 0.97)])
 def test_rotation_and_zoom_are_found(settings: TVL1Settings, degrees: float, zoom: float) -> None:
     a = texture(112, 112)
@@ -201,7 +219,6 @@ def test_rotation_and_zoom_are_found(settings: TVL1Settings, degrees: float, zoo
     assert end_point_error(found, expected)[inside].mean() < 0.15
 
 
-@pytest.mark.parametrize("settings", [FAST, PARITY], ids=["fast", "parity"])
 def test_no_motion_is_exactly_zero(settings: TVL1Settings) -> None:
     a = texture(50, 63)
     assert not flow_between(a, a, settings).any()
@@ -209,7 +226,6 @@ def test_no_motion_is_exactly_zero(settings: TVL1Settings) -> None:
     assert not flow_between(flat, flat, settings).any()
 
 
-@pytest.mark.parametrize("settings", [FAST, PARITY], ids=["fast", "parity"])
 def test_flat_images_of_different_brightness_do_not_move(settings: TVL1Settings) -> None:
     """No gradient inside, so the data term has no direction there."""
     flow = flow_between(np.full((40, 52), 10, np.uint8), np.full((40, 52), 200, np.uint8), settings)
@@ -217,7 +233,6 @@ def test_flat_images_of_different_brightness_do_not_move(settings: TVL1Settings)
     assert not flow.any()
 
 
-@pytest.mark.parametrize("settings", [FAST, PARITY], ids=["fast", "parity"])
 def test_a_pair_does_not_depend_on_its_batch(settings: TVL1Settings) -> None:
     frames = np.stack([texture(48, 40, seed) for seed in range(2)])
     frames = np.concatenate((frames, frames[:1], moved(frames[0], np.float32([[1, 0, 2], [0, 1, 1]]))[None]))
@@ -235,12 +250,12 @@ def test_uint8_and_float_frames_give_the_same_flow() -> None:
     assert torch.equal(tvl1(whole, *index, FAST), tvl1(whole.float(), *index, FAST))
 
 
-def test_the_schedule_counts_iterations_and_a_longer_one_comes_closer() -> None:
+def test_a_longer_schedule_comes_closer(engine: Engine) -> None:
     a = texture(64, 64)
     b = moved(a, np.float32([[1, 0, 2.5], [0, 1, -1]]))
     reference = flow_between(a, b, PARITY).numpy()
     errors = [
-        end_point_error(flow_between(a, b, replace(FAST, schedule=(n,) * 5)).numpy(), reference).mean()
+        end_point_error(flow_between(a, b, replace(FAST, schedule=(n,) * 5, engine=engine)).numpy(), reference).mean()
         for n in (1, 5, 30)
     ]
     assert errors[0] > errors[1] > errors[2]
@@ -261,3 +276,104 @@ def test_wrong_input_says_what_was_given() -> None:
         TVL1Settings.named("quick")
     with pytest.raises(UsageError, match="2 warps"):
         replace(FAST, schedule=(30, 30))
+
+
+# ---- the median's network
+
+
+def test_the_median_network_is_right_on_zeros_and_ones() -> None:
+    """By the 0-1 principle it is right on all numbers if it is on these; every 513th of the 2^25 is tried."""
+    bits = (torch.arange(2**25, dtype=torch.int32)[None, :: 2**9 + 1] >> torch.arange(25)[:, None]) & 1
+    values = list(bits.bool())
+    for column in range(5):
+        for e in network.SORT_5:
+            a, b = 5 * e.a + column, 5 * e.b + column
+            values[a], values[b] = values[a] & values[b], values[a] | values[b]
+    for e in network.MEDIAN_OF_SORTED_COLUMNS:
+        values[e.a], values[e.b] = values[e.a] & values[e.b], values[e.a] | values[e.b]
+    assert torch.equal(values[network.MEDIAN], bits.sum(0) >= 13)
+
+
+# ---- the compiled engine
+
+
+@pytest.mark.parametrize(("warps", "median"), [(1, False), (1, True), (2, True)])
+def test_native_equals_torch_step_for_step(warps: int, median: bool) -> None:
+    """With few iterations rounding has not grown yet, so a wrong step would show."""
+    require_native()
+    a = texture(53, 70)
+    b = moved(a, np.float32([[1.02, 0.01, 2.5], [-0.01, 1, -3.5]]))
+    few = replace(FAST, warps=warps, schedule=(2,) * warps, inner=1, median=median)
+    compiled = flow_between(a, b, replace(few, engine="native"))
+    by_torch = flow_between(a, b, replace(few, engine="torch"))
+    torch.testing.assert_close(compiled, by_torch, rtol=0, atol=2e-3)
+    assert (compiled - by_torch).abs().mean() < 1e-5
+
+
+def test_native_shares_pairs_among_threads_without_changing_them() -> None:
+    require_native()
+    frames = torch.from_numpy(np.stack([texture(40, 48, seed) for seed in range(5)]))
+    first = torch.arange(4)
+    alone = tvl1(frames, first, first + 1, FAST)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        together = tvl1(frames, first, first + 1, FAST)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(alone, together)
+
+
+def test_the_processors_handling_of_tiny_numbers_stays_as_it_was(settings: TVL1Settings) -> None:
+    flow_between(texture(32, 32), texture(32, 32, 1), settings)
+    assert float(torch.tensor([1e-40]) * 0.5) > 0
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"AQA_NATIVE": "0"}, {"CC": "/nonexistent/cc"}, {"CC": "false"}],
+    ids=["off", "missing", "broken"],
+)
+def test_without_a_working_compiler_torch_does_the_work(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AQA_HOME", str(tmp_path))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    native.load.cache_clear()
+    try:
+        cpu = torch.device("cpu")
+        assert engine_for(cpu, FAST) == "torch"
+        assert flow_between(texture(20, 20), texture(20, 20, 1), FAST).any()
+        with pytest.raises(EnvironmentFault, match="C compiler"):
+            engine_for(cpu, replace(FAST, engine="native"))
+    finally:
+        native.load.cache_clear()
+
+
+def test_a_library_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    require_native()
+    monkeypatch.setenv("AQA_HOME", str(tmp_path))
+    right = native.source()
+    wrong = right.replace("const float a = -0.75f;", "const float a = -0.5f;")
+    assert wrong != right
+    monkeypatch.setattr(native, "source", lambda: wrong)
+    native.load.cache_clear()
+    try:
+        assert native.load() is None
+    finally:
+        native.load.cache_clear()
+
+
+# ---- on an accelerator
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["fast", "parity"])
+def test_cuda_equals_cpu(mode: str) -> None:
+    a = texture(112, 128)
+    b = moved(a, np.float32([[1, 0, 2.5], [0, 1, -1]]))
+    frames, index = torch.from_numpy(np.stack((a, b))), torch.tensor([0])
+    there = tvl1(frames.cuda(), index, index + 1, TVL1Settings.named(mode)).cpu()
+    here = tvl1(frames, index, index + 1, TVL1Settings.named(mode))
+    assert end_point_error(there.numpy(), here.numpy()).mean() < 0.02

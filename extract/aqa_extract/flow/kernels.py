@@ -4,7 +4,7 @@
 
 Everything is batched over pairs and pair-wise independent, so the batch never changes a pair's flow. The
 loop writes into buffers made once per level: at these sizes the planes of a few pairs fit the processor's
-cache, and allocating would throw them out of it.
+cache, and allocating would throw them out of it. tvl1.c has the same steps, fused, for CPUs.
 
 Source of the definition: OpenCV contrib, modules/optflow/src/tvl1flow.cpp (CPU), after Zach, Pock and
 Bischof, "A Duality Based Approach for Realtime TV-L1 Optical Flow", DAGM 2007, and Sánchez et al., IPOL 2013.
@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from aqa_extract.flow import network
+
 FLT_EPSILON = torch.finfo(torch.float32).eps
 NO_GRADIENT = 1e20
 """Stands for 1/grad where grad <= FLT_EPSILON: any residual then takes the full step of the threshold rule,
@@ -27,6 +29,7 @@ SUBPIXELS = 32
 
 
 def _power_of_two(n: int) -> int:
+    """The least power of two that is at least `n`."""
     return 1 << (n - 1).bit_length()
 
 
@@ -61,53 +64,26 @@ def warp(
     return F.grid_sample(planes, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
 
 
-# Median of 25 without sorting: exchanges that leave the median in place, found once below.
-def _sorting_network(n: int) -> list[tuple[int, int]]:
-    """Batcher's odd-even merge sort of n values, as pairs to put in order."""
-    size = _power_of_two(n)
-    pairs = []
-    p = 1
-    while p < size:
-        k = p
-        while k >= 1:
-            for j in range(k % p, size - k, 2 * k):
-                for i in range(min(k, size - j - k)):
-                    a, b = i + j, i + j + k
-                    if a // (2 * p) == b // (2 * p) and b < n:
-                        pairs.append((a, b))
-            k //= 2
-        p *= 2
-    return pairs
-
-
-def _selection_network(n: int, keep: int) -> list[tuple[int, int, bool, bool]]:
-    """The part of the sorting network that decides output `keep`: (a, b, minimum needed, maximum needed)."""
-    needed = {keep}
-    network = []
-    for a, b in reversed(_sorting_network(n)):
-        if a in needed or b in needed:
-            network.append((a, b, a in needed, b in needed))
-            needed |= {a, b}
-    return network[::-1]
-
-
-_SORT_5 = _sorting_network(5)
-_MEDIAN_OF_25 = _selection_network(25, 12)
-
-
 def median_5x5(flow: Float[Tensor, "n 2 height width"]) -> Float[Tensor, "n 2 height width"]:
     """5x5 median of each plane, the edge repeated beyond the edge (cv::medianBlur on float).
 
-    A selection network of minima and maxima of shifted planes: torch.median would sort 25 values per pixel.
+    Exchanges of whole planes (network.py) where torch.median would sort 25 values per pixel; the columns are
+    put in order once and serve the five pixels beside each other.
     """
     height, width = flow.shape[-2:]
     padded = F.pad(flow, (2, 2, 2, 2), mode="replicate")
-    values = [padded[..., y : y + height, x : x + width] for y in range(5) for x in range(5)]
-    for a, b, lower, upper in _MEDIAN_OF_25:
-        low = torch.minimum(values[a], values[b]) if lower else values[a]
-        high = torch.maximum(values[a], values[b]) if upper else values[b]
-        values[a], values[b] = low, high
-    return values[12].contiguous()
+    columns = [padded[..., y : y + height, :] for y in range(5)]
+    _exchange(columns, network.SORT_5)
+    values = [columns[y][..., x : x + width] for y in range(5) for x in range(5)]
+    _exchange(values, network.MEDIAN_OF_SORTED_COLUMNS)
+    return values[network.MEDIAN].contiguous()
+
+
+def _exchange(values: list[Tensor], exchanges: tuple[network.Exchange, ...]) -> None:
+    for e in exchanges:
+        low = torch.minimum(values[e.a], values[e.b]) if e.lower else values[e.a]
+        high = torch.maximum(values[e.a], values[e.b]) if e.upper else values[e.b]
+        values[e.a], values[e.b] = low, high
 
 
 class Level:
@@ -130,9 +106,7 @@ class Level:
         # The last column of the x difference and the last row of the y difference stay 0.
         self._slope, self._length = new(n, 2, 2, height, width), new(n, 2, 1, height, width)
 
-    def linearise(
-        self, image: Float[Tensor, "n height width"], planes: Float[Tensor, "n 3 padded padded_"]
-    ) -> None:
+    def linearise(self, image: Float[Tensor, "n height width"], planes: Float[Tensor, "n 3 padded padded_"]) -> None:
         """Warp the second frame by the flow so far and set up the residual rho = rho_c + wx u + wy v."""
         warped, self.wx, self.wy = warp(planes, self.flow).unbind(1)
         self.constant = warped - self.wx * self.flow[:, 0] - self.wy * self.flow[:, 1] - image
@@ -143,9 +117,7 @@ class Level:
         gradient = self.wx.square().addcmul_(self.wy, self.wy)
         self.inverse = torch.where(gradient > FLT_EPSILON, gradient.reciprocal(), NO_GRADIENT)
 
-    def iterate(
-        self, theta: float, threshold: float, taut: float, want_change: bool
-    ) -> Float[Tensor, " n"] | None:
+    def iterate(self, theta: float, threshold: float, taut: float, want_change: bool) -> Float[Tensor, " n"] | None:
         """One iteration: u from p, then p from u. `threshold` is lambda theta, `taut` tau / theta.
 
         Returns the sum of squared changes of u per pair when wanted.

@@ -12,7 +12,7 @@ beforehand and nothing waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from aqa_extract.flow import pyramid
+from aqa_extract.flow import native, pyramid
 from aqa_extract.flow.kernels import Level, sampling_planes
-from aqa_shared.errors import UsageError
+from aqa_shared.errors import EnvironmentFault, UsageError
 
-Mode = Literal["fast", "parity"]
+Engine = Literal["auto", "native", "torch"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class TVL1Settings:
     """5x5 median of the flow before every run of `inner` iterations."""
     schedule: tuple[int, ...] | None = None
     """Iterations of each warp, whatever the change (ours); None stops adaptively as OpenCV does."""
+
+    engine: Engine = "auto"
+    """`native` is the fused C loop of native.py (CPU only), `torch` runs anywhere; `auto` takes the first where it
+    can. They agree to rounding."""
 
     def __post_init__(self) -> None:
         if self.schedule is not None and len(self.schedule) != self.warps:
@@ -93,40 +97,55 @@ def tvl1(
     height, width = frames.shape[-2:]
     if len(first) == 0:
         return frames.new_zeros((0, 2, height, width), dtype=torch.float32)
-    with torch.inference_mode():
+    with torch.no_grad():
         used, row = torch.cat((first, second)).to(frames.device).unique(return_inverse=True)
         first, second = row[: len(first)], row[len(first) :]
         levels = pyramid.build(frames[used].to(torch.float32), settings.scales, settings.scale_step)
+        if (solver := _native(frames.device, settings)) is not None:
+            return solver(levels, first, second, settings)
         out = torch.empty(len(first), 2, height, width, device=frames.device)
         for part in _parts(len(first), height * width, frames.device):
-            out[part] = _coarse_to_fine(levels, first[part], second[part], settings)
-    return out.clone() if out.is_inference() else out
+            out[part] = coarse_to_fine(levels, first[part], second[part], settings)
+    return out
+
+
+def engine(device: torch.device, settings: TVL1Settings) -> Literal["native", "torch"]:
+    """Which engine `tvl1` will use for frames on `device`: for the record of how features were made."""
+    return "torch" if _native(device, settings) is None else "native"
+
+
+def _native(device: torch.device, settings: TVL1Settings) -> native.Pairs | None:
+    solver = native.load() if device.type == "cpu" and settings.engine != "torch" else None
+    if solver is None and settings.engine == "native":
+        raise EnvironmentFault(
+            f"native TV-L1 was asked for on {device}, but it needs a CPU and a C compiler (cc, gcc, clang, or CC)",
+            fix="install a compiler, unset AQA_NATIVE, or use engine auto",
+        )
+    return solver
 
 
 def _check(frames: Tensor, first: Tensor, second: Tensor) -> None:
     if frames.ndim != 3 or frames.shape[-1] < 3 or frames.shape[-2] < 3:
-        raise UsageError(
-            f"got {tuple(frames.shape) = }, expected (n, height, width) grey frames of at least 3x3 px"
-        )
+        raise UsageError(f"got {tuple(frames.shape) = }, expected (n, height, width) grey frames of at least 3x3 px")
     if first.ndim != 1 or first.shape != second.shape:
         raise UsageError(f"got {tuple(first.shape) = } and {tuple(second.shape) = }, expected equal (pairs,)")
     if len(first) and (
-        min(int(first.min()), int(second.min())) < 0
-        or max(int(first.max()), int(second.max())) >= len(frames)
+        min(int(first.min()), int(second.min())) < 0 or max(int(first.max()), int(second.max())) >= len(frames)
     ):
         raise UsageError(f"pairs name frames outside 0..{len(frames) - 1}")
 
 
 def _parts(pairs: int, area: int, device: torch.device) -> Iterator[slice]:
-    """Slices of the batch: on a CPU as few pairs as the cache holds, elsewhere as many as memory does."""
-    at_once = max(1, (32 * 1024 if device.type == "cpu" else 64 * 2**20) // area)
+    """Slices of the batch: on a CPU as few pairs as the cache holds, elsewhere enough to fill it (some 6 GB)."""
+    at_once = max(1, (32 * 1024 if device.type == "cpu" else 16 * 2**20) // area)
     for start in range(0, pairs, at_once):
         yield slice(start, min(start + at_once, pairs))
 
 
-def _coarse_to_fine(
-    levels: list[Tensor], first: Tensor, second: Tensor, settings: TVL1Settings
+def coarse_to_fine(
+    levels: Sequence[Tensor], first: Tensor, second: Tensor, settings: TVL1Settings
 ) -> Float[Tensor, "pairs 2 height width"]:
+    """Flow of pairs of the frames whose pyramid is `levels` (finest first), by torch operations."""
     flow = levels[-1].new_zeros(len(first), 2, *levels[-1].shape[-2:])
     unique, row = second.unique(return_inverse=True)
     for number in reversed(range(len(levels))):
