@@ -331,7 +331,7 @@ def test_dry_run_writes_nothing(clips: Path, tmp_path: Path) -> None:
         (("--crop", "64"), ExitCode.USAGE, "short_side"),
         (("--protocol", "evn"), ExitCode.USAGE, "protocol"),
         (("--device", "cuda:9"), ExitCode.ENVIRONMENT, "cuda:9"),
-        (("--rgb-weights", "no-such-weights"), ExitCode.ENVIRONMENT, "no-such-weights"),
+        (("--rgb-weights", "no-such-weights"), ExitCode.USAGE, "no-such-weights"),
     ],
 )
 def test_wrong_options_say_what_to_do(
