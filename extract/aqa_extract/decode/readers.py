@@ -132,7 +132,7 @@ class DecordReader:
     def __init__(self, source: Source, probe: Probe) -> None:
         import decord
 
-        decord.logging.set_level(decord.logging.ERROR)
+        decord.logging.set_level(decord.logging.INFO)
         self.probe = probe
         self.tally = Tally("decord", decord.__version__)
         try:
