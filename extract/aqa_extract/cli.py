@@ -6,13 +6,24 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+import typer.core
 
 from aqa_shared import console
 from aqa_shared.errors import UsageError
 from aqa_shared.records import STREAMS, ExtractSettings, Protocol, Stream
 
+
+class _Command(typer.core.TyperCommand):
+    """Every option can come from the environment; saying so beside each would bury the help."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        for parameter in self.params:
+            if isinstance(parameter, typer.core.TyperOption):
+                parameter.show_envvar = False
+
+
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AQA_EXTRACT"},
 )
@@ -42,7 +53,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-@app.command(epilog="aqa-extract videos/ --out feats.zarr --streams rgb,flow,actor-rgb --device cuda")
+@app.command(cls=_Command, epilog="aqa-extract videos/ --out feats.zarr --streams rgb,flow,actor-rgb --device cuda")
 def extract(
     videos: Annotated[
         list[str],
@@ -67,22 +78,26 @@ def extract(
     segment_frames: Annotated[int, typer.Option(help="Frames a segment (even, dense).")] = 16,
     step: Annotated[int, typer.Option(help="Frames between segment starts (dense).")] = 16,
     fps: Annotated[float | None, typer.Option(help="Resample to this rate by timestamp first.")] = None,
+    last_start: Annotated[int, typer.Option(help="Start of the tenth clip (mtl-aqa, aqa-7): 86 or 87.")] = 86,
     flow: Annotated[
         str | None, typer.Option(help="TV-L1: off, fast (fixed schedule) or parity (OpenCV's CPU result).")
     ] = None,
     flow_quantise: Annotated[str, typer.Option(help="mediapipe (as I3D was trained), round, or none.")] = "mediapipe",
+    flow_bound: Annotated[float, typer.Option(help="Flow is clipped to this many pixels.")] = 20.0,
     short_side: Annotated[int, typer.Option(help="Frames are resized to this short side.")] = 256,
     crop: Annotated[int, typer.Option(help="Square that I3D sees.")] = 224,
     normalise: Annotated[str, typer.Option(help="kinetics ([-1, 1]) or imagenet (CoRe-style code).")] = "kinetics",
-    antialias: Annotated[bool, typer.Option(help="Smooth when reducing frames; off as the I3D authors.")] = False,
+    antialias: Annotated[bool, typer.Option("--antialias", help="Smooth when reducing frames.")] = False,
     actor_every: Annotated[int, typer.Option(help="Detect the actor on every k-th frame.")] = 4,
+    actor_min_score: Annotated[float, typer.Option(help="Detections below are ignored.")] = 0.1,
+    actor_enlarge: Annotated[float, typer.Option(help="Side of the actor's crop over its box.")] = 1.25,
     rgb_weights: Annotated[str, typer.Option(help="Name (`aqa weights list`) or file.")] = "default",
     flow_weights: Annotated[str, typer.Option(help="Name or file.")] = "default",
     actor_weights: Annotated[str, typer.Option(help="Name or file.")] = "default",
     bn_eps: Annotated[float, typer.Option(help="I3D batch-norm epsilon; 1e-5 matches CoRe-style features.")] = 1e-3,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16 for I3D.")] = "fp32",
-    logits: Annotated[bool, typer.Option(help="Also store the 400 Kinetics logits.")] = False,
-    maps: Annotated[bool, typer.Option(help="Also store the map before the pool (100 times the size).")] = False,
+    logits: Annotated[bool, typer.Option("--logits", help="Also store the 400 Kinetics logits.")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="Also store the map before the pool.")] = False,
     decoder: Annotated[
         str, typer.Option(help="auto, av or decord; auto uses decord only where both give the same frames.")
     ] = "auto",
@@ -91,10 +106,10 @@ def extract(
     workers: Annotated[int | None, typer.Option(help="Decode processes; default by cores.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds a video may take to decode.")] = 300.0,
     stop_after: Annotated[int, typer.Option(help="Failures in a row that stop the run; 0 never.")] = 20,
-    retry_failed: Annotated[bool, typer.Option(help="Try quarantined videos again.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing store.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Say what would be done; write nothing.")] = False,
-    print_config: Annotated[bool, typer.Option(help="Print the resolved settings as JSON and stop.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try quarantined videos again.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as JSON and stop.")] = False,
     config: Annotated[
         Path | None,
         typer.Option(help="TOML file of these options.", is_eager=True, callback=_load_config),
@@ -102,6 +117,7 @@ def extract(
 ) -> None:
     """Extract I3D features of every video into a Zarr store. Rerun the same command to resume or append.
 
+    Options may also come from a TOML file (--config) or from AQA_EXTRACT_<OPTION> in the environment; flags win.
     Exit codes: 0 done, 2 usage, 3 some videos quarantined, 4 no videos, 5 environment, 6 store.
     """
     settings = settings_from(
@@ -113,10 +129,11 @@ def extract(
             "segment_frames": segment_frames,
             "step": step,
             "fps": fps,
+            "last_start": last_start,
         },
         pixels={"short_side": short_side, "crop": crop, "normalise": normalise, "antialias": antialias},
-        flow_quantise=flow_quantise,
-        actor={"every": actor_every},
+        flow_rest={"quantise": flow_quantise, "bound": flow_bound},
+        actor={"every": actor_every, "min_score": actor_min_score, "enlarge": actor_enlarge},
         rest={
             "rgb_weights": rgb_weights,
             "flow_weights": flow_weights,
@@ -162,7 +179,7 @@ def settings_from(
     flow: str | None,
     sampling: dict[str, Any],
     pixels: dict[str, Any],
-    flow_quantise: str,
+    flow_rest: dict[str, Any],
     actor: dict[str, Any],
     rest: dict[str, Any],
 ) -> ExtractSettings:
@@ -189,7 +206,7 @@ def settings_from(
                 "sampling": sampling,
                 "pixels": pixels,
                 "actor": actor,
-                "flow": {"mode": mode, "quantise": flow_quantise},
+                "flow": {"mode": mode, **flow_rest},
                 **rest,
             }
         )
