@@ -21,6 +21,7 @@ from aqa_shared.store_layout import (
     Column,
     array_digest,
     create_array,
+    digest_of,
     text_array,
     to_json,
 )
@@ -80,6 +81,13 @@ def meta_columns(metas: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         return found
 
     return {n: _column(c, [c.cast(value(m, n)) for m in metas]) for n, c in META_COLUMNS.items()}
+
+
+def content_digest(order: Sequence[Place], index: Index, labels: Mapping[str, np.ndarray]) -> str:
+    """Digest of which videos with which features and labels: equal in equal stores, whenever they were made."""
+    old = dict(zip(index.ids, index.digests(), strict=True))
+    features = [[p.id, p.length, p.staged.digests if p.staged else old[p.id]] for p in order]
+    return digest_of(to_json([features, {n: list(v) for n, v in labels.items()}]).encode())
 
 
 class _Appender:

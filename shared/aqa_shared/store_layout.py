@@ -45,7 +45,7 @@ class Column:
     def cast(self, value: object) -> float | bool | str:
         """`value` as this column holds it; lists and dicts become JSON text."""
         if self.kind == "s":
-            return "" if value is None else value if isinstance(value, str) else to_json(value)
+            return "" if value is None else _plain(value) if isinstance(value, str) else to_json(value)
         if self.kind == "b":
             return bool(value)
         return math.nan if value is None else float(value)  # type: ignore[arg-type]
@@ -141,7 +141,10 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
         return [_plain(v) for v in value]
-    if isinstance(value, str | int | float | bool | None):
+    if isinstance(value, str):
+        # A file name may hold bytes that are no text; JSON cannot, so they are shown as escapes.
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, int | float | bool | None):
         return value
     return str(value)
 

@@ -48,10 +48,19 @@ class FeatureStore:
     def open(cls, path: Path | str) -> FeatureStore:
         """Open a store. Raises StoreError where it is none, newer, damaged, or between two states."""
         path = Path(path)
-        refuse_half_changed(path)
-        index = read_index(path)
-        refuse_half_changed(path)
-        return cls(path, index)
+        for attempt in range(3):
+            refuse_half_changed(path)
+            seal = read_root(path).get("seal")
+            try:
+                index = read_index(path)
+            except StoreError:
+                if attempt == 2 or seal == read_root(path).get("seal"):
+                    raise
+                continue  # a writer changed the store in this moment
+            refuse_half_changed(path)
+            if seal == read_root(path).get("seal"):
+                return cls(path, index)
+        raise StoreError(f"{path}: the store keeps changing", fix="open it when no extraction writes to it")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,6 +75,11 @@ class FeatureStore:
     def seal(self) -> str:
         """Digest of the root metadata: another one means another state of the store."""
         return str(self._index.attributes["seal"])
+
+    @property
+    def content(self) -> str:
+        """Digest of ids, features and labels: equal for equal data, whenever and wherever it was extracted."""
+        return str(self._index.attributes["content"])
 
     @cached_property
     def table(self) -> dict[str, np.ndarray]:

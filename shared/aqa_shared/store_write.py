@@ -17,7 +17,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from aqa_shared import __version__
 from aqa_shared.errors import StoreError
 from aqa_shared.records import ExtractSettings, Video
 from aqa_shared.store_disk import (
@@ -34,16 +33,16 @@ from aqa_shared.store_disk import (
     sync_tree,
     write_atomically,
 )
-from aqa_shared.store_finalise import build_arrays, label_columns, merged_order
+from aqa_shared.store_finalise import build_arrays, content_digest, label_columns, merged_order
+from aqa_shared.store_identity import refuse_different, refuse_foreign, root_attributes
 from aqa_shared.store_index import read_index
 from aqa_shared.store_layout import (
     QUARANTINE,
-    SCHEMA,
     STAGING,
     STAGING_GROUP,
     WORK,
     ArraySpec,
-    digest_of,
+    array_digest,
     to_json,
     video_key,
 )
@@ -62,6 +61,8 @@ class StoreWriter:
         self._session = session
         self._alive = alive
         self._committed: dict[str, dict[str, Any]] = {}
+        self._finalised: dict[str, tuple[dict[str, str], dict[str, Any]]] = {}
+        self._forgotten: set[str] = set()
         self.refresh()
 
     @classmethod
@@ -81,17 +82,18 @@ class StoreWriter:
         Raises StoreError, with the differences, where the store or the folder is not one to write to.
         """
         path = Path(path)
-        wanted = _root_attributes(specs, settings, provenance)
+        wanted = root_attributes(specs, settings, provenance)
         with disk_errors(path, "open the store for writing"):
-            _refuse_foreign(path)
+            refuse_foreign(path)
             (path / WORK).mkdir(parents=True, exist_ok=True)
             with locked(path):
                 roll_forward(path)
-                _refuse_foreign(path)
+                refuse_foreign(path)
                 found = root_or_none(path)
                 writers = clean_dead_sessions(path)
+                if _bytes_or_none(path / STAGING / "zarr.json") != STAGING_GROUP:
+                    write_atomically(path / STAGING / "zarr.json", STAGING_GROUP)
                 if found is None:
-                    (path / STAGING / "zarr.json").write_bytes(STAGING_GROUP)
                     write_atomically(path / "zarr.json", root_document(path, wanted, {}))
                     found = wanted
                 elif overwrite:
@@ -103,7 +105,7 @@ class StoreWriter:
                     _empty(path, found, wanted)
                     found = wanted
                 else:
-                    _refuse_different(path, found, wanted)
+                    refuse_different(path, found, wanted)
                     _remove_torn(path, found["family"])
                 session, alive = new_session(path)
         writer = cls(path, found, session, alive)
@@ -123,14 +125,17 @@ class StoreWriter:
     def refresh(self) -> None:
         """Look again at what other processes have committed."""
         with disk_errors(self.path, "read the store"):
-            committed = read_index(self.path).metas()
+            index = read_index(self.path)
+            committed = index.metas()
+            self._finalised = {i: (d, committed[i]) for i, d in zip(index.ids, index.digests(), strict=True)}
             committed.update({s.id: s.meta for s in staged_videos(self.path, self._family).values()})
-        self._committed = committed
+        self._committed = {i: m for i, m in committed.items() if i not in self._forgotten}
 
     def forget(self, ids: Iterable[str]) -> None:
         """Let these videos (which `verify` found damaged) be committed anew; the next finalise replaces them."""
         for video_id in ids:
             self._committed.pop(video_id, None)
+            self._forgotten.add(video_id)
 
     def commit(self, id: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Add one video, whole or not at all; again with the same content does nothing, with other replaces.
@@ -141,11 +146,15 @@ class StoreWriter:
         """
         key = video_key(id)
         data = checked_arrays(self._specs, id, arrays)
+        content = ({n: array_digest(a) for n, a in data.items()}, json.loads(to_json(meta)))
         target = self.path / STAGING / key
         with disk_errors(self.path, f"commit {id}"):
+            if id not in self._forgotten and self._content(id, target) == content:
+                self._committed[id] = content[1]
+                return
             private = self._session / f"{key}-{time.monotonic_ns()}"
             try:
-                staged = write_staged(
+                write_staged(
                     private,
                     specs=self._specs,
                     video_id=id,
@@ -154,15 +163,21 @@ class StoreWriter:
                     provenance=self._provenance,
                     family=self._family,
                 )
-                # Not flushed to the disk (fsync costs 5 times the commit): a killed process loses nothing by
-                # that, and what a power loss tears is found by size or digest and extracted again.
-                there = read_marker(target)
-                if there is None or (there.digests, there.meta) != (staged.digests, staged.meta):
-                    _move_into_place(private, target, private.with_suffix(".old"))
+                # Not flushed to the disk (fsync costs several times the commit): a killed process loses nothing
+                # by that, and what a power loss tears is found by size or digest and extracted again.
+                _move_into_place(private, target, private.with_suffix(".old"))
             finally:
                 remove(private)
                 remove(private.with_suffix(".old"))
-        self._committed[id] = staged.meta
+        self._forgotten.discard(id)
+        self._committed[id] = content[1]
+
+    def _content(self, id: str, target: Path) -> object:
+        """Digests and meta of the video as the store has it, or None."""
+        staged = read_marker(target)
+        if staged is not None and staged.family == self._family:
+            return staged.digests, staged.meta
+        return self._finalised.get(id)
 
     def finalise(self, labels: Mapping[str, Video]) -> None:
         """Merge all committed videos, sorted by id, into contiguous arrays with `labels` beside them.
@@ -203,6 +218,7 @@ class StoreWriter:
                 **attributes,
                 "videos": len(order),
                 "segments": sum(o.length for o in order),
+                "content": content_digest(order, index, columns),
                 "runs": runs[1:],
             }
             prefix = new.relative_to(self.path).as_posix()
@@ -213,6 +229,8 @@ class StoreWriter:
                 removals=[f"{STAGING}/{s.folder.name}" for s in staged.values()] + [prefix],
             )
             self._attributes = attributes
+            if staged:
+                self.refresh()
 
     def close(self) -> None:
         """Give up the private folder. Committed videos stay; nothing is finalised."""
@@ -231,95 +249,7 @@ class StoreWriter:
 
 
 def _same_columns(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> bool:
-    return all(np.array_equal(new[n], old[n], equal_nan=new[n].dtype != object) for n in new)
-
-
-def _root_attributes(
-    specs: Sequence[ArraySpec], settings: ExtractSettings, provenance: Mapping[str, Any]
-) -> dict[str, Any]:
-    plain = json.loads(to_json(provenance))
-    described = [s.to_dict() for s in specs]
-    # What decides whether two videos may lie side by side.
-    essence = [
-        _without_weight_names(settings.model_dump(mode="json")),
-        _weight_digests(plain),
-        [{k: v for k, v in d.items() if k != "attrs"} for d in described],
-    ]
-    return {
-        "Conventions": "CF-1.11",
-        "aqa_schema": SCHEMA,
-        "aqa_version": __version__,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "videos": 0,
-        "segments": 0,
-        "settings": settings.model_dump(mode="json"),
-        "provenance": plain,
-        "runs": [],
-        "arrays": described,
-        "family": digest_of(to_json(essence).encode()),
-    }
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raise unless `path` is absent, empty, a store of ours, or one whose creation was interrupted."""
-    if path.is_symlink() and not path.exists():
-        raise StoreError(f"{path}: a dangling link", fix="give another folder with --out")
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise StoreError(f"{path}: exists and is a file, not a store", fix="give another folder with --out")
-    if root_or_none(path) is not None:
-        return
-    foreign = [p.name for p in path.iterdir() if p.name != STAGING and not p.name.startswith("zarr.json.")]
-    if (path / STAGING).exists():
-        foreign += [p.name for p in (path / STAGING).iterdir() if p.name not in (".work", "zarr.json")]
-    if foreign:
-        seen = ", ".join(sorted(foreign)[:5]) + (" …" if len(foreign) > 5 else "")
-        raise StoreError(
-            f"{path}: a folder with other things in it ({seen}), not a feature store",
-            fix="give a new or empty folder with --out; nothing was changed",
-        )
-
-
-def _without_weight_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Which weights were used is said by their digests; the name they were asked by does not change a feature."""
-    return {k: v for k, v in settings.items() if not k.endswith("_weights")}
-
-
-def _weight_digests(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    flat = _flat("weights", provenance.get("weights", {}))
-    return {k: v for k, v in flat.items() if k.endswith(("sha256", "digest"))}
-
-
-def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {k: v for key, below in value.items() for k, v in _flat(f"{prefix}.{key}", below).items()}
-    return {prefix: value}
-
-
-def _refuse_different(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    if found["family"] == wanted["family"]:
-        return
-
-    def essence(a: Mapping[str, Any]) -> dict[str, Any]:
-        arrays = {s["name"]: f"{s['dtype']} {s['dims']} {s['shape']}" for s in a["arrays"]}
-        return {
-            **_flat("settings", _without_weight_names(a["settings"])),
-            **_weight_digests(a["provenance"]),
-            **_flat("arrays", arrays),
-        }
-
-    old, new = essence(found), essence(wanted)
-    differ = [
-        f"  {k}: {old.get(k, 'absent')} in the store, {new.get(k, 'absent')} now"
-        for k in sorted(old.keys() | new.keys())
-        if old.get(k, "absent") != new.get(k, "absent")
-    ]
-    raise StoreError(
-        f"{path}: made with other settings, weights or arrays, so features would not be comparable\n"
-        + "\n".join(differ or ["  the order of the arrays"]),
-        fix="use the settings of the store, or another --out, or --overwrite to start it afresh",
-    )
+    return all(np.array_equal(v, old[n].astype(v.dtype), equal_nan=v.dtype.kind == "f") for n, v in new.items())
 
 
 def _remove_torn(path: Path, family: str) -> None:
@@ -342,6 +272,13 @@ def _empty(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> N
             QUARANTINE,
         ],
     )
+
+
+def _bytes_or_none(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _move_into_place(source: Path, target: Path, aside: Path) -> None:
