@@ -1,0 +1,122 @@
+"""Writes clips of every kind that decoding has to cope with; frames are synthetic, small and all different."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+
+def picture(index: int, width: int, height: int) -> np.ndarray:
+    """uint8 (height, width, 3): a drifting colour gradient, a moving block and the index as stripes."""
+    y, x = np.mgrid[0:height, 0:width]
+    rgb = np.stack(
+        ((x * 3 + index * 5) % 256, (y * 4 + index * 3) % 256, ((x + y) * 2 + index * 7) % 256), axis=-1
+    ).astype(np.uint8)
+    left = (index * 4) % max(1, width - 8)
+    rgb[height // 3 : height // 3 + 8, left : left + 8] = 255 - rgb[0, 0]
+    for bit in range(8):
+        rgb[:4, bit * 4 : bit * 4 + 4] = 255 * (index >> bit & 1)
+    return rgb
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How to write one; the defaults are the plainest video there is."""
+
+    codec: str = "libx264"
+    suffix: str = ".mp4"
+    frames: int = 30
+    size: tuple[int, int] = (64, 48)
+    """Width, height."""
+    fps: Fraction = Fraction(25)
+    pix_fmt: str = "yuv420p"
+    gop: int = 12
+    b_frames: int = 2
+    options: dict[str, str] = field(default_factory=dict)
+    container_options: dict[str, str] = field(default_factory=dict)
+    rotation: int = 0
+    """Degrees counter-clockwise of the display matrix."""
+    stamps: Sequence[int] | None = None
+    """Presentation times in `time_base`, for variable rates; None is one tick of 1/fps a frame."""
+    time_base: Fraction | None = None
+    format: str | None = None
+    audio_seconds: float = 0.0
+    interlaced: bool = False
+    videos: int = 1
+    color: dict[str, int] = field(default_factory=dict)
+
+    def write(self, path: Path) -> Path:
+        """Encode to `path` (its suffix is replaced by the clip's) and return where it is."""
+        path = path.with_suffix(self.suffix)
+        with av.open(str(path), "w", format=self.format, options=self.container_options) as out:
+            streams = [self._stream(out) for _ in range(self.videos)]
+            sound = out.add_stream("aac", rate=16000) if self.audio_seconds else None
+            for number, stream in enumerate(streams):
+                for i in range(self.frames):
+                    frame = av.VideoFrame.from_ndarray(picture(i + 100 * number, *self.size), format="rgb24")
+                    if self.pix_fmt != "rgb24":
+                        frame = frame.reformat(format=self.pix_fmt)
+                    frame.pts = i if self.stamps is None else self.stamps[i]
+                    frame.time_base = self.time_base or 1 / self.fps
+                    out.mux(stream.encode(frame))
+                out.mux(stream.encode())
+            if sound is not None:
+                samples = int(self.audio_seconds * 16000)
+                for start in range(0, samples, 1024):
+                    tone = np.zeros((1, 1024), np.float32)
+                    frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+                    frame.sample_rate, frame.pts = 16000, start
+                    out.mux(sound.encode(frame))
+                out.mux(sound.encode())
+        return path
+
+    def _stream(self, out: av.container.OutputContainer) -> Any:
+        stream = out.add_stream(self.codec, rate=self.fps, options=dict(self.options))
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height = self.size
+        stream.pix_fmt = self.pix_fmt
+        if self.time_base is not None:
+            stream.codec_context.time_base = self.time_base
+        context = stream.codec_context
+        context.gop_size = self.gop
+        if self.codec in ("libx264", "libx265", "mpeg4", "mpeg2video"):
+            context.max_b_frames = self.b_frames
+        if self.interlaced:
+            stream.codec_context.options = {**stream.codec_context.options, "x264-params": "tff=1"}
+        for name, value in self.color.items():
+            setattr(context, name, value)
+        if self.rotation:
+            stream.set_display_rotation(self.rotation)
+        return stream
+
+
+def copy_from(source: Path, target: Path, first_packet: int, suffix: str = ".mp4") -> Path:
+    """Stream-copy `source` from a packet on, without re-encoding, as lazy cutting tools do."""
+    target = target.with_suffix(suffix)
+    with av.open(str(source)) as inp, av.open(str(target), "w") as out:
+        stream = inp.streams.video[0]
+        copied = out.add_stream_from_template(stream)
+        packets = [p for p in inp.demux(stream) if p.dts is not None][first_packet:]
+        for packet in packets:
+            packet.stream = copied
+            out.mux(packet)
+    return target
+
+
+def reference(path: Path) -> np.ndarray:
+    """uint8 (frames, height, width, 3): plain sequential PyAV, turned as displayed. The truth in these tests."""
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        assert isinstance(stream, av.VideoStream)
+        return np.stack(
+            [
+                np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                for frame in container.decode(stream)
+            ]
+        )

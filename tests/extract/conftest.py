@@ -1,0 +1,23 @@
+"""Fixtures of the extraction tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def clips() -> ModuleType:
+    """tests/extract/clips.py, which writes video files of every kind: `clips.Clip(...).write(path)`."""
+    name = "aqa_test_clips"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("clips.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
