@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,11 +97,24 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="aqa-native-"))
 
 
-def compile_library(compiler: str, folder: Path) -> Path | None:
-    """The library made from tvl1.c, or the one that an earlier call left in `folder`; None if it does not compile."""
+def _compiler() -> list[str] | None:
+    """The command of a C compiler: CC, the system's, or the one in the Python package `ziglang`."""
+    if os.environ.get("CC"):
+        return shlex.split(os.environ["CC"])
+    found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if found is not None:
+        return [found]
+    if importlib.util.find_spec("ziglang") is not None:
+        return [sys.executable, "-m", "ziglang", "cc"]
+    return None
+
+
+def compile_library(compiler: Sequence[str], folder: Path) -> Path | None:
+    """The library made from tvl1.c, or the one that an earlier call left in `folder`; None if it does
+    not compile."""
     text = source()
     for options in _FOR_THIS_PROCESSOR:
-        command = [compiler, *_OPTIONS, *options]
+        command = [*compiler, *_OPTIONS, *options]
         identity = "\n".join((text, *command, _processor(), platform.python_implementation()))
         library = folder / f"tvl1-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
         if library.exists():
@@ -124,7 +140,7 @@ def load() -> Pairs | None:
     """The compiled solver, or None where there is no compiler or AQA_NATIVE=0 forbids it."""
     if os.environ.get("AQA_NATIVE") == "0":
         return None
-    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    compiler = _compiler()
     if compiler is None:
         return None
     try:

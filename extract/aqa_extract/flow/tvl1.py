@@ -118,8 +118,8 @@ def _native(device: torch.device, settings: TVL1Settings) -> native.Pairs | None
     solver = native.load() if device.type == "cpu" and settings.engine != "torch" else None
     if solver is None and settings.engine == "native":
         raise EnvironmentFault(
-            f"native TV-L1 was asked for on {device}, but it needs a CPU and a C compiler (cc, gcc, clang, or CC)",
-            fix="install a compiler, unset AQA_NATIVE, or use engine auto",
+            f"native TV-L1 was asked for on {device}, but it needs a CPU and a C compiler",
+            fix="install one (or: pip install ziglang), unset AQA_NATIVE, or use engine auto",
         )
     return solver
 
