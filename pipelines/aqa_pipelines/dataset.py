@@ -12,9 +12,11 @@ import csv
 import io
 import json
 import os
+import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -31,6 +33,9 @@ GENERATOR = 1
 MARKER = "generator.json"
 """Says that a folder is ours and with which settings its videos were rendered."""
 LABELS = "labels.csv"
+REPEATABLE = "mbtree=0:asm=" + ("sse2" if platform.machine() in ("x86_64", "AMD64") else "0")
+"""x264 as bundled with PyAV 18 gives other bytes at each call with mbtree on AVX-512 (measured), and other bytes
+with AVX2 than without; SSE2 agrees with its plain C code."""
 
 
 @dataclass(frozen=True)
@@ -133,16 +138,13 @@ def write_video(look: Look, index: int, folder: Path) -> Path:
 
     path = folder / name_of(index)
     partial = folder / f".{path.stem}.{os.getpid()}.partial"
-    rate = round(look.fps) if float(look.fps).is_integer() else None
+    rate = Fraction(look.fps).limit_denominator(1001)
     try:
         with av.open(str(partial), "w", format="mp4") as container:
-            from fractions import Fraction
-
-            stream = container.add_stream("libx264", rate=rate or Fraction(look.fps).limit_denominator(1001))
+            stream = container.add_stream("libx264", rate=rate)
             stream.width, stream.height, stream.pix_fmt = look.width, look.height, "yuv420p"
-            # One thread: the encoder's output must not depend on the machine's cores.
             stream.codec_context.thread_count = 1
-            stream.options = {"crf": "18", "preset": "veryfast", "g": "16"}
+            stream.options = {"crf": "18", "preset": "veryfast", "g": "16", "x264-params": REPEATABLE}
             for image in frames_of(look, index):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode(None))

@@ -78,16 +78,19 @@ def predict_videos(
 
 def settings_for(settings: ExtractSettings, channels: Sequence[str], weights: Mapping[str, Any]) -> ExtractSettings:
     """The checkpoint's settings, for the streams that the model reads and with the very weights they came from."""
+    from aqa_extract.weights import REGISTRY
+
     wanted = {name.replace("_", "-") for name in channels}
     streams = tuple(s for s in STREAMS if s in wanted)
     flow = settings.flow
     if not any("flow" in s for s in streams):
         # Flow that only told of the motion is not worth its time here.
         flow = flow.model_copy(update={"mode": "off"})
+    # A file is known by its path; whether it is still the same file, the model checks by digest.
     names = {
-        f"{role}_weights": str(weights[role]["name"])
+        f"{role}_weights": str(weights[role]["name" if weights[role]["name"] in REGISTRY else "source"])
         for role in ("rgb", "flow", "actor")
-        if role in weights and getattr(settings, f"{role}_weights") == "default"
+        if role in weights
     }
     return settings.model_copy(update={"streams": streams, "flow": flow, "logits": False, "maps": False, **names})
 

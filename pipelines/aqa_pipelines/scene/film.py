@@ -73,7 +73,7 @@ def frame_times(routine: Routine, frames: int, fps: float, entry_at: float) -> F
 def follow(rng: np.random.Generator, routine: Routine, times: np.ndarray, size: tuple[int, int]) -> Camera:
     """A hand-held camera that follows the diver, a bit unsteady, and stops at the water."""
     view = rng.uniform(2.9, 3.5)
-    low = view / 2 - rng.uniform(0.55, 0.75)
+    low = view / 2 - rng.uniform(0.65, 0.85)
     target = routine.centre[:, :2].copy()
     target[:, 0] += rng.uniform(-0.25, 0.25)
     target[:, 1] = np.maximum(target[:, 1] + rng.uniform(-0.1, 0.2), low)
@@ -168,7 +168,7 @@ def throw(rng: np.random.Generator, routine: Routine) -> Splash:
     count = int(90 + 1500 * size)
     mass = np.array([limb.mass for limb in LIMBS])
     limb = rng.choice(len(LIMBS), count, p=mass / mass.sum())
-    x, _, when, _ = routine.hits[limb].T
+    x, _, when, _, _ = routine.hits[limb].T
     up = np.sqrt(2 * GRAVITY * (0.10 + 1.7 * size)) * rng.uniform(0.25, 1.0, count) ** 0.7
     out = rng.normal(0.0, 0.35 + 1.3 * size, count)
     return Splash(

@@ -50,14 +50,14 @@ class Deduction:
 
 
 DEDUCTIONS = {
-    "jump": Deduction(0.8, -0.92, -0.42),
-    "form_error": Deduction(1.4, 2.0, 55.0),
-    "position_error": Deduction(0.8, 2.0, 60.0),
-    "timing_error": Deduction(1.2, 0.02, 0.30),
-    "twist_error": Deduction(0.7, 3.0, 70.0),
-    "distance": Deduction(0.5, 0.1, 1.4),
-    "entry_angle": Deduction(2.0, 2.0, 50.0),
-    "splash": Deduction(2.4, 0.03, 0.85),
+    "jump": Deduction(0.7, -0.92, -0.42),
+    "form_error": Deduction(1.2, 2.0, 55.0),
+    "position_error": Deduction(0.7, 2.0, 60.0),
+    "timing_error": Deduction(0.9, 0.02, 0.30),
+    "twist_error": Deduction(0.6, 3.0, 70.0),
+    "distance": Deduction(0.3, 0.1, 1.4),
+    "entry_angle": Deduction(2.4, 2.0, 50.0),
+    "splash": Deduction(3.0, 0.10, 0.90),
 }
 """By quantity. `jump` counts with its sign turned (a high one is good), `distance` as metres from IDEAL_DISTANCE."""
 

@@ -33,7 +33,7 @@ DT = 1 / 240
 """Step of the simulation, seconds."""
 READY = 0.42
 """A dive opened in time is straight this long before the hands touch the water, seconds."""
-OPENING = 0.18
+OPENING = 0.13
 """From the start of the opening to a straight body, seconds."""
 TIGHTEST = {"tuck": 160.0, "pike": 158.0}
 """Degrees between the trunk's line and the thighs in a perfect position."""
@@ -127,8 +127,8 @@ class Routine:
     """Centre of mass."""
     entry_time: float
     """When the hands touch the water."""
-    hits: Float[np.ndarray, "limb 4"]
-    """Where and when each limb's middle pierces the surface: x, z, time, downward speed."""
+    hits: Float[np.ndarray, "limb 5"]
+    """Where and how each limb's middle pierces the surface: x, z, time, downward speed, metres of it broadside on."""
     measured: Measured
 
 
@@ -139,7 +139,7 @@ def _pose(**degrees: float) -> np.ndarray:
             value = degrees.pop(both)
             degrees[f"{both}_l"] = degrees[f"{both}_r"] = value
     unknown = set(degrees) - set(CHANNELS)
-    assert not unknown, unknown
+    assert not unknown, f"no such angles: {unknown}"
     return np.array([v if c == "point" else np.deg2rad(v) for c in CHANNELS for v in [degrees.get(c, 0.0)]])
 
 
@@ -343,20 +343,25 @@ def _fly(
     fall = GRAVITY * times[touch] - rise
     path[touch:, 1] = path[touch, 1] - fall * brake * (1 - np.exp(-t / brake))
     path[touch:, 0] = path[touch, 0] + forward * brake * (1 - np.exp(-t / brake))
-    angle[touch:] = angle[touch] + rate[touch] * 0.12 * (1 - np.exp(-t / 0.12))
+    angle[touch:] = angle[touch] + rate[touch] * 0.05 * (1 - np.exp(-t / 0.05))
     return path, angle, touch
 
 
 def _pierce(times: np.ndarray, world: np.ndarray, touch: int) -> np.ndarray:
-    """Where and when each limb's middle goes under: (limb, [x, z, time, speed])."""
-    starts, ends = [[INDEX[getattr(limb, e)] for limb in LIMBS] for e in ("start", "end")]
+    """Where and how each limb's middle goes under: (limb, [x, z, time, speed, broadside])."""
+    starts, ends = ([INDEX[getattr(limb, e)] for limb in LIMBS] for e in ("start", "end"))
+    axes = world[touch:, ends] - world[touch:, starts]
     middles = (world[touch:, starts] + world[touch:, ends]) / 2
     under = middles[..., 1] <= 0.0
     # A limb that never sinks in the simulated time lies on the water: it counts where it is at the end.
     step = np.where(under.any(axis=0), under.argmax(axis=0), len(middles) - 1)
     limb = np.arange(len(LIMBS))
-    speed = -np.gradient(middles[..., 1], DT, axis=0)[step, limb]
-    return np.stack([middles[step, limb, 0], middles[step, limb, 2], times[touch + step], np.clip(speed, 0, None)], -1)
+    velocity = np.gradient(middles, DT, axis=0)[step, limb]
+    axis, middle = axes[step, limb], middles[step, limb]
+    speed = np.maximum(np.linalg.norm(velocity, axis=-1), 1e-6)
+    # An arrow makes a small hole, a stick that falls flat a long one.
+    broadside = np.linalg.norm(np.cross(axis, velocity), axis=-1) / speed
+    return np.stack([middle[:, 0], middle[:, 2], times[touch + step], np.maximum(-velocity[:, 1], 0), broadside], -1)
 
 
 def _measure(
@@ -399,11 +404,12 @@ def _measure(
 
     mass = np.array([limb.mass for limb in LIMBS])
     mass = mass / mass.sum()
-    x, z, speed = hits[:, 0], hits[:, 1], hits[:, 3]
-    # A clean dive goes through one hole; the wider the hole and the faster the body, the more water it throws.
+    x, z, _, speed, broadside = hits.T
+    # A clean dive goes like an arrow through one hole; what is wider, and faster, throws more water.
     spread = np.sqrt((mass * ((x - (mass * x).sum()) ** 2 + (z - (mass * z).sum()) ** 2)).sum())
+    width = float(np.hypot(spread, 1.6 * (mass * broadside).sum()))
     energy = float((mass * speed**2).sum()) / 150.0
-    splash = float(np.clip((spread - 0.10) / 0.42, 0.0, 1.0) * np.clip(energy, 0.6, 1.2) ** 0.5)
+    splash = min(max(width - 0.14, 0.0) / 0.5 * float(np.clip(energy, 0.6, 1.2)) ** 0.5, 1.0)
 
     clean = apart if dive.shape == "tuck" else apart + 0.6 * bent
     return Measured(
@@ -414,7 +420,7 @@ def _measure(
         twist_error=float(abs(np.rad2deg(twist[touch]) - 180.0 * dive.half_twists)),
         distance=float(at("hand_l", touch)[0]),
         entry_angle=entry,
-        splash=min(splash, 1.0),
+        splash=splash,
     )
 
 

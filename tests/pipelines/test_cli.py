@@ -1,0 +1,325 @@
+"""The umbrella as people type it: real processes, real stores, exit codes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling, Video
+from aqa_shared.store import ArraySpec, StoreWriter
+
+BIN = Path(sys.executable).parent
+ENV = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+def run(*arguments: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """One command of ours, as a process."""
+    command = [str(BIN / str(arguments[0])), *map(str, arguments[1:])]
+    return subprocess.run(command, cwd=cwd, env={**ENV, **env}, capture_output=True, text=True, timeout=280)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Five videos of four segments, two splits, one name that a terminal must not act on."""
+    path = tmp_path / "feats.zarr"
+    settings = ExtractSettings(sampling=Sampling(segments=4))
+    specs = [ArraySpec("rgb", ("channel",), (16,), "float32", {})]
+    rng = np.random.default_rng(0)
+    labels = {}
+    with StoreWriter.open(path, specs=specs, settings=settings, provenance={"weights": {}}) as writer:
+        for i in range(5):
+            id = f"dive{i}.mp4" if i else "a\x1b[31m.mp4"
+            writer.commit(id, {"rgb": rng.random((4, 16), np.float32)}, {"fps": 20.0})
+            labels[id] = Video(id=id, path=f"/videos/{i}.mp4", score=5.0 + i, split="train" if i < 3 else "test")
+        writer.finalise(labels)
+    return path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["demo"],
+        ["predict"],
+        ["info"],
+        ["verify"],
+        ["doctor"],
+        ["weights"],
+        ["weights", "list"],
+        ["weights", "fetch"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_explains_itself(command: list[str]) -> None:
+    done = run("aqa", *command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"Usage: aqa {' '.join(command)}".strip() in done.stdout
+    assert done.stderr == ""
+
+
+def test_version_is_the_packages() -> None:
+    from importlib.metadata import version
+
+    assert run("aqa", "--version").stdout.strip() == version("aqa")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [(["dmeo"], "demo"), (["wieghts"], "weights"), (["demo", "--vidoes", "3"], "--videos")]
+)
+def test_a_typing_mistake_gets_a_hint(typed: list[str], meant: str) -> None:
+    done = run("aqa", *typed)
+    assert done.returncode == 2
+    assert meant in done.stderr
+    assert done.stdout == ""
+
+
+# info, verify
+
+
+def test_info_tells_people_and_scripts(store: Path) -> None:
+    record = json.loads(run("aqa", "info", store, "--json").stdout)
+    assert record["videos"] == 5
+    done = run("aqa", "info", store)
+    assert done.returncode == 0, done.stderr
+    for word in ("rgb", "train", "test", "segments"):
+        assert word in done.stdout
+
+
+def test_verify_is_silent_about_a_whole_store(store: Path) -> None:
+    done = run("aqa", "verify", store)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "whole" in done.stdout
+    assert json.loads(run("aqa", "verify", store, "--json").stdout) == []
+
+
+def test_verify_names_the_damage(store: Path) -> None:
+    chunk = max((p for p in (store / "rgb").rglob("*") if p.name != "zarr.json" and p.is_file()), key=_size)
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 3] ^= 0x10
+    chunk.write_bytes(data)
+    done = run("aqa", "verify", store)
+    assert done.returncode == 6
+    assert "rgb" in done.stdout
+    assert ".mp4" in done.stdout
+    # A name from the store is shown, never obeyed.
+    assert "\x1b" not in done.stdout
+    damage = json.loads(run("aqa", "verify", store, "--json").stdout)
+    assert damage
+    assert {"id", "array", "detail"} == set(damage[0])
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_what_is_no_store_is_refused(command: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "folder", tmp_path / "nowhere"):
+        done = run("aqa", command, place)
+        assert done.returncode == 6, done.stderr
+        assert str(place) in done.stderr.replace("\n", "")
+        assert "Traceback" not in done.stderr
+
+
+# doctor, weights
+
+
+def test_doctor_answers_people_and_scripts(tmp_path: Path) -> None:
+    done = run("aqa", "doctor", "--json", AQA_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = {c["name"]: c for c in json.loads(done.stdout)}
+    for name in ("python", "cpu", "torch", "ffmpeg in av", "conv3d float32 on cpu", "temporary folder"):
+        assert checks[name]["status"] == "ok", checks[name]
+    assert checks["weights cache"]["value"].startswith(str(tmp_path))
+    # Looking leaves nothing behind.
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_fails_where_nothing_can_be_written(tmp_path: Path) -> None:
+    from aqa_pipelines.doctor import _places
+
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    before = os.environ.get("AQA_HOME")
+    os.environ["AQA_HOME"] = str(blocked / "home")
+    try:
+        found = {check.name: check for check in _places()}
+    finally:
+        os.environ.pop("AQA_HOME")
+        if before is not None:
+            os.environ["AQA_HOME"] = before
+    assert found["weights cache"].status == "note"
+    assert "AQA_HOME" in found["weights cache"].fix
+
+
+def test_doctors_convolution_is_measured_against_float64() -> None:
+    import torch
+
+    from aqa_pipelines.doctor import TOLERANCE, convolution_error
+
+    cpu = torch.device("cpu")
+    assert 0 < convolution_error(cpu, torch.float32) < TOLERANCE["float32"]
+    # bfloat16 keeps 8 bits: an error below 2^-12 would mean that it was not used.
+    assert 2**-12 < convolution_error(cpu, torch.bfloat16) < TOLERANCE["bfloat16"]
+
+
+def test_weights_list_names_licences_without_a_network(tmp_path: Path) -> None:
+    done = run("aqa", "weights", "list", "--json", AQA_HOME=str(tmp_path), AQA_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert {"rgb", "flow", "actor"} == {row["kind"] for row in rows}
+    assert all(row["licence"] for row in rows)
+    assert not any(row["cached"] for row in rows)
+
+
+def test_weights_that_cannot_be_had_are_an_environment_fault(tmp_path: Path) -> None:
+    home = {"AQA_HOME": str(tmp_path), "AQA_OFFLINE": "1"}
+    assert run("aqa", "weights", "fetch", "i3d-kinetics-400", **home).returncode == 5
+    assert run("aqa", "weights", "verify", "i3d-kinetics-400", **home).returncode == 5
+    assert run("aqa", "weights", "verify", **home).returncode == 0
+    wrong = run("aqa", "weights", "fetch", "i3d-kinetics-40", **home)
+    assert wrong.returncode == 2
+    assert "i3d-kinetics-400" in wrong.stderr
+
+
+# demo
+
+
+def test_demo_renders_only_on_request(tmp_path: Path) -> None:
+    small = ["--videos", "2", "--size", "64x48", "--frames", "12", "--render-only", "--out", "dives", "--workers", "1"]
+    done = run("aqa", "demo", *small, "--sheet", "sheet.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    expected = ["dive_00000.mp4", "dive_00001.mp4", "generator.json", "labels.csv"]
+    assert found == [*(f"dives/videos/{name}" for name in expected), "sheet.png"]
+    other = run("aqa", "demo", *small, "--seed", "5", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "--overwrite" in other.stderr
+
+
+@pytest.mark.parametrize("wrong", [["--size", "big"], ["--size", "63x48"], ["--videos", "0"], ["--frames", "3"]])
+def test_demo_refuses_what_cannot_be(wrong: list[str], tmp_path: Path) -> None:
+    done = run("aqa", "demo", "--render-only", *wrong, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "fix:" in done.stderr
+    assert not (tmp_path / "demo").exists()
+
+
+def test_demo_commands_are_commands() -> None:
+    """What the demo runs is accepted by the two commands as it stands."""
+    from aqa_pipelines.demo import EXTRACT, TRAIN
+
+    extract = run("aqa-extract", "videos", "--out", "feats.zarr", *EXTRACT, "--print-config")
+    assert extract.returncode == 0, extract.stderr
+    settings = ExtractSettings.model_validate_json(extract.stdout)
+    assert settings.streams == ("rgb", "flow", "actor-rgb")
+    train = run("aqa-train", "--features", "feats.zarr", *TRAIN, "--print-config")
+    assert train.returncode == 0, train.stderr
+    assert "s4aqa" in train.stdout
+
+
+def test_comparison_by_hand() -> None:
+    from aqa_pipelines.demo import comparison
+
+    def row(method: str, values: list[float | None]) -> dict[str, object]:
+        known = [v for v in values if v is not None]
+        return {"method": method, "selection": "last", "spearman": {"by_seed": values, "mean": sum(known) / len(known)}}
+
+    metrics = {"rows": [row("aa", [0.5, 0.25]), row("s4aqa", [0.25, 0.75])], "protocol": {"test": 16}}
+    text = comparison(metrics)
+    assert "+0.125" in text
+    assert "ahead in 1 of 2 seeds" in text
+    assert "16 test videos" in text
+    assert "nothing" not in comparison({"rows": [], "protocol": {}})
+    metrics["rows"] = [row("aa", [0.5, None]), row("s4aqa", [0.25, 0.75])]
+    assert "ahead in 0 of 1 seeds" in comparison(metrics)
+
+
+# predict
+
+
+def test_predict_takes_streams_and_weights_from_the_checkpoint() -> None:
+    from aqa_pipelines.predict import settings_for
+
+    trained = ExtractSettings(
+        streams=("rgb", "flow", "actor-rgb"),
+        sampling=Sampling(segments=4),
+        pixels=Pixels(short_side=112, crop=112),
+        flow=FlowSettings(mode="fast"),
+        logits=True,
+    )
+    weights = {
+        "rgb": {"name": "i3d-kinetics-400", "source": "somewhere"},
+        "flow": {"name": "mine.pt", "source": "/data/mine.pt"},
+    }
+    found = settings_for(trained, ["rgb", "actor_rgb"], weights)
+    assert found.streams == ("rgb", "actor-rgb")
+    assert found.flow.mode == "off"
+    assert found.rgb_weights == "i3d-kinetics-400"
+    assert (found.sampling, found.pixels, found.logits) == (trained.sampling, trained.pixels, False)
+    found = settings_for(trained, ["rgb", "flow"], weights)
+    assert found.flow.mode == "fast"
+    assert found.flow_weights == "/data/mine.pt"
+
+
+def test_predict_says_what_is_wrong(tmp_path: Path) -> None:
+    done = run("aqa", "predict", tmp_path, "video.mp4")
+    assert done.returncode == 2
+    assert "no finished training" in done.stderr
+    assert run("aqa", "predict", tmp_path, "video.mp4", "--format", "xml").returncode == 2
+
+
+def test_from_videos_to_scores(tmp_path: Path, i3d_rgb_weights: str) -> None:
+    """Render, extract, train, predict with the real commands; the scores are those the trainer tested with."""
+    render = ["--videos", "9", "--size", "64x48", "--frames", "16", "--render-only", "--out", "d", "--workers", "1"]
+    assert run("aqa", "demo", *render, cwd=tmp_path).returncode == 0
+    extract = [
+        "--segments",
+        "1",
+        "--short-side",
+        "32",
+        "--crop",
+        "32",
+        "--rgb-weights",
+        i3d_rgb_weights,
+        "--device",
+        "cpu",
+    ]
+    done = run("aqa-extract", "d/videos", "--out", "feats.zarr", *extract, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    train = ["--method", "aa", "--labelled", "1.0", "--seeds", "1", "--epochs", "3", "--out", "run", "--device", "cpu"]
+    done = run("aqa-train", "--features", "feats.zarr", *train, "--jobs", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    (tmp_path / "broken.mp4").write_text("no video")
+    videos = ["d/videos/dive_00005.mp4", "broken.mp4", "d/videos/dive_00002.mp4"]
+    done = run("aqa", "predict", "run", *videos, "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "broken.mp4" in done.stderr
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [Path(row["path"]).name for row in rows] == ["dive_00005.mp4", "dive_00002.mp4"]
+    with (tmp_path / "run" / "predictions.csv").open(newline="") as file:
+        tested = {row["id"]: float(row["predicted"]) for row in csv.DictReader(file) if row["method"] == "aa"}
+    for row in rows:
+        assert float(row["score"]) == pytest.approx(tested[Path(row["path"]).name], abs=2e-3)
+
+    done = run(
+        "aqa", "predict", "run", videos[0], "--format", "json", "--out", "p.json", "--device", "cpu", cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    record = json.loads((tmp_path / "p.json").read_text())
+    assert record["failures"] == []
+    assert record["scores"][0]["score"] == pytest.approx(float(rows[0]["score"]), abs=1e-3)
+    only_bad = run("aqa", "predict", "run", "broken.mp4", "--format", "json", "--device", "cpu", cwd=tmp_path)
+    assert only_bad.returncode == 3
+    assert json.loads(only_bad.stdout)["failures"][0]["id"] == "broken.mp4"
