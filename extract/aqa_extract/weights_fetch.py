@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -196,7 +197,7 @@ def extract_member(archive: Path, member: str, target: Path, size: int) -> None:
                 data = _tar_member(sdist, member).read(size + 1)
     except KeyError as e:
         raise SourceFailed(f"{archive.name} has no file {member}") from e
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as e:
+    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as e:
         raise SourceFailed(f"{archive.name} cannot be unpacked: {_first_line(e)}") from e
     if len(data) != size:
         raise SourceFailed(f"{member} in {archive.name} does not have the {size} bytes it should")

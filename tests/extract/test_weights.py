@@ -21,9 +21,10 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from aqa_extract import weights, weights_cache, weights_fetch
-from aqa_extract.weights import DEFAULTS, REGISTRY, Entry, fetch, listing, resolve, verify
+from aqa_extract import weights_cache, weights_fetch
+from aqa_extract.weights import fetch, listing, resolve, verify
 from aqa_extract.weights_fetch import Package, SourceFailed, TorchvisionUrl, Url, check_digest, file_digest
+from aqa_extract.weights_registry import DEFAULTS, INFLATED, REGISTRY, Entry
 from aqa_shared.errors import EnvironmentFault, UsageError
 
 STATE = {"scale": torch.arange(5.0), "steps": torch.tensor(3)}
@@ -490,7 +491,7 @@ def test_the_table_is_whole() -> None:
         ]
     for entry in REGISTRY.values():
         assert entry.licence
-        assert entry.sources or entry.name == weights.INFLATED
+        assert entry.sources or entry.name == INFLATED
         for source in entry.sources:
             algorithm, _, digest = source.digest.partition(":")
             lengths = [8] if isinstance(source, TorchvisionUrl) else [{"sha256": 64, "git-blob-sha1": 40}[algorithm]]

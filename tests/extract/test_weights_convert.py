@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aqa_extract import weights
 from aqa_extract.i3d import InceptionI3D, build_i3d, load_i3d
-from aqa_extract.weights import DEFAULTS, INFLATED, resolve
+from aqa_extract.weights import resolve
 from aqa_extract.weights_convert import inflate, read_any, read_detector, read_i3d_with_layout
 from aqa_extract.weights_fetch import Url, file_digest
+from aqa_extract.weights_registry import DEFAULTS, INFLATED, REGISTRY
 from aqa_shared.errors import EnvironmentFault
 
 State = dict[str, Tensor]
@@ -200,11 +200,11 @@ def test_want_of_flow_weights_is_made_good_loudly(
     (tmp_path / "weights").mkdir()
     path = write_safetensors(state, tmp_path / "weights" / "mine.safetensors")
     entry = replace(
-        weights.REGISTRY["rgb_imagenet"],
+        REGISTRY["rgb_imagenet"],
         name="mine",
         sources=(Url("https://example.invalid/mine.safetensors", f"sha256:{file_digest(path)}"),),
     )
-    monkeypatch.setitem(weights.REGISTRY, "mine", entry)
+    monkeypatch.setitem(REGISTRY, "mine", entry)
     monkeypatch.setitem(DEFAULTS, "rgb", ("mine",))
     monkeypatch.setenv("AQA_HOME", str(tmp_path))
     monkeypatch.setenv("AQA_OFFLINE", "1")
