@@ -33,7 +33,7 @@ def made_frames(height: int, width: int, count: int) -> np.ndarray:
     scenes = []
     for _ in range(2):
         noise = rng.normal(size=(height * 2, width * 2))
-        scene = sum(s * cv2.GaussianBlur(noise, (0, 0), s) for s in (1.5, 4.0, 9.0))
+        scene = np.sum([s * cv2.GaussianBlur(noise, (0, 0), s) for s in (1.5, 4.0, 9.0)], axis=0)
         scenes.append(((scene - scene.min()) * (255 / np.ptp(scene))).astype(np.float32))
     y, x = np.mgrid[:height, :width].astype(np.float32)
     scale = height / 256

@@ -2,7 +2,7 @@
  *
  * An iteration is one sweep over the rows: as soon as row y of u is new, row y - 1 of p can follow, so every plane
  * is read and written once, and u is still in the first-level cache when p needs it. Loops run along x without
- * branches, for the compiler to vectorise. `SORT_5(S)` and `MEDIAN_OF_SORTED_COLUMNS(S)` are put before this
+ * branches, for the compiler to vectorise. `SORT_5`, `MEDIAN_OF_SORTED_COLUMNS` and `MEDIAN` are put before this
  * text by native.py: the exchanges of the median's networks, from the definition that kernels.py uses.
  */
 
@@ -22,7 +22,6 @@ typedef float float16 __attribute__((vector_size(64), aligned(4), may_alias));
 #define NO_GRADIENT 1e20f     /* kernels.py says why */
 #define SUBPIXELS 32
 #define ZEROS 4               /* border of the planes that are warped */
-#define STAGGER (6 * LANES)
 #define LANES 16              /* floats of the widest vector */
 
 typedef struct {
@@ -277,14 +276,11 @@ static void solve(const Level *l, const Settings *s, const float *image)
 
 static int pitch_of(int width) { return (width + LANES) / LANES * LANES; }
 
-/* The next `size` floats of `from`, zeroed, aligned to whole vectors, with a vector of zeros before them.
- *
- * Planes start at different places of a 4096-byte page: where a store and a later load agree in the last 12 bits
- * of their addresses, the processor takes them for the same place and waits (measured: three times slower). */
+/* The next `size` floats of `from`, zeroed, aligned to whole vectors, with a vector of zeros before them. */
 static float *take(float **from, size_t size)
 {
     float *taken = *from + LANES;
-    size = (size + 1023) / 1024 * 1024 + STAGGER - LANES;
+    size = (size + LANES - 1) / LANES * LANES;
     memset(*from, 0, (size + LANES) * sizeof(float));
     *from = taken + size;
     return taken;
@@ -298,7 +294,7 @@ int tvl1_pair(const float *const *first, const float *const *second, const int32
     /* 11 planes with a row above, the taps and their border, the median's plane and rows. */
     size_t room = 11 * (size_t)(heights[0] + 1) * pitch_of(widths[0]) +
                   5 * (size_t)(heights[0] + 2 * ZEROS) * (widths[0] + 2 * ZEROS) + 8 * pitch_of(widths[0] + 4) +
-                  16 * (1024 + STAGGER);
+                  32 * LANES;
     float *memory = malloc((room + LANES) * sizeof(float));
     if (!memory)
         return 1;
