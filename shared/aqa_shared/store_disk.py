@@ -184,7 +184,7 @@ def root_document(store: Path, attributes: Mapping[str, Any], arrays: Mapping[st
         "attributes": sealed({**attributes, "integrity": integrity}),
         "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": members},
     }
-    return (json.dumps(json.loads(to_json(document)), indent=1, ensure_ascii=False) + "\n").encode()
+    return json.dumps(json.loads(to_json(document)), indent=1, ensure_ascii=False).encode()
 
 
 # --- the journal ------------------------------------------------------------------------------------------
