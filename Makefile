@@ -5,6 +5,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# TV-L1 runs ten times faster with a C compiler; where the machine has none, one comes from the package index.
+HAS_CC := $(shell command -v cc || command -v gcc || command -v clang)
+EXTRA := $(if $(HAS_CC),,[compiler])
+DEV := $(if $(HAS_CC),[dev],[dev,compiler])
 
 .PHONY: demo test test-all lint clean
 
@@ -29,11 +33,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.$(EXTRA)'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.$(DEV)'
 	@touch $@ $(VENV)/.installed
 
 clean:
