@@ -115,8 +115,40 @@ def reference(path: Path) -> np.ndarray:
         stream = container.streams.best("video")
         assert isinstance(stream, av.VideoStream)
         return np.stack(
-            [
-                np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-                for frame in container.decode(stream)
-            ]
+            [np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90) for frame in container.decode(stream)]
         )
+
+
+@dataclass
+class Taken:
+    """What a `Decoder.decode` handed over: the last `Opened`, every frame of it, and `Finished`."""
+
+    opened: Any = None
+    openings: int = 0
+    positions: list[int] = field(default_factory=list)
+    frames: list[np.ndarray] = field(default_factory=list)
+    finished: Any = None
+
+    @property
+    def stack(self) -> np.ndarray:
+        return np.stack(self.frames)
+
+    @property
+    def sources(self) -> np.ndarray:
+        """Source frame index of every delivered frame."""
+        return self.opened.plan.timeline[self.positions]
+
+
+def take(events: Any) -> Taken:
+    """Run a decode generator to its end, copying the frames out of shared memory."""
+    taken = Taken()
+    for event in events:
+        match type(event).__name__:
+            case "Opened":
+                taken = Taken(opened=event, openings=taken.openings + 1)
+            case "Chunk":
+                taken.positions += event.positions.tolist()
+                taken.frames += list(event.frames.copy())
+            case "Finished":
+                taken.finished = event
+    return taken

@@ -133,14 +133,16 @@ class Decoder:
         """
         clock = _Clock(request.deadline)
         notes: list[str] = []
+        seen: set[tuple[int, int]] = set()
         backend = request.decoder
         while True:
             try:
                 with self._killed_unless_answered() as child:
-                    yield from _decode_once(child, request, backend, clock, notes)
+                    yield from _decode_once(child, request, backend, clock, notes, seen)
                 return
             except DecodeFailure as e:
-                if request.decoder != "auto" or e.backend != "decord":
+                ours = e.reason == "changed_during_read"
+                if request.decoder != "auto" or e.backend != "decord" or ours:
                     raise
                 notes.append(f"decord_failed: {e.reason}, read with PyAV instead ({e.detail})")
                 backend = "av"
@@ -191,9 +193,18 @@ def decord_seconds(probe: Probe) -> float:
 
 
 def _decode_once(
-    child: _Child, request: DecodeRequest, backend: str, clock: _Clock, notes: list[str]
+    child: _Child,
+    request: DecodeRequest,
+    backend: str,
+    clock: _Clock,
+    notes: list[str],
+    seen: set[tuple[int, int]],
 ) -> Iterator[Opened | Chunk | Finished]:
     probe = _ask_probe(child, request.path, request.max_bytes, request.max_pixels, clock)
+    seen.add((probe.size, probe.mtime_ns))
+    if len(seen) > 1:
+        detail = "the file changed between two attempts to read it; run again once it is whole"
+        raise _Reported(DecodeFailure("changed_during_read", "decode", detail))
     if backend == "decord" and probe.decord_refusal:
         raise _Reported(
             DecodeFailure(

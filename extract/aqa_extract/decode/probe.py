@@ -301,9 +301,7 @@ def probe(source: Source, max_pixels: int) -> Probe:
     return replace(found, decord_refusal=decord_refusal(found, uniform))
 
 
-def packets_of(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[av.Packet | None]:
+def packets_of(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet | None]:
     """The stream's packets that hold something; None where the demuxer had to give up."""
     try:
         for packet in container.demux(stream):

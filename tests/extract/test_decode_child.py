@@ -1,0 +1,312 @@
+"""The child process: killed, stopped, starved or orphaned, it leaves nothing behind and never blocks the parent."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aqa_extract.decode import child as parent_side
+from aqa_extract.decode.child import Chunk, DecodeFailure, Decoder, DecodeRequest, Opened
+from aqa_shared.records import Sampling, Video
+
+EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
+
+
+def request(path: Path, **more: Any) -> DecodeRequest:
+    video = Video(id="v", path=str(path))
+    return DecodeRequest(path=str(path), video=video, **{"sampling": EVERY_FRAME, "deadline": 60.0, **more})
+
+
+def pid(decoder: Decoder) -> int:
+    assert decoder._child is not None
+    return decoder._child.process.pid
+
+
+def gone(process: int) -> bool:
+    """No such process, not even a zombie."""
+    return not Path(f"/proc/{process}").exists()
+
+
+def children() -> set[int]:
+    return {int(p) for task in Path("/proc/self/task").iterdir() for p in (task / "children").read_text().split()}
+
+
+@pytest.fixture
+def clip(clips: ModuleType, tmp_path: Path) -> Path:
+    path = clips.Clip(frames=120, size=(160, 120)).write(tmp_path / "clip")
+    assert isinstance(path, Path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Any:
+    """Every test here gives back its descriptors, its processes and its shared memory."""
+    descriptors = len(os.listdir("/proc/self/fd"))
+    processes = children()
+    shared = set(os.listdir("/dev/shm"))
+    yield
+    # A mapping holds a descriptor, and pytest's traceback of an expected failure holds the mapping.
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert children() <= processes
+    assert set(os.listdir("/dev/shm")) <= shared
+
+
+def test_one_child_serves_many_videos(clip: Path, clips: ModuleType) -> None:
+    with Decoder() as decoder:
+        first = clips.take(decoder.decode(request(clip, decoder="av")))
+        process = pid(decoder)
+        for backend in ("decord", "av", "auto"):
+            again = clips.take(decoder.decode(request(clip, decoder=backend)))
+            np.testing.assert_array_equal(again.stack, first.stack)
+        assert pid(decoder) == process
+    assert gone(process)
+
+
+def test_failures_do_not_cost_the_child_nor_change_the_next_video(
+    clip: Path, clips: ModuleType, tmp_path: Path
+) -> None:
+    data = bytearray(clip.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 3000] = bytes(3000)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(data)
+    with Decoder() as decoder:
+        truth = clips.take(decoder.decode(request(clip)))
+        process = pid(decoder)
+        for backend in ("av", "auto", "decord"):
+            with pytest.raises(DecodeFailure):
+                clips.take(decoder.decode(request(broken, decoder=backend)))
+            again = clips.take(decoder.decode(request(clip)))
+            np.testing.assert_array_equal(again.stack, truth.stack)
+            assert again.finished.warnings == []
+        assert pid(decoder) == process
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (signal.SIGSEGV, "decoder_crashed"),
+        (signal.SIGABRT, "decoder_crashed"),
+        (signal.SIGKILL, "out_of_memory"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["av", "decord"])
+def test_a_child_that_dies_is_one_videos_failure(
+    how: signal.Signals, reason: str, backend: str, clip: Path, clips: ModuleType
+) -> None:
+    with Decoder() as decoder:
+        events = decoder.decode(request(clip, decoder=backend, chunk_frames=2))
+        assert isinstance(next(events), Opened)
+        process = pid(decoder)
+        os.kill(process, how)
+        with pytest.raises(DecodeFailure) as e:
+            clips.take(events)
+        assert (e.value.reason, e.value.backend) == (reason, backend)
+        assert gone(process)
+        assert clips.take(decoder.decode(request(clip))).finished.decoded == 120
+
+
+def test_a_child_that_stands_still_is_killed_at_the_deadline(clip: Path, clips: ModuleType) -> None:
+    with Decoder() as decoder:
+        events = decoder.decode(request(clip, decoder="av", chunk_frames=2, deadline=1.0))
+        assert isinstance(next(events), Opened)
+        process = pid(decoder)
+        os.kill(process, signal.SIGSTOP)
+        with pytest.raises(DecodeFailure) as e:
+            clips.take(events)
+        assert e.value.reason == "decode_timeout"
+        assert gone(process)
+
+
+def test_auto_gives_decord_up_and_says_so(clip: Path, clips: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Decoder() as decoder:
+        truth = clips.take(decoder.decode(request(clip, decoder="av")))
+        first = pid(decoder)
+        monkeypatch.setattr(parent_side, "decord_seconds", lambda probe: 0.0)
+        taken = clips.take(decoder.decode(request(clip)))
+        assert taken.finished.backend == "av"
+        assert "decord_failed: decode_timeout" in taken.finished.warnings[0]
+        assert taken.openings == 2
+        np.testing.assert_array_equal(taken.stack, truth.stack)
+        assert gone(first)
+
+
+def test_auto_goes_on_when_decord_crashes(clip: Path, clips: ModuleType) -> None:
+    with Decoder() as decoder:
+        events = decoder.decode(request(clip, chunk_frames=2))
+        assert isinstance(next(events), Opened)
+        os.kill(pid(decoder), signal.SIGSEGV)
+        taken = clips.take(events)
+        assert taken.finished.backend == "av"
+        assert "decord_failed: decoder_crashed" in taken.finished.warnings[0]
+        np.testing.assert_array_equal(taken.stack, clips.reference(clip)[taken.sources])
+
+
+def test_memory_is_limited(clips: ModuleType, tmp_path: Path) -> None:
+    large = clips.Clip(frames=3, size=(3840, 2160), codec="mpeg4", b_frames=0).write(tmp_path / "large")
+    sampling = Sampling(protocol="dense", segment_frames=9)
+    with Decoder() as decoder:
+        with pytest.raises(DecodeFailure) as e:
+            clips.take(decoder.decode(request(large, sampling=sampling, max_bytes=400 << 20)))
+        assert e.value.reason == "out_of_memory"
+        # The same child is given more for the next one.
+        assert clips.take(decoder.decode(request(large, sampling=sampling))).finished.decoded == 3
+
+
+def test_time_that_the_caller_takes_does_not_count(clip: Path) -> None:
+    with Decoder() as decoder:
+        for event in decoder.decode(request(clip, deadline=2.0, chunk_frames=64)):
+            if isinstance(event, Chunk):
+                time.sleep(1.5)
+
+
+def test_the_child_waits_for_its_reader(clip: Path) -> None:
+    """Back-pressure: with both slots full the child sleeps, so what was handed over is never overwritten."""
+    with Decoder() as decoder:
+        events = decoder.decode(request(clip, chunk_frames=2))
+        next(events)
+        chunk = next(events)
+        assert isinstance(chunk, Chunk)
+        before = chunk.frames.copy()
+        status = Path(f"/proc/{pid(decoder)}/stat")
+        for _ in range(100):
+            time.sleep(0.05)
+            if status.read_text().rsplit(")", 1)[1].split()[0] == "S":
+                break
+        np.testing.assert_array_equal(chunk.frames, before)
+        events.close()
+
+
+def test_an_abandoned_video_costs_only_the_child(clip: Path, clips: ModuleType) -> None:
+    with Decoder() as decoder:
+        for event in decoder.decode(request(clip, chunk_frames=2)):
+            if isinstance(event, Chunk):
+                break
+        assert clips.take(decoder.decode(request(clip))).finished.decoded == 120
+
+
+def test_frames_outlive_the_decoder(clip: Path) -> None:
+    """A view that the caller kept must not become a segmentation fault."""
+    with Decoder() as decoder:
+        events = decoder.decode(request(clip))
+        next(events)
+        chunk = next(events)
+        assert isinstance(chunk, Chunk)
+        events.close()
+    assert chunk.frames.sum() > 0
+
+
+def test_a_new_size_gets_a_new_buffer(clips: ModuleType, tmp_path: Path) -> None:
+    paths = [clips.Clip(size=s, frames=12).write(tmp_path / f"{s[0]}") for s in ((64, 48), (640, 360), (64, 48))]
+    with Decoder() as decoder:
+        for path in paths:
+            taken = clips.take(decoder.decode(request(path)))
+            np.testing.assert_array_equal(taken.stack, clips.reference(path)[taken.sources])
+
+
+def test_two_threads_each_with_a_decoder(clip: Path, clips: ModuleType) -> None:
+    truth = clips.reference(clip)
+    results: list[bool] = []
+
+    def work() -> None:
+        with Decoder() as decoder:
+            for _ in range(3):
+                taken = clips.take(decoder.decode(request(clip)))
+                results.append(np.array_equal(taken.stack, truth[taken.sources]))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert results == [True] * 6
+
+
+PARENT = """
+import os, sys, time
+from aqa_extract.decode.child import *
+from aqa_shared.records import *
+decoder = Decoder()
+request = DecodeRequest(sys.argv[1], Video(id="v", path=sys.argv[1]), Sampling(protocol="dense"), chunk_frames=2)
+events = decoder.decode(request)
+next(events), next(events)
+print(decoder._child.process.pid, flush=True)
+time.sleep(600)
+"""
+
+# A native loop that never lets Python run: what decord does on some files.
+LOOPING = """
+import os, re, subprocess, sys, time
+if len(sys.argv) > 1:
+    from aqa_extract.decode.worker import _live_with_parent
+    _live_with_parent(int(sys.argv[1]))
+    print(os.getpid(), flush=True)
+    re.match(r"(a+)+$", "a" * 64 + "b")
+read, write = os.pipe()
+subprocess.Popen([sys.executable, "-c", os.environ["SOURCE"], str(read)], pass_fds=[read])
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("source", [PARENT, LOOPING], ids=["waiting", "in a native loop"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_the_child_dies_with_its_parent(source: str, how: signal.Signals, clip: Path) -> None:
+    arguments = [str(clip)] if source is PARENT else []
+    running = subprocess.Popen(
+        [sys.executable, "-c", source, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "SOURCE": source},
+        text=True,
+    )
+    assert running.stdout is not None
+    process = int(running.stdout.readline())
+    assert not gone(process)
+    running.send_signal(how)
+    running.wait()
+    running.stdout.close()
+    for _ in range(200):  # until the orphan is reaped
+        if gone(process) or Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError("the child outlived its parent")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_signals_to_the_group_are_for_the_parent(name: str, clip: Path, clips: ModuleType) -> None:
+    with Decoder() as decoder:
+        events = decoder.decode(request(clip, chunk_frames=2))
+        next(events)
+        os.kill(pid(decoder), getattr(signal, name))
+        assert clips.take(events).positions[-1] == 119
+
+
+def test_the_child_is_light() -> None:
+    """It starts for every killed video, and must not carry what it does not need."""
+    code = (
+        "import sys, aqa_extract.decode.worker\n"
+        "print([m for m in ('torch', 'pydantic', 'decord', 'zarr', 'dask') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert done.stderr == ""
+
+
+def test_a_stray_module_in_the_working_directory_is_not_imported(
+    clip: Path, clips: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('imported from the working directory')")
+    monkeypatch.chdir(tmp_path)
+    with Decoder() as decoder:
+        assert clips.take(decoder.decode(request(clip))).finished.decoded == 120
