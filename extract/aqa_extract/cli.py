@@ -80,7 +80,8 @@ def extract(
     fps: Annotated[float | None, typer.Option(help="Resample to this rate by timestamp first.")] = None,
     last_start: Annotated[int, typer.Option(help="Start of the tenth clip (mtl-aqa, aqa-7): 86 or 87.")] = 86,
     flow: Annotated[
-        str | None, typer.Option(help="TV-L1: off, fast (fixed schedule) or parity (OpenCV's CPU result).")
+        str | None,
+        typer.Option(help="TV-L1: off, parity (as OpenCV on a CPU) or fast (fixed steps); parity for flow streams."),
     ] = None,
     flow_quantise: Annotated[str, typer.Option(help="mediapipe (as I3D was trained), round, or none.")] = "mediapipe",
     flow_bound: Annotated[float, typer.Option(help="Flow is clipped to this many pixels.")] = 20.0,
@@ -195,7 +196,7 @@ def settings_from(
             if name not in STREAMS:
                 raise UsageError(f"unknown stream {name!r}", fix="choose from " + ", ".join(STREAMS))
     wants_flow = any(name.endswith("flow") for name in names)
-    mode = flow if flow is not None else ("fast" if wants_flow else "off")
+    mode = flow if flow is not None else ("parity" if wants_flow else "off")
     if wants_flow and mode == "off":
         raise UsageError("--streams asks for flow, --flow is off", fix="use --flow fast or --flow parity")
     ordered: tuple[Stream, ...] = tuple(name for name in STREAMS if name in names)

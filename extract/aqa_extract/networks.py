@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from aqa_extract.actor.ssd import PersonDetector, load_detector
-from aqa_extract.flow.tvl1 import TVL1Settings
+from aqa_extract.flow.tvl1 import TVL1Settings, engine
 from aqa_extract.frames import normalise
 from aqa_extract.i3d import InceptionI3D, load_i3d
-from aqa_extract.streams import chosen, needs_actor
+from aqa_extract.streams import chosen, needs_actor, needs_flow
 from aqa_shared.records import ExtractSettings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,7 +40,9 @@ class Networks:
         names = {"rgb": settings.rgb_weights, "flow": settings.flow_weights}
         for modality in dict.fromkeys(kind.modality for kind in chosen(settings)):
             network, weights[modality] = load_i3d(names[modality], modality, settings.bn_eps, say)
-            backbones[modality] = network.eval().to(device, dtype)
+            # On CPUs the layout that its convolutions want; on GPUs it has been slower in some cuDNN releases.
+            layout = torch.channels_last_3d if device.type == "cpu" else torch.preserve_format
+            backbones[modality] = network.eval().to(device, dtype).to(memory_format=layout)
         detector = None
         if needs_actor(settings):
             detector, weights["actor"] = load_detector(settings.actor_weights, say)
@@ -52,6 +54,11 @@ class Networks:
     def detector_size(self) -> int | None:
         """Side of the square the detector looks at, None without one."""
         return self.detector.size if self.detector is not None else None
+
+    @property
+    def flow_engine(self) -> str:
+        """What computes TV-L1: the engines differ by rounding. "" where no flow is computed."""
+        return engine(self.device, self.tvl1) if needs_flow(self.settings) else ""
 
     def i3d(self, modality: str, clips: Tensor, batch: int) -> dict[str, np.ndarray]:
         """Outputs of (b, channels, time, side, side) clips, uint8 RGB or flow in [-1, 1], by array-name suffix.

@@ -184,7 +184,12 @@ def _run(
     # On a CPU the networks need the cores themselves: one decode child keeps two of them fed.
     workers = options.workers or max(1, min(len(todo.jobs), cores if device.type != "cpu" else (cores + 1) // 2))
     networks = Networks.load(pinned(settings, report.store, options), device, console.note)
-    provenance = {"weights": networks.weights, "versions": versions(), "tool": f"aqa {__version__}"}
+    provenance = {
+        "weights": networks.weights,
+        "versions": versions(),
+        "tool": f"aqa {__version__}",
+        "flow_engine": networks.flow_engine,
+    }
     with StoreWriter.open(
         report.store,
         specs=array_specs(settings),
