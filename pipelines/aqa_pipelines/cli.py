@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -67,7 +67,7 @@ def demo(
     if sheet is not None:
         from aqa_pipelines.sheet import write_sheet
 
-        write_sheet(look, min(videos, 5), sheet)
+        write_sheet(look, min(videos, 4), sheet)
     if not render_only:
         raise typer.Exit(work.run_stages(out))
 
@@ -79,20 +79,16 @@ def predict(
         list[str],
         typer.Argument(metavar="VIDEO...", help="As for aqa-extract: files, a folder, a glob, a list, a manifest."),
     ],
-    format: Annotated[str, typer.Option(help="csv or json.")] = "csv",
+    format: Annotated[Literal["csv", "json"], typer.Option(help="csv or json.")] = "csv",
     out: Annotated[Path | None, typer.Option(help="Write here instead of stdout.", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    decoder: Annotated[str, typer.Option(help="auto, av or decord.")] = "auto",
+    decoder: Annotated[Literal["auto", "av", "decord"], typer.Option(help="auto, av or decord.")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Decode processes; default by cores.")] = None,
 ) -> None:
     """Score videos: extract features as the checkpoint's were, and print what the model says.
 
     Exit codes: 0 done, 2 usage, 3 some videos could not be used, 4 no videos, 5 environment, 6 other weights.
     """
-    if format not in ("csv", "json"):
-        raise UsageError(f"--format {format!r}", fix="choose csv or json")
-    if decoder not in ("auto", "av", "decord"):
-        raise UsageError(f"--decoder {decoder!r}", fix="choose auto, av or decord")
     from aqa_pipelines.predict import as_text, predict_videos, write_text
 
     result = predict_videos(checkpoint, videos, device=device, decoder=decoder, workers=workers)

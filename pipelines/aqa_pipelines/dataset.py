@@ -184,7 +184,8 @@ def render(
     try:
         _claim(look, folder, overwrite)
         missing = [i for i in range(count) if not (folder / name_of(i)).is_file()]
-        advance(count - len(missing), note="kept")
+        if len(missing) < count:
+            advance(count - len(missing), note="kept")
         _write_text(folder / LABELS, labels_text(look, count))
         cores = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if min(cores, len(missing)) <= 1:

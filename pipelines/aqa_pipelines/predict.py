@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aqa_shared import console
 from aqa_shared.errors import NoInputError, StoreError, UsageError
@@ -42,13 +42,12 @@ def predict_videos(
     videos: Sequence[str],
     *,
     device: str = "auto",
-    decoder: str = "auto",
+    decoder: Literal["auto", "av", "decord"] = "auto",
     workers: int | None = None,
 ) -> Predictions:
     """Extract and score. Raises UsageError, NoInputError, EnvironmentFault, and StoreError for other weights."""
-    from aqa_shared.manifest import find_videos
-
     from aqa_extract.run import Options, extract, pick_device
+    from aqa_shared.manifest import find_videos
     from aqa_shared.store import FeatureStore
     from aqa_train.predict import load_checkpoint
 
