@@ -20,7 +20,7 @@ from pathlib import Path
 # Everything is imported before the first fork, and nothing of it is used by the parent.
 import dask.array  # noqa: F401
 import zarr.storage  # noqa: F401
-from tests.shared.store_cases import arrays_of, meta_of, open_writer, tree
+from tests.shared.store_cases import arrays_of, meta_of, open_writer, tree  # type: ignore[import-not-found]
 
 from aqa_shared.errors import StoreError
 from aqa_shared.records import Video

@@ -1,0 +1,159 @@
+"""Labels are matched by id, path or an unambiguous name; whatever dialect the table was saved in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aqa_shared.errors import UsageError
+from aqa_shared.manifest import Manifest, find_videos
+
+from .test_manifest import files, refused, table
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three videos: a.mp4, s/b.mp4, s/c.mov."""
+    return files(tmp_path / "videos", "a.mp4", "s/b.mp4", "s/c.mov")
+
+
+def scores(manifest: Manifest) -> list[float | None]:
+    return [v.score for v in manifest.videos]
+
+
+def test_labels_in_the_folder_are_found(folder: Path) -> None:
+    table(folder, "id,score,difficulty,split,category,judge\na.mp4,1.5,2,train,x,7\ns/b.mp4,,,test,,\n", "labels.csv")
+    manifest = find_videos(folder)
+    a, b, c = manifest.videos
+    assert (a.score, a.difficulty, a.split, a.category, a.extra) == (1.5, 2.0, "train", "x", {"judge": "7"})
+    assert (b.score, b.split, b.extra) == (None, "test", {"judge": None})
+    assert (c.score, c.extra) == (None, {})
+    assert manifest.labels_source == folder / "labels.csv"
+    assert manifest.labelled == 1
+    assert manifest.skipped == []
+
+
+def test_labels_beside_the_folder_are_found_if_they_fit(folder: Path) -> None:
+    labels = table(folder.parent, "id,score\na.mp4,2\n", "labels.csv")
+    assert scores(find_videos(folder)) == [2.0, None, None]
+    labels.write_text("id,score\nsomething,2\nelse,3\n")
+    manifest = find_videos(folder)
+    assert scores(manifest) == [None] * 3
+    assert (manifest.labels_source, manifest.unmatched_labels) == (None, [])
+    labels.write_text("colour,taste\nred,sweet\n")
+    assert "not used as labels" in find_videos(folder).warnings[0]
+    table(folder, "id,score\na.mp4,9\n", "labels.csv")
+    assert scores(find_videos(folder)) == [9.0, None, None]
+
+
+def test_labels_beside_a_file_a_glob_and_a_list(folder: Path) -> None:
+    table(folder, "id,score\na.mp4,9\n", "labels.csv")
+    assert scores(find_videos(folder / "a.mp4")) == [9.0]
+    assert scores(find_videos(f"{folder}/*.mp4")) == [9.0]
+    assert scores(find_videos(table(folder, "a.mp4\n", "list.txt"))) == [9.0]
+
+
+def test_a_manifests_own_labels_are_replaced_only_by_request(folder: Path) -> None:
+    table(folder, "id,score\na.mp4,9\n", "labels.csv")
+    manifest = table(folder, "path,score\na.mp4,1\ns/b.mp4,2\n", "m.csv")
+    assert scores(find_videos(manifest)) == [1.0, 2.0]
+    assert scores(find_videos(manifest, labels=folder / "labels.csv")) == [9.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"id,score\na.mp4,1.5\ns/b.mp4,2\n",
+        b"\xef\xbb\xbfid,score\r\na.mp4,1.5\r\ns/b.mp4,2\r\n",
+        b"ID;Score\na.mp4;1.5\ns/b.mp4;2\n",
+        b"score\tid\n1.5\ta.mp4\n2\ts/b.mp4\n",
+        b'"score","video"\n"1.5","a.mp4"\n"2","s/b.mp4"\n',
+        b"score,file,note\n1.5,a.mp4,a;b;c;d\n2,s/b.mp4,\n",
+        b" id , score ,\n a.mp4 , 1.5 ,\n\ns/b.mp4,2,\n",
+        "id\tscore\na.mp4\t1.5\ns/b.mp4\t2\n".encode("utf-16"),
+        b"path,score\n./a.mp4,1.5\ns/b,2\n",
+        b"path,score\na,1.5\nb,2\n",
+        b"path,score\na.avi,1.5\nb.mp4,2\n",
+        b"path,score\nframes/of/a,1.5\ns\\b.mp4,2\n",
+        b"id,path,score\nclip one,a.mp4,1.5\n2,s/b.mp4,2\n",
+    ],
+)
+def test_every_dialect_says_the_same(folder: Path, text: bytes) -> None:
+    manifest = find_videos(folder, labels=table(folder.parent, text, "mine.csv"))
+    assert scores(manifest) == [1.5, 2.0, None]
+    assert manifest.unmatched_labels == []
+
+
+def test_labels_by_absolute_path_and_relative_to_their_own_folder(folder: Path) -> None:
+    labels = table(folder.parent, f"path,score\n{folder}/a.mp4,1\nvideos/s/b.mp4,2\n", "l.csv")
+    assert scores(find_videos(folder, labels=labels)) == [1.0, 2.0, None]
+
+
+def test_both_ways_to_write_an_accent_are_the_same_file(tmp_path: Path) -> None:
+    files(tmp_path, "e\u0301t\u00e9.mp4")
+    labels = table(tmp_path, "id,score\n\u00e9te\u0301.mp4,4\n", "labels.csv")
+    assert labels.exists()
+    assert scores(find_videos(tmp_path)) == [4.0]
+
+
+def test_a_name_that_fits_several_videos_lists_them(tmp_path: Path) -> None:
+    files(tmp_path, "x/a.mp4", "y/a.mp4", "b.mp4", "b.mov")
+    table(tmp_path, "id,score\na,1\n", "labels.csv")
+    assert "row 2, column id: 'a' fits several videos: x/a.mp4, y/a.mp4" in refused(UsageError, tmp_path).cause
+    table(tmp_path, "id,score\nb,1\n", "labels.csv")
+    assert "b.mov, b.mp4" in refused(UsageError, tmp_path).cause
+    table(tmp_path, "id,score\nb.mp4,1\nx/a,2\n", "labels.csv")
+    assert scores(find_videos(tmp_path)) == [None, 1.0, 2.0, None]
+
+
+def test_parts_of_one_file_need_their_ids(tmp_path: Path) -> None:
+    files(tmp_path, "a.mp4")
+    manifest = table(tmp_path, "path,start,end\na.mp4,0,5\na.mp4,5,9\n")
+    labels = table(tmp_path, "id,score\na.mp4,1\n", "l.csv")
+    assert "a.mp4#0-5, a.mp4#5-9" in refused(UsageError, manifest, labels=labels).cause
+    labels = table(tmp_path, "id,score\na.mp4#5-9,1\n", "l.csv")
+    assert scores(find_videos(manifest, labels=labels)) == [None, 1.0]
+
+
+def test_the_same_video_twice(folder: Path) -> None:
+    table(folder, "id,score\na.mp4,1\na,1\n", "labels.csv")
+    manifest = find_videos(folder)
+    assert scores(manifest) == [1.0, None, None]
+    assert "rows 2 and 3 label the same video (a)" in manifest.warnings[0]
+    table(folder, "id,score\na.mp4,1\na,2\n", "labels.csv")
+    assert "row 3, column score: '2.0' contradicts row 2 (1.0) for a" in refused(UsageError, folder).cause
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,score\na.mp4,nan\n", "row 2, column score: 'nan' — is not finite"),
+        ("id,score\na.mp4,-inf\n", "row 2, column score: '-inf' — is not finite"),
+        ("id,score\na.mp4,good\n", "row 2, column score: 'good' — is not a number"),
+        ("id,score\n,3\n", "row 2, column id is empty"),
+        ("id,scores\na.mp4,3\n", "no column score; it has 'id', 'scores'"),
+        ("name,score\na.mp4,3\n", "no column id or path or video or file"),
+    ],
+)
+def test_wrong_labels_are_errors_with_rows(folder: Path, text: str, message: str) -> None:
+    table(folder, text, "labels.csv")
+    assert message in refused(UsageError, folder).cause
+
+
+def test_labels_that_are_not_there(folder: Path) -> None:
+    assert "cannot read" in refused(UsageError, folder, labels=folder / "none.csv").cause
+
+
+def test_the_report_says_what_did_not_fit(folder: Path) -> None:
+    files(folder, "x.png", "y.png", "n.txt")
+    table(folder, "id,score\na.mp4,1\n" + "".join(f"gone{i},{i}\n" for i in range(7)), "labels.csv")
+    manifest = find_videos(folder)
+    notes: list[str] = []
+    warnings: list[str] = []
+    manifest.report(notes.append, warnings.append)
+    assert notes == [
+        f"3 videos in {folder}, 1 with a score (labels from {folder / 'labels.csv'})",
+        "passed over 3: 2 not a video (.png), 1 not a video (.txt)",
+    ]
+    assert warnings == [f"{folder / 'labels.csv'}: 7 label(s) fit no video: gone0, gone1, gone2, gone3, gone4, …"]
