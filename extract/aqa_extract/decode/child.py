@@ -9,30 +9,20 @@ The child only says what it found; planning and every decision happen here.
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from aqa_extract.decode.failure import DecodeFailure, Stage
+from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.probe import Probe
-from aqa_extract.decode.wire import Channel, FrameBuffer, Gone
+from aqa_extract.decode.process import Child, Clock, Reported
 from aqa_extract.sampling import Plan, SamplingError, plan_segments
 from aqa_shared.records import Sampling, Video
 
 __all__ = ["Chunk", "DecodeFailure", "DecodeRequest", "Decoder", "Finished", "Opened", "decord_seconds"]
 
-START_SECONDS = 60.0
-"""For a child to start on a loaded machine; not part of any video's deadline."""
 SLOT_BYTES = 64 << 20
 """A chunk is cut to this, so that 4K frames do not take gigabytes."""
 SLOTS = 2
@@ -96,7 +86,7 @@ class Decoder:
     """
 
     def __init__(self) -> None:
-        self._child: _Child | None = None
+        self._child: Child | None = None
 
     def __enter__(self) -> Decoder:
         return self
@@ -118,7 +108,7 @@ class Decoder:
 
     def probe(self, path: str, deadline: float = 60.0, max_bytes: int = 4 << 30, max_pixels: int = 4096**2) -> Probe:
         """What the file is, without decoding it. Raises DecodeFailure."""
-        clock = _Clock(deadline)
+        clock = Clock(deadline)
         with self._killed_unless_answered() as child:
             return _ask_probe(child, path, max_bytes, max_pixels, clock)
 
@@ -131,7 +121,7 @@ class Decoder:
         Raises:
             DecodeFailure: with a stable reason; the decoder can be used again.
         """
-        clock = _Clock(request.deadline)
+        clock = Clock(request.deadline)
         notes: list[str] = []
         seen: set[tuple[int, int]] = set()
         backend = request.decoder
@@ -141,50 +131,24 @@ class Decoder:
                     yield from _decode_once(child, request, backend, clock, notes, seen)
                 return
             except DecodeFailure as e:
-                ours = e.reason == "changed_during_read"
-                if request.decoder != "auto" or e.backend != "decord" or ours:
+                decords_fault = e.backend == "decord" and e.reason != "changed_during_read"
+                if request.decoder != "auto" or not decords_fault:
                     raise
                 notes.append(f"decord_failed: {e.reason}, read with PyAV instead ({e.detail})")
                 backend = "av"
 
     @contextlib.contextmanager
-    def _killed_unless_answered(self) -> Iterator[_Child]:
+    def _killed_unless_answered(self) -> Iterator[Child]:
         """A running child; anything but an answer to the end, or a reported failure, ends it."""
         if self._child is None:
-            self._child = _Child()
+            self._child = Child()
         try:
             yield self._child
-        except _Reported as e:
+        except Reported as e:
             raise e.failure from None
         except BaseException:
             self.close()
             raise
-
-
-class _Reported(Exception):
-    """The child itself said why it failed, so it is fit for the next video."""
-
-    def __init__(self, failure: DecodeFailure) -> None:
-        self.failure = failure
-
-
-class _Clock:
-    """Seconds spent waiting for the child, against a limit."""
-
-    def __init__(self, limit: float) -> None:
-        self.limit, self.spent = limit, 0.0
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.spent += time.monotonic() - started
-
-    @property
-    def left(self) -> float:
-        return self.limit - self.spent
 
 
 def decord_seconds(probe: Probe) -> float:
@@ -193,10 +157,10 @@ def decord_seconds(probe: Probe) -> float:
 
 
 def _decode_once(
-    child: _Child,
+    child: Child,
     request: DecodeRequest,
     backend: str,
-    clock: _Clock,
+    clock: Clock,
     notes: list[str],
     seen: set[tuple[int, int]],
 ) -> Iterator[Opened | Chunk | Finished]:
@@ -204,9 +168,9 @@ def _decode_once(
     seen.add((probe.size, probe.mtime_ns))
     if len(seen) > 1:
         detail = "the file changed between two attempts to read it; run again once it is whole"
-        raise _Reported(DecodeFailure("changed_during_read", "decode", detail))
+        raise Reported(DecodeFailure("changed_during_read", "decode", detail))
     if backend == "decord" and probe.decord_refusal:
-        raise _Reported(
+        raise Reported(
             DecodeFailure(
                 "decord_unsupported",
                 "probe",
@@ -220,7 +184,7 @@ def _decode_once(
         opened = _plan(probe, request)
         yield opened
         limit = (
-            _Clock(min(decord_seconds(probe), clock.left))
+            Clock(min(decord_seconds(probe), clock.left))
             if backend == "decord" and request.decoder == "auto"
             else clock
         )
@@ -242,21 +206,32 @@ def _plan(probe: Probe, request: DecodeRequest) -> Opened:
     try:
         plan = plan_segments(request.sampling, probe.times, probe.fps, request.video)
     except SamplingError as e:
-        raise _Reported(DecodeFailure(e.reason, "sampling", e.detail)) from e
+        raise Reported(DecodeFailure(e.reason, "sampling", e.detail)) from e
     return Opened(probe, plan, plan.wanted(request.need_next))
 
 
-def _ask_probe(child: _Child, path: str, max_bytes: int, max_pixels: int, clock: _Clock) -> Probe:
+def _ask_probe(child: Child, path: str, max_bytes: int, max_pixels: int, clock: Clock) -> Probe:
     child.send({"do": "probe", "path": path, "max_bytes": max_bytes, "max_pixels": max_pixels}, "probe")
     message, payload = child.receive(clock, clock, "probe", "av")
     if message["event"] != "probed":
         raise DecodeFailure("decoder_error", "probe", f"unexpected answer {message['event']}")
-    message.pop("event")
-    return Probe.from_message(message, payload)
+    return _probe_from(message, payload)
+
+
+def _probe_from(message: dict[str, Any], payload: bytes) -> Probe:
+    """The child has read an untrusted file: what it says must at least be a probe."""
+    try:
+        probe = Probe.from_message({k: v for k, v in message.items() if k != "event"}, payload)
+        sound = min(probe.width, probe.height) > 0 and len(probe.times) == probe.n_expected and probe.fps > 0
+    except (TypeError, ValueError, KeyError) as e:
+        raise DecodeFailure("decoder_error", "probe", f"the child's answer is no probe: {e}") from e
+    if not sound:
+        raise DecodeFailure("decoder_error", "probe", "the child's answer contradicts itself")
+    return probe
 
 
 def _read(
-    child: _Child, request: DecodeRequest, opened: Opened, backend: str, clock: _Clock, limit: _Clock
+    child: Child, request: DecodeRequest, opened: Opened, backend: str, clock: Clock, limit: Clock
 ) -> Iterator[Chunk | Finished | Probe]:
     probe, wanted = opened.probe, opened.wanted
     source_frames = opened.plan.timeline[wanted]
@@ -292,7 +267,7 @@ def _read(
             yield Chunk(wanted[first : first + k], frames)
             child.send({"do": "go on", "serial": child.reads}, "decode")
         elif event == "probed":
-            yield Probe.from_message(message, payload)
+            yield _probe_from(message, payload)
             return
         elif event == "finished":
             if delivered != len(wanted):
@@ -301,102 +276,3 @@ def _read(
             return
         else:
             raise DecodeFailure("decoder_error", "decode", f"unexpected answer {event}", backend)
-
-
-class _Child:
-    """The process, its channel, the pipe that ends it with us, and the buffer it writes to."""
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        lifeline_read, self._lifeline = os.pipe()
-        self.buffer = FrameBuffer.create()
-        self.reads = 0
-        """Serial number of the last reading, so that the child can tell late answers."""
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by kill)
-        fds = (theirs.fileno(), lifeline_read, self.buffer.fd)
-        try:
-            self.process = subprocess.Popen(
-                # -P: a stray numpy.py in the working directory must not be imported.
-                [sys.executable, "-P", "-m", "aqa_extract.decode.worker", *map(str, fds)],
-                stdin=subprocess.DEVNULL,
-                stdout=self._stderr,
-                stderr=self._stderr,
-                pass_fds=fds,
-                env=_environment(),
-            )
-        finally:
-            theirs.close()
-            os.close(lifeline_read)
-        self.channel = Channel(ours)
-        clock = _Clock(START_SECONDS)
-        try:
-            self.receive(clock, clock, "probe", "")
-        except BaseException:
-            self.kill()
-            raise
-
-    def send(self, message: dict[str, Any], stage: Stage, payload: bytes = b"") -> None:
-        try:
-            self.channel.send(message, payload)
-        except Gone:
-            raise self._death(stage, message.get("backend", "")) from None
-
-    def receive(self, clock: _Clock, limit: _Clock, stage: Stage, backend: str) -> tuple[dict[str, Any], bytes]:
-        """The next event; a failure that the child reports is raised as `_Reported`."""
-        try:
-            with clock.running(), limit.running() if limit is not clock else contextlib.nullcontext():
-                message, payload = self.channel.receive(max(0.0, limit.left))
-        except TimeoutError:
-            raise DecodeFailure(
-                "decode_timeout",
-                stage,
-                f"no answer from the decoder within {limit.limit:.0f} s",
-                backend,
-            ) from None
-        except Gone:
-            raise self._death(stage, backend) from None
-        if message.get("event") == "failed":
-            raise _Reported(DecodeFailure(message["reason"], message["stage"], message["detail"], message["backend"]))
-        return message, payload
-
-    def kill(self) -> None:
-        """End the process, whatever it is doing, and wait for it, so that no zombie stays."""
-        self.process.kill()
-        self.process.wait()
-        self.channel.close()
-        self.buffer.close()
-        self._stderr.close()
-        os.close(self._lifeline)
-
-    def _death(self, stage: Stage, backend: str) -> DecodeFailure:
-        """What ended the child without our doing."""
-        try:
-            code = self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            return DecodeFailure("decoder_error", stage, "the decoder closed its channel", backend)
-        self._stderr.seek(max(0, os.fstat(self._stderr.fileno()).st_size - 2000))
-        said = self._stderr.read().decode(errors="replace").strip().splitlines()
-        tail = f": {said[-1]}" if said else ""
-        if code == -signal.SIGKILL:
-            return DecodeFailure(
-                "out_of_memory", stage, "the decoder was killed from outside, mostly by the system for memory", backend
-            )
-        if any("MemoryError" in line or "bad_alloc" in line for line in said[-3:]):
-            return DecodeFailure("out_of_memory", stage, f"the decoder reached its memory limit{tail}", backend)
-        with contextlib.suppress(ValueError):
-            name = signal.Signals(-code).name
-            return DecodeFailure("decoder_crashed", stage, f"the decoder died of {name}{tail}", backend)
-        return DecodeFailure("decoder_crashed", stage, f"the decoder exited with {code}{tail}", backend)
-
-
-def _environment() -> dict[str, str]:
-    """One thread everywhere, and this package importable also from a source tree."""
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(p for p in paths if p),
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "PYTHONUNBUFFERED": "1",
-    }

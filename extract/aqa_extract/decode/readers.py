@@ -18,7 +18,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from aqa_extract.decode.failure import DecodeFailure
-from aqa_extract.decode.probe import MISMATCH, Probe, Source, open_video
+from aqa_extract.decode.probe import MISMATCH, Probe
+from aqa_extract.decode.source import Source, open_video
 
 
 @dataclass

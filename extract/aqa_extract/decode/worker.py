@@ -22,8 +22,9 @@ import av.error
 import numpy as np
 
 from aqa_extract.decode.failure import DecodeFailure
-from aqa_extract.decode.probe import Probe, Source, probe, timeline
+from aqa_extract.decode.probe import Probe, probe, timeline
 from aqa_extract.decode.readers import AvReader, DecordReader, Reader, damage
+from aqa_extract.decode.source import Source
 from aqa_extract.decode.wire import Channel, FrameBuffer, Gone
 
 SLOTS = 2
