@@ -2,7 +2,9 @@
 
 child.py    the parent's side: `Decoder.decode(request)`            imported by the engine
 worker.py   the child's side: `python -m aqa_extract.decode.worker`  imports NumPy, PyAV, decord; never torch
+process.py  that process as the parent holds it: started, timed, killed, buried
 wire.py     messages and the shared frame buffer between the two
+source.py   opening a file that nobody vouches for
 probe.py    is this a video, and what is its display timeline?
 readers.py  the two backends, under one frame semantics
 """
