@@ -21,6 +21,8 @@ VIDEO_SUFFIXES = frozenset(
 
 def printable_id(text: str) -> str:
     """`text` as an id: printable, UTF-8, and different for different texts (a backslash is doubled)."""
+    if text.isprintable() and "\\" not in text:
+        return text
     return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

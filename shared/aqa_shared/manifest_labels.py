@@ -33,7 +33,7 @@ class _Names:
         self.paths, self.stems, self.names, self.name_stems = (defaultdict[str, list[int]](list) for _ in range(4))
         for i, video in enumerate(videos):
             self.paths[_same(printable_id(video.path))].append(i)
-            relative = os.path.relpath(video.path, root).replace(os.sep, "/")
+            relative = video.path.removeprefix(root).lstrip(os.sep).replace(os.sep, "/")
             self.paths[_same(printable_id(relative))].append(i)
             self.stems[_same(printable_id(os.path.splitext(relative)[0]))].append(i)
             name = os.path.basename(video.path)
