@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 from numpy.typing import NDArray
 
 from aqa_shared.records import ExtractSettings, FlowSettings, Sampling, Video
 from aqa_shared.store import ArraySpec, StoreWriter
+
+# The shapes in the annotations are checked while testing.
+_TENSORS = ("methods", "layers", "batch", "features", "trainer")
+install_import_hook([f"aqa_train.{name}" for name in _TENSORS], "beartype.beartype")
 
 MakeStore = Callable[..., Path]
 

@@ -189,22 +189,25 @@ def test_jobs_give_the_results_of_one_after_the_other(make_store: MakeStore, tmp
     assert results(tmp_path / "one") == results(tmp_path / "two")
 
 
-def test_sigterm_saves_and_resuming_gives_the_same(make_store: MakeStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("jobs", "stopped_by", "code"), [(1, signal.SIGTERM, 143), (2, signal.SIGINT, 130)])
+def test_signals_save_and_resuming_gives_the_same(
+    make_store: MakeStore, tmp_path: Path, jobs: int, stopped_by: signal.Signals, code: int
+) -> None:
     store = make_store(videos=20)
-    common = ["--features", store, "--seeds", 2, "--epochs", 400, "--jobs", 1, *FAST]
+    common = ["--features", store, "--seeds", 2, "--epochs", 400, "--jobs", jobs, *FAST]
     command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--out", str(tmp_path / "cut")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stderr is not None
     # The first progress line says that training has begun.
     while not (line := process.stderr.readline()).startswith("epochs"):
         assert line, "it ended before it trained"
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(stopped_by)
     _, rest = process.communicate(timeout=120)
-    assert process.returncode == 143, rest
+    assert process.returncode == code, rest
     assert f"aqa-train --resume {tmp_path / 'cut'}" in rest.replace("\n", "")
-    assert len(list((tmp_path / "cut").rglob("state.safetensors"))) == 1
+    assert len(list((tmp_path / "cut").rglob("state.safetensors"))) == jobs
     aqa_train("--resume", tmp_path / "cut", "--jobs", 1, "--device", "cpu")
-    aqa_train(*common, "--out", tmp_path / "whole")
+    aqa_train(*common, "--out", tmp_path / "whole", "--jobs", 1)
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
     assert (tmp_path / "cut" / "metrics.json").exists()
 
@@ -376,3 +379,25 @@ def test_broken_labels_files_are_refused(make_store: MakeStore, tmp_path: Path, 
     labels.write_text(text)
     with pytest.raises(UsageError, match=r"new\.csv"):
         aqa_train("--features", make_store(videos=12), "--labels", labels, "--out", tmp_path / "o", *FAST)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path: Path) -> None:
+    """The limit on file size stands for a full disk: the system refuses the write half-way."""
+    code = """
+import resource, signal, sys, torch
+from pathlib import Path
+from aqa_shared.errors import StoreError
+from aqa_train import checkpoint
+path = Path(sys.argv[1])
+checkpoint.save(path, {"x": torch.zeros(10)}, {"kind": "state", "n": 1})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    checkpoint.save(path, {"x": torch.ones(100_000)}, {"kind": "state", "n": 2})
+except StoreError as e:
+    print(int(e.exit_code), checkpoint.load(path, "state")[1]["n"], len(list(path.parent.iterdir())))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "c" / "s.safetensors")], capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["6", "1", "1"], done.stderr

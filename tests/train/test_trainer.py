@@ -211,7 +211,7 @@ def test_batch_sizes(labelled: int, unlabelled: int, batch: int, expected: tuple
 
 
 def test_score_scale_is_linear_and_back() -> None:
-    scale = ScoreScale(6, 30, 5)
+    scale = ScoreScale(6.0, 30.0, 5.0)
     np.testing.assert_allclose(scale.to_training(np.array([6.0, 18.0, 30.0, 36.0])), [0, 2.5, 5, 6.25])
     np.testing.assert_allclose(scale.to_scores(np.array([0, 2.5, 5], dtype=np.float32)), [6, 18, 30])
 

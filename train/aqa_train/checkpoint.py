@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aqa_shared.errors import UsageError
+from aqa_shared.errors import StoreError, UsageError
 
 FORMAT = 1
 _KEY = "aqa"
@@ -32,6 +32,12 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+    except (OSError, SafetensorError) as e:
+        partial.unlink(missing_ok=True)
+        raise StoreError(
+            f"{path} could not be written ({e}); what was saved there before is whole",
+            fix="make room on the disk, then resume",
+        ) from None
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -313,7 +313,7 @@ class FeatureSet:
             self.say(f"{len(empty)} video(s) have features that are all zero: {', '.join(empty[:5])}")
 
 
-def _cut(loaded: Loaded, a: int, b: int) -> Loaded:
+def _cut(loaded: Loaded, a: int, b: int) -> tuple[Tensor, Tensor | None]:
     return loaded[0][a:b], None if loaded[1] is None else loaded[1][a:b]
 
 
