@@ -13,6 +13,7 @@ import io
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
@@ -23,9 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from aqa_pipelines.scene.body import Lengths
+from aqa_pipelines.scene.dives import DIVES, sample_faults
 from aqa_pipelines.scene.film import film
 from aqa_pipelines.scene.judging import Measured, execution, panel
-from aqa_pipelines.scene.routine import DIVES, Routine, sample_faults, simulate
+from aqa_pipelines.scene.routine import Routine, simulate
 from aqa_shared.errors import StoreError, UsageError
 
 GENERATOR = 1
@@ -179,6 +181,8 @@ def render(
     when the folder holds videos of other settings (unless `overwrite`) or files that are not ours, `StoreError`
     when it cannot be written.
     """
+    from aqa_extract.run import available_cores
+
     if count < 1:
         raise UsageError(f"{count} videos is nothing to render", fix="give --videos 1 or more")
     try:
@@ -187,7 +191,7 @@ def render(
         if len(missing) < count:
             advance(count - len(missing), note="kept")
         _write_text(folder / LABELS, labels_text(look, count))
-        cores = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = workers or available_cores()
         if min(cores, len(missing)) <= 1:
             for index in missing:
                 write_video(look, index, folder)
@@ -215,9 +219,7 @@ def _claim(look: Look, folder: Path, overwrite: bool) -> None:
             found = json.loads(marker.read_text(encoding="utf-8"))
         except ValueError:
             found = {}
-        if found == wanted:
-            return
-        if not overwrite:
+        if found != wanted and not overwrite:
             other = ", ".join(
                 f"{k} {found.get(k)} (wanted {wanted.get(k)})"
                 for k in sorted(found.keys() | wanted.keys())
@@ -227,13 +229,18 @@ def _claim(look: Look, folder: Path, overwrite: bool) -> None:
                 f"{folder} holds videos rendered with other settings: {other}",
                 fix="give another --out, or --overwrite to replace these videos",
             )
-        for video in folder.glob("dive_*.mp4"):
-            video.unlink()
+        if found != wanted:
+            for video in folder.glob("dive_*.mp4"):
+                video.unlink()
     elif folder.exists() and any(folder.iterdir()):
         raise UsageError(
             f"{folder} is not empty and was not made by this command", fix="give a new or empty folder with --out"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".*.partial"):
+        # Of a rendering that was killed; a younger one may still be at work.
+        if time.time() - left.stat().st_mtime > 3600:
+            left.unlink(missing_ok=True)
     _write_text(marker, json.dumps(wanted, indent=2) + "\n")
 
 

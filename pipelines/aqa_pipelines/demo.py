@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aqa_pipelines.dataset import Look, render
+from aqa_pipelines.dataset import Look, name_of, render
 from aqa_shared import console
 from aqa_shared.errors import AqaError, ExitCode
 
@@ -100,12 +100,12 @@ def comparison(metrics: dict[str, Any]) -> str:
 
 
 def _where(out: Path) -> str:
-    return "\n".join(
-        [
-            "",
-            f"{out / 'videos'}      the videos, labels.csv (scores and what caused them)",
-            f"{out / 'feats.zarr'}  the features (aqa info {out / 'feats.zarr'})",
-            f"{out / 'run'}         metrics.json, predictions.csv, splits, checkpoints, plots",
-            f"try: aqa predict {out / 'run'} {out / 'videos' / 'dive_00002.mp4'}",
-        ]
-    )
+    store, run = out / "feats.zarr", out / "run"
+    places = {
+        out / "videos": "the videos; labels.csv has their scores and what caused them",
+        store: f"the features; see `aqa info {store}`",
+        run: "metrics.json, predictions.csv, splits, checkpoints, plots",
+    }
+    width = max(len(str(place)) for place in places)
+    rows = [f"{place!s:{width}}  {what}" for place, what in places.items()]
+    return "\n".join(["", *rows, f"try: aqa predict {run} {out / 'videos' / name_of(2)}"])

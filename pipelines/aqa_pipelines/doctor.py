@@ -62,7 +62,8 @@ def _system() -> Iterator[Check]:
 
 
 def _cpu() -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from aqa_extract.run import available_cores
+
     model, flags = platform.processor() or platform.machine(), set()
     table = Path("/proc/cpuinfo")
     if table.is_file():
@@ -73,7 +74,7 @@ def _cpu() -> Iterator[Check]:
             if key.strip() == "flags":
                 flags = set(value.split())
                 break
-    yield Check("cpu", f"{model}, {cores} cores for this process (of {os.cpu_count()})")
+    yield Check("cpu", f"{model}, {available_cores()} cores for this process (of {os.cpu_count()})")
     yield Check("cpu flags", ", ".join(f for f in FLAGS if f in flags) or "none of " + ", ".join(FLAGS))
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

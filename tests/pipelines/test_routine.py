@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aqa_pipelines.scene.body import CHANNELS, INDEX, Lengths, centre_of_mass, kinematics, rotation_of, turn
+from aqa_pipelines.scene.dives import DIVES, Dive, Faults, sample_faults
 from aqa_pipelines.scene.judging import DEDUCTIONS, IDEAL_DISTANCE, Measured, deductions, execution, panel
-from aqa_pipelines.scene.routine import DIVES, DT, GRAVITY, Faults, Routine, sample_faults, simulate
+from aqa_pipelines.scene.routine import DT, GRAVITY, Routine, simulate
 
 FAULTLESS = Measured(
     jump=1.0,
@@ -128,11 +129,11 @@ def test_a_tuck_turns_easier_than_a_stretched_body() -> None:
 
 
 @pytest.mark.parametrize("entry", DIVES, ids=lambda d: d.name)
-def test_a_clean_dive_enters_upright_without_a_splash(entry: object) -> None:
-    found = dive(entry.name).measured  # type: ignore[attr-defined]
+def test_a_clean_dive_enters_upright_without_a_splash(entry: Dive) -> None:
+    found = dive(entry.name).measured
     assert found.entry_angle < 3
     assert found.splash < 0.2
-    assert found.timing_error == 0
+    assert found.timing_error < DEDUCTIONS["timing_error"].free
     assert found.form_error < 1
     assert execution(found) > 9
 
