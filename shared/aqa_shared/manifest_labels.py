@@ -28,12 +28,12 @@ class _Names:
     """Finds the videos that a name in a label table may mean."""
 
     def __init__(self, videos: Sequence[Video], root: str) -> None:
-        self.root = root
+        inside = root if root.endswith(os.sep) else root + os.sep
         self.ids = {_same(v.id): i for i, v in enumerate(videos)}
         self.paths, self.stems, self.names, self.name_stems = (defaultdict[str, list[int]](list) for _ in range(4))
         for i, video in enumerate(videos):
             self.paths[_same(printable_id(video.path))].append(i)
-            relative = video.path.removeprefix(root).lstrip(os.sep).replace(os.sep, "/")
+            relative = video.path.removeprefix(inside).replace(os.sep, "/")
             self.paths[_same(printable_id(relative))].append(i)
             self.stems[_same(printable_id(os.path.splitext(relative)[0]))].append(i)
             name = os.path.basename(video.path)
