@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from aqa_shared.errors import AqaError
@@ -37,12 +38,16 @@ class Stopped(Exception):
     """The run was asked to stop."""
 
 
-class Device(Protocol[Loaded, Finished]):
+Taken = TypeVar("Taken", contravariant=True)
+Given = TypeVar("Given", covariant=True)
+
+
+class Device(Protocol[Taken, Given]):
     """What happens between loading and writing."""
 
-    def submit(self, loaded: Loaded) -> Sequence[Finished]: ...
+    def submit(self, loaded: Taken, /) -> Sequence[Given]: ...
 
-    def flush(self) -> Sequence[Finished]: ...
+    def flush(self) -> Sequence[Given]: ...
 
 
 class ByteBudget:
@@ -202,7 +207,7 @@ class _Run(Generic[Job, Loaded, Finished]):
                 self._ended(item)
                 continue
             try:
-                done = self._timed_device(lambda item=item: self.engine.device.submit(item))
+                done = self._timed_device(partial(self.engine.device.submit, item))
             except AqaError:
                 raise
             except Exception as e:

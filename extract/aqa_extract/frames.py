@@ -43,7 +43,8 @@ def to_short_side(
     frames: UInt8[Tensor, "n channels height width"], pixels: Pixels
 ) -> UInt8[Tensor, "n channels out_height out_width"]:
     """`frames` at `pixels.short_side`, up or down."""
-    return resize(frames, size_at_short_side(*frames.shape[-2:], pixels.short_side), pixels.antialias)
+    height, width = frames.shape[-2:]
+    return resize(frames, size_at_short_side(height, width, pixels.short_side), pixels.antialias)
 
 
 def centre_crop(frames: Tensor, side: int) -> Tensor:

@@ -14,7 +14,6 @@ from aqa_extract import frames as px
 from aqa_extract.decode.child import Chunk, Decoder, DecodeRequest, Finished, Opened
 from aqa_extract.decode.probe import Probe
 from aqa_extract.sampling import Plan
-from aqa_extract.streams import needs_actor
 from aqa_shared.records import ExtractSettings
 
 ACTOR_SHORT_SIDE = 512
@@ -54,6 +53,7 @@ def load(
 ) -> Prepared:
     """Decode `request` and resize as it arrives, so that full-size frames never pile up.
 
+    `detector_size` is the side of the square the detector looks at, None where no stream follows the actor.
     `reserve(bytes)` may block: it is called once the size is known and before the first frame is kept.
     Raises DecodeFailure.
     """
@@ -67,7 +67,8 @@ def load(
         if isinstance(event, Opened):
             # Sent a second time when the file held fewer frames than it promised: start over.
             opened, frames = event, None
-            rows = detection_rows(len(event.wanted), settings.actor.every) if needs_actor(settings) else rows
+            if detector_size is not None:
+                rows = detection_rows(len(event.wanted), settings.actor.every)
             reserve(_bytes_needed(event, settings, len(rows), detector_size))
         elif isinstance(event, Chunk):
             assert opened is not None, "the decoder announces a plan before it sends frames"
@@ -76,8 +77,8 @@ def load(
             small = px.to_short_side(chunk, settings.pixels)
             if frames is None:
                 frames = small.new_empty((len(opened.wanted), *small.shape[1:]))
-                if needs_actor(settings):
-                    height, width = _actor_size(*chunk.shape[-2:])
+                if detector_size is not None:
+                    height, width = _actor_size(opened.probe.height, opened.probe.width)
                     large = chunk.new_empty((len(opened.wanted), 3, height, width))
                     detect_frames = chunk.new_empty((len(rows), 3, detector_size, detector_size))
             target = torch.from_numpy(at).to(device)
@@ -113,7 +114,7 @@ def _bytes_needed(opened: Opened, settings: ExtractSettings, detections: int, de
     height, width = opened.probe.height, opened.probe.width
     small = px.size_at_short_side(height, width, settings.pixels.short_side)
     total = n * 3 * small[0] * small[1]
-    if needs_actor(settings):
+    if detector_size is not None:
         large = _actor_size(height, width)
-        total += n * 3 * large[0] * large[1] + detections * 3 * (detector_size or 0) ** 2
+        total += n * 3 * large[0] * large[1] + detections * 3 * detector_size**2
     return total

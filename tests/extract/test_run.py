@@ -9,20 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.extract.clips import Clip
 
 from aqa_extract import quarantine
-from aqa_extract.run import Interrupted, Options, extract, pinned, plan
+from aqa_extract.run import Options, extract, pinned, plan
 from aqa_shared.errors import EnvironmentFault, ExitCode, StoreError
 from aqa_shared.manifest import find_videos
-from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling, Video
+from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling
 from aqa_shared.store import FeatureStore, peek, verify
-from tests.extract.clips import Clip
 
 BIN = Path(sys.executable).parent
 SMALL = ("--segments", "2", "--short-side", "32", "--crop", "32", "--rgb-weights", "i3d-kinetics-400")
@@ -202,7 +201,9 @@ def test_videos_appended_later_give_the_same_store(clips: Path, undisturbed: Pat
 def test_features_do_not_depend_on_batch_workers_or_neighbours(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
     videos = [v for v in find_videos(clips).videos if v.id != "broken.mp4"]
     extract(videos[::-1], tmp_path / "b.zarr", SETTINGS, Options(workers=3))
-    assert np.array_equal(FeatureStore.open(tmp_path / "b.zarr").read("rgb"), FeatureStore.open(undisturbed).read("rgb"))
+    assert np.array_equal(
+        FeatureStore.open(tmp_path / "b.zarr").read("rgb"), FeatureStore.open(undisturbed).read("rgb")
+    )
     extract(videos[1:2], tmp_path / "alone.zarr", SETTINGS)
     alone = FeatureStore.open(tmp_path / "alone.zarr").read("rgb")
     assert np.array_equal(alone, FeatureStore.open(undisturbed).video(videos[1].id, "rgb"))
@@ -350,11 +351,24 @@ def test_an_empty_folder_is_no_input(tmp_path: Path) -> None:
 
 
 def test_configuration_file_gives_way_to_environment_and_that_to_flags(clips: Path, tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text('segments = 3\nshort-side = 40\nbn_eps = 1e-5\n')
+    (tmp_path / "c.toml").write_text("segments = 3\nshort-side = 40\nbn_eps = 1e-5\n")
     done = subprocess.run(
-        [BIN / "aqa-extract", clips, "--out", tmp_path / "s", "--config", tmp_path / "c.toml", "--crop", "32",
-         "--bn-eps", "0.01", "--print-config"],
-        capture_output=True, text=True, env={**os.environ, "AQA_EXTRACT_SHORT_SIDE": "48"},
+        [
+            BIN / "aqa-extract",
+            clips,
+            "--out",
+            tmp_path / "s",
+            "--config",
+            tmp_path / "c.toml",
+            "--crop",
+            "32",
+            "--bn-eps",
+            "0.01",
+            "--print-config",
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "AQA_EXTRACT_SHORT_SIDE": "48"},
     )
     assert done.returncode == 0, done.stderr
     settings = ExtractSettings.model_validate_json(done.stdout)

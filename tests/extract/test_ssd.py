@@ -21,7 +21,6 @@ from torchvision.ops import box_iou, nms
 
 from aqa_extract.actor import mobilenet_ssd
 from aqa_extract.actor.mobilenet_ssd import MobileNetSSD
-from aqa_extract.resize import resize_like_opencv
 from aqa_extract.actor.ssd import (
     PersonDetector,
     TorchvisionSSD,
@@ -32,6 +31,7 @@ from aqa_extract.actor.ssd import (
     suppress,
 )
 from aqa_extract.actor.tf_graph import load_ssd_mobilenet_v3, read_graph
+from aqa_extract.resize import resize_like_opencv
 from aqa_shared.errors import EnvironmentFault
 
 CLIPS = ("mmaction2_demo", "v_GGSY1Qvo990")
