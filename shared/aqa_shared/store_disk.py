@@ -122,15 +122,20 @@ def locked(store: Path, *, wait: float = 300.0) -> Iterator[None]:
 # --- the root document ------------------------------------------------------------------------------------
 
 
-def read_root(store: Path) -> dict[str, Any]:
-    """The root group's attributes, checked to be ours and not newer than this code.
+def read_root(store: Path, *, sealed_only: bool = True) -> dict[str, Any]:
+    """The root group's attributes, checked to be ours, not newer than this code, and as they were sealed.
 
-    Raises StoreError when `store` is no feature store of ours.
+    Raises StoreError otherwise. `sealed_only=False` leaves the seal to the caller.
     """
     found = root_or_none(store)
     if found is None:
         seen = "no such folder" if not store.exists() else "not a feature store (no marker of ours in zarr.json)"
         raise StoreError(f"{store}: {seen}", fix="give the folder that aqa-extract wrote with --out")
+    if sealed_only and not seal_holds(found):
+        raise StoreError(
+            f"{store}: the root metadata (zarr.json) was changed by something else, or is damaged",
+            fix="restore zarr.json from a backup, or extract into a new folder",
+        )
     return found
 
 

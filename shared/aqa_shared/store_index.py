@@ -14,16 +14,10 @@ from aqa_shared.errors import StoreError
 from aqa_shared.store_disk import read_root
 from aqa_shared.store_layout import LABEL_COLUMNS, digest_of, missing_chunks, open_array
 
-_READ = {"async.concurrency": 4}
-"""Few large chunks: more tasks in flight only compete for memory bandwidth."""
-
 
 def read_array(array: Any, rows: slice | None = None) -> np.ndarray:
     """Rows of a zarr.Array as NumPy; text as Python strings in an object array."""
-    import zarr
-
-    with zarr.config.set(_READ):
-        data = np.asarray(array[...] if rows is None else array[rows])
+    data = np.asarray(array[...] if rows is None else array[rows])
     return data.astype(object) if data.dtype.kind == "T" else data
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aqa_shared.records import ExtractSettings
-from aqa_shared.store_disk import disk_errors, locked, roll_forward, root_or_none
+from aqa_shared.store_disk import disk_errors, locked, read_root, roll_forward, root_or_none
 from aqa_shared.store_index import read_index
 from aqa_shared.store_layout import JOURNAL
 from aqa_shared.store_staging import staged_videos
@@ -36,6 +36,7 @@ def peek(path: Path | str) -> Peek | None:
         attributes = root_or_none(path)
         if attributes is None:
             return None
+        attributes = read_root(path)
         committed = read_index(path).metas()
         staged = staged_videos(path, attributes["family"])
         committed.update({s.id: s.meta for s in staged.values()})

@@ -50,15 +50,15 @@ class FeatureStore:
         path = Path(path)
         for attempt in range(3):
             refuse_half_changed(path)
-            seal = read_root(path).get("seal")
+            seal = read_root(path, sealed_only=False).get("seal")
             try:
                 index = read_index(path)
             except StoreError:
-                if attempt == 2 or seal == read_root(path).get("seal"):
+                if attempt == 2 or seal == read_root(path, sealed_only=False).get("seal"):
                     raise
                 continue  # a writer changed the store in this moment
             refuse_half_changed(path)
-            if seal == read_root(path).get("seal"):
+            if seal == read_root(path, sealed_only=False).get("seal"):
                 return cls(path, index)
         raise StoreError(f"{path}: the store keeps changing", fix="open it when no extraction writes to it")
 
@@ -69,7 +69,7 @@ class FeatureStore:
         return f"FeatureStore({str(self.path)!r}: {len(self)} videos, {', '.join(self.specs)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self._index.attributes["seal"])
+        return _reopen, (self.path.absolute(), self._index.attributes["seal"])
 
     @property
     def seal(self) -> str:
@@ -148,7 +148,7 @@ class FeatureStore:
         return self._arrays[name]
 
     def _unchanged(self) -> None:
-        if (self.path / "zarr.json").exists() and read_root(self.path).get("seal") == self.seal:
+        if (self.path / "zarr.json").exists() and read_root(self.path, sealed_only=False).get("seal") == self.seal:
             return
         raise StoreError(
             f"{self.path}: the store was changed while it was being read",

@@ -40,12 +40,12 @@ class Damage:
 def verify(path: Path | str) -> list[Damage]:
     """Everything wrong with a store, [] when all is well. Raises StoreError where it cannot be opened at all."""
     store = Path(path)
-    attributes = read_root(store)
+    attributes = read_root(store, sealed_only=False)
     found: list[Damage] = []
     if (store / JOURNAL).exists():
         found.append(Damage("", "", "a change was interrupted; run the same aqa-extract command again"))
     if not seal_holds(attributes):
-        found.append(Damage("", "", "the root metadata (zarr.json) was changed"))
+        return [*found, Damage("", "", "the root metadata (zarr.json) was changed, and with it what to compare with")]
     try:
         document = json.loads((store / "zarr.json").read_bytes())
         members = document["consolidated_metadata"]["metadata"]

@@ -105,6 +105,7 @@ class StoreWriter:
                     _empty(path, found, wanted)
                     found = wanted
                 else:
+                    found = read_root(path)
                     refuse_different(path, found, wanted)
                     _remove_torn(path, found["family"])
                 session, alive = new_session(path)
@@ -144,6 +145,7 @@ class StoreWriter:
         (no wall times): equal videos then give equal stores. Raises ValueError where the arrays do not fit
         the specs or features are not finite (the video's fault), StoreError where the disk refuses.
         """
+        self._refuse_closed()
         key = video_key(id)
         data = checked_arrays(self._specs, id, arrays)
         content = ({n: array_digest(a) for n, a in data.items()}, json.loads(to_json(meta)))
@@ -176,6 +178,8 @@ class StoreWriter:
         """Digests and meta of the video as the store has it, or None."""
         staged = read_marker(target)
         if staged is not None and staged.family == self._family:
+            if staged.id != id:
+                raise StoreError(f"{target} holds {staged.id!r}, not {id!r}: equal keys of 128 bits", fix="rename one")
             return staged.digests, staged.meta
         return self._finalised.get(id)
 
@@ -187,6 +191,7 @@ class StoreWriter:
         equal bytes, whatever the order of the commits. Needs room for a second copy of the features. Raises
         StoreError; a staged video found damaged is dropped, so that the next extraction makes it again.
         """
+        self._refuse_closed()
         with disk_errors(self.path, "finalise the store"), locked(self.path):
             roll_forward(self.path)
             attributes = read_root(self.path)
@@ -231,6 +236,10 @@ class StoreWriter:
             self._attributes = attributes
             if staged:
                 self.refresh()
+
+    def _refuse_closed(self) -> None:
+        if self._alive is None:
+            raise ValueError(f"{self.path}: this writer was closed")
 
     def close(self) -> None:
         """Give up the private folder. Committed videos stay; nothing is finalised."""

@@ -9,6 +9,7 @@ import random
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,6 +235,20 @@ def test_zarr_and_xarray_open_it_without_a_warning(path: Path) -> None:
             np.testing.assert_array_equal(of_v2, arrays_of(2, 3)["rgb"])
             best = data.video_id.values[int(data.score.argmax("video"))]
             assert best == "v0.mp4"
+
+
+def test_the_documented_ways_to_read_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/store-format.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    with open_writer(tmp_path / "feats.zarr") as writer:
+        for i in range(4):
+            writer.commit(f"{'abcd'[i]}.mp4", arrays_of(i, 2 + i), {})
+        writer.finalise({})
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["rows"] == slice(9, 14)
+    assert names["store"].table["score"].shape == (4,)
 
 
 def test_staged_videos_are_zarr_groups_of_their_own(path: Path) -> None:

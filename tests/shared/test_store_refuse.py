@@ -110,6 +110,31 @@ def test_a_newer_schema_is_refused_by_both_sides(tmp_path: Path) -> None:
         FeatureStore.open(tmp_path / "s")
 
 
+def test_edited_metadata_is_refused_by_both_sides(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", 1)
+    text = (tmp_path / "s/zarr.json").read_text()
+    for edit in (text.replace('"arrays"', '"brrays"'), text.replace('"bn_eps": 0.001', '"bn_eps": 0.002')):
+        assert edit != text
+        (tmp_path / "s/zarr.json").write_text(edit)
+        with pytest.raises(StoreError, match="changed by something else"):
+            FeatureStore.open(tmp_path / "s")
+        _refusal(tmp_path / "s")
+        assert len(verify(tmp_path / "s")) == 1
+    (tmp_path / "s/zarr.json").write_text(text[:-20])
+    assert "not JSON" in _refusal(tmp_path / "s").cause
+    (tmp_path / "s/zarr.json").write_text(text.replace('"arrays"', '"brrays"'))
+    open_writer(tmp_path / "s", overwrite=True).close()
+    assert verify(tmp_path / "s") == []
+
+
+def test_a_closed_writer_writes_no_more(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "s") as writer:
+        pass
+    for use in (lambda: writer.commit("a", arrays_of(0), {}), lambda: writer.finalise({})):
+        with pytest.raises(ValueError, match="closed"):
+            use()
+
+
 def test_overwriting_starts_afresh_and_takes_the_quarantine_along(tmp_path: Path) -> None:
     make_store(tmp_path / "s", 3)
     with open_writer(tmp_path / "s") as writer:
