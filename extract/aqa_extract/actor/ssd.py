@@ -40,7 +40,8 @@ class Persons:
     """Up to `PERSONS` people of each frame, best first."""
 
     boxes: Float[Tensor, "batch persons 4"]
-    """x1, y1, x2, y2 in 0..1 of the frame, float32; zeros where there is none."""
+    """x1, y1, x2, y2 in 0..1 of the frame, float32, as the network says: the zoo's may reach beyond the frame,
+    torchvision's end at it. Zeros where there is none."""
     scores: Float[Tensor, "batch persons"]
     """Probability, float32; 0 where there is none."""
 
@@ -183,7 +184,7 @@ class PersonDetector(nn.Module):
             boxes = boxes.clamp(0, 1)
         kept = best * suppress(boxes, self.nms_iou)
         best, at = kept.topk(min(self.persons, kept.shape[1]), dim=1)
-        boxes = boxes.gather(1, at[..., None].expand(-1, -1, 4)).clamp(0, 1)
+        boxes = boxes.gather(1, at[..., None].expand(-1, -1, 4))
         return Persons(boxes * (best > 0)[..., None], best)
 
 

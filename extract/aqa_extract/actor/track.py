@@ -86,7 +86,8 @@ def follow(
     central square. Raises ValueError for arrays that do not fit together.
     """
     looked = np.asarray(positions, np.int64)
-    corners = np.asarray(boxes, np.float64)
+    # What a detector guesses beyond the frame cannot be shown.
+    corners = np.clip(np.asarray(boxes, np.float64), 0, 1)
     chances = np.asarray(scores, np.float64)
     _check(looked, corners, chances, length, size)
     height, width = size
