@@ -115,7 +115,7 @@ def test_an_empty_picture_has_no_likely_person(detector: PersonDetector) -> None
     found = detector.detect(torch.full((1, 3, 240, 320), 127, dtype=torch.uint8))
     assert found.scores.max() < 0.3
     assert found.boxes.shape == (1, 16, 4)
-    assert ((found.boxes >= 0) & (found.boxes <= 1)).all()
+    assert torch.isfinite(found.boxes).all()
 
 
 @pytest.mark.gpu
