@@ -275,6 +275,7 @@ def clean_dead_sessions(store: Path) -> int:
                 continue
             with held:
                 remove(entry)
-    for entry in store.glob("zarr.json.*.partial"):
-        entry.unlink(missing_ok=True)
+    for folder in (store, store / STAGING):
+        for entry in folder.glob("zarr.json.*.partial"):
+            entry.unlink(missing_ok=True)
     return living

@@ -55,8 +55,9 @@ def refuse_foreign(path: Path) -> None:
         return
     foreign = [p.name for p in path.iterdir() if p.name != STAGING and not p.name.startswith("zarr.json.")]
     if (path / STAGING).exists():
-        foreign += [p.name for p in (path / STAGING).iterdir() if p.name not in (".work", "zarr.json")]
-    if foreign:
+        foreign += [p.name for p in (path / STAGING).iterdir() if not p.name.startswith((".work", "zarr.json"))]
+    # Another process may have created the store since the first look: then these things are ours.
+    if foreign and root_or_none(path) is None:
         seen = ", ".join(sorted(foreign)[:5]) + (" …" if len(foreign) > 5 else "")
         raise StoreError(
             f"{path}: a folder with other things in it ({seen}), not a feature store",
