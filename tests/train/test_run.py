@@ -194,22 +194,27 @@ def test_signals_save_and_resuming_gives_the_same(
     make_store: MakeStore, tmp_path: Path, jobs: int, stopped_by: signal.Signals, code: int
 ) -> None:
     store = make_store(videos=20)
-    common = ["--features", store, "--seeds", 2, "--epochs", 400, "--jobs", jobs, *FAST]
-    command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--out", str(tmp_path / "cut")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    # The first progress line says that training has begun.
-    while not (line := process.stderr.readline()).startswith("epochs"):
-        assert line, "it ended before it trained"
-    process.send_signal(stopped_by)
-    _, rest = process.communicate(timeout=120)
+    common = ["--features", store, "--seeds", 2, "--epochs", 150, "--jobs", jobs, *FAST]
+    for attempt in range(5):
+        cut = tmp_path / f"cut{attempt}"
+        command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--out", str(cut)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        # The first progress line says that training has begun.
+        while not (line := process.stderr.readline()).startswith("epochs"):
+            assert line, "it ended before it trained"
+        process.send_signal(stopped_by)
+        _, rest = process.communicate(timeout=120)
+        if process.returncode != 0:
+            break  # else it was done before the signal came: a busy machine
     assert process.returncode == code, rest
-    assert f"aqa-train --resume {tmp_path / 'cut'}" in rest.replace("\n", "")
-    assert len(list((tmp_path / "cut").rglob("state.safetensors"))) == jobs
-    aqa_train("--resume", tmp_path / "cut", "--jobs", 1, "--device", "cpu")
+    assert f"aqa-train --resume {cut}" in rest.replace("\n", "")
+    # A second process may not have begun yet.
+    assert 1 <= len(list(cut.rglob("state.safetensors"))) <= jobs
+    aqa_train("--resume", cut, "--jobs", 1, "--device", "cpu")
     aqa_train(*common, "--out", tmp_path / "whole", "--jobs", 1)
-    assert results(tmp_path / "cut") == results(tmp_path / "whole")
-    assert (tmp_path / "cut" / "metrics.json").exists()
+    assert results(cut) == results(tmp_path / "whole")
+    assert (cut / "metrics.json").exists()
 
 
 def test_resuming_with_other_settings_or_labels_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
