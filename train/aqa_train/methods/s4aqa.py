@@ -229,7 +229,10 @@ def domain_loss(labelled: Float[Tensor, "labelled"], unlabelled: Sequence[Tensor
 def choose_segments(
     x: Float[Tensor, "batch time channels"], present: Bool[Tensor, "batch time"] | None, count: int
 ) -> Bool[Tensor, "batch time"]:
-    """`count` different present segments of every video, uniformly; a video keeps at least one visible."""
+    """`count` different present segments of every video, uniformly; fewer where none would stay visible.
+
+    A video of a single segment has it hidden: there is nothing else to learn from it.
+    """
     keys = torch.rand(x.shape[:2], device=x.device)
     if present is None:
         chosen = keys.topk(count, dim=1).indices
