@@ -313,13 +313,20 @@ def test_from_videos_to_scores(tmp_path: Path, i3d_rgb_weights: str) -> None:
     for row in rows:
         assert float(row["score"]) == pytest.approx(tested[Path(row["path"]).name], abs=2e-3)
 
-    done = run(
-        "aqa", "predict", "run", videos[0], "--format", "json", "--out", "p.json", "--device", "cpu", cwd=tmp_path
-    )
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    only_bad = ["broken.mp4", "--format", "json", "--out", "p.json", "--device", "cpu"]
+    done = run("aqa", "predict", "run", *only_bad, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (3, ""), done.stderr
     record = json.loads((tmp_path / "p.json").read_text())
-    assert record["failures"] == []
-    assert record["scores"][0]["score"] == pytest.approx(float(rows[0]["score"]), abs=1e-3)
-    only_bad = run("aqa", "predict", "run", "broken.mp4", "--format", "json", "--device", "cpu", cwd=tmp_path)
-    assert only_bad.returncode == 3
-    assert json.loads(only_bad.stdout)["failures"][0]["id"] == "broken.mp4"
+    assert record["scores"] == []
+    assert record["failures"][0]["id"] == "broken.mp4"
+
+
+def test_predictions_as_json_and_csv() -> None:
+    from aqa_pipelines.predict import Predictions, Scored, as_text
+
+    result = Predictions([Scored("a,b.mp4", "/v/a\udcff,b.mp4", 7.25)], [])
+    assert json.loads(as_text(result, "json")) == {
+        "scores": [{"id": "a,b.mp4", "path": "/v/a\\xff,b.mp4", "score": 7.25}],
+        "failures": [],
+    }
+    assert as_text(result, "csv") == 'id,path,score\n"a,b.mp4","/v/a\\xff,b.mp4",7.2500\n'
