@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -38,8 +39,8 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     import tomllib
 
     try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as e:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as e:
         raise UsageError(f"cannot read the configuration {path}: {e}") from e
     known = {parameter.name for parameter in context.command.params}
     values = {key.replace("-", "_"): value for key, value in values.items()}
@@ -103,11 +104,12 @@ def extract(
         str, typer.Option(help="auto, av or decord; auto uses decord only where both give the same frames.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    batch: Annotated[int | None, typer.Option(help="Segments per I3D call; default by device.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Decode processes; default by cores.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds a video may take to decode.")] = 300.0,
-    stop_after: Annotated[int, typer.Option(help="Failures in a row that stop the run; 0 never.")] = 20,
+    batch: Annotated[int | None, typer.Option(min=1, help="Segments per I3D call; default by device.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decode processes; default by cores.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for a video's decoder.")] = 300.0,
+    stop_after: Annotated[int, typer.Option(min=0, help="Failures in a row that stop the run; 0 never.")] = 20,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try quarantined videos again.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Extract again what `aqa verify` finds damaged.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as JSON and stop.")] = False,
@@ -164,10 +166,11 @@ def extract(
         timeout=timeout,
         stop_after=stop_after,
         retry_failed=retry_failed,
+        repair=repair,
         overwrite=overwrite,
     )
     if dry_run:
-        console.out.print(plan(manifest.videos, out, options).text())
+        console.out.print(plan(manifest.videos, out, settings, options, dry=True).text(), markup=False)
         return
     report = run_extract(manifest.videos, out, settings, options)
     console.out.print(report.text(), markup=False)
@@ -212,9 +215,19 @@ def settings_from(
             }
         )
     except ValidationError as e:
-        first = e.errors()[0]
-        where = "--" + str(first["loc"][-1]).replace("_", "-") if first["loc"] else "the options"
-        raise UsageError(f"{where}: {first['msg']} (got {first['input']!r})", fix="see aqa-extract --help") from e
+        raise _named(e.errors()[0]) from e
+
+
+def _named(error: Mapping[str, Any]) -> UsageError:
+    """A validation error by the option it came from: ("flow", "bound") is --flow-bound, ("flow", "mode") is --flow."""
+    place = [str(part) for part in error["loc"]]
+    if place[0:1] in (["sampling"], ["pixels"]) or place[-1:] == ["mode"]:
+        place = place[1:] if place[-1:] != ["mode"] else place[:1]
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error" or not place:
+        return UsageError(message, fix="see aqa-extract --help")
+    option = "--" + "-".join(place).replace("_", "-")
+    return UsageError(f"{option}: {message} (got {error['input']!r})", fix="see aqa-extract --help")
 
 
 def main() -> None:

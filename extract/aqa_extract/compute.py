@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,21 @@ from aqa_shared.errors import AqaError, EnvironmentFault
 from aqa_shared.records import ExtractSettings
 
 DETECT_BATCH = 32
+ROWS = 64
+"""Frames that are in float at a time: minutes of video would take tens of gigabytes."""
+
+
+@contextmanager
+def device_faults() -> Iterator[None]:
+    """What the device refuses is no video's fault."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise EnvironmentFault(
+            f"out of device memory: {e}", fix="use --workers 1, a smaller --short-side or --crop, or --device cpu"
+        ) from e
+    except torch.AcceleratorError as e:
+        raise EnvironmentFault(f"the device failed: {e}", fix="see `aqa doctor`, then rerun the same command") from e
 
 
 @dataclass
@@ -74,27 +90,24 @@ class Compute:
         self.lock = threading.Lock()
         self.queues: dict[str, deque[_Clip]] = {kind.modality: deque() for kind in self.kinds}
         """By modality: clips of any stream and any video."""
+        self.completed: list[Done] = []
         self.frames = 0
         """Decoded frames taken in so far, for the progress line."""
 
     @torch.inference_mode()
     def submit(self, prepared: Prepared) -> list[Done]:
-        """Take a video in; return the videos this completed.
+        """Take a video in; return the videos that are complete by now.
 
         Raises EnvironmentFault for a fault of the device; any other error concerns this video alone, and leaves no
-        trace of it behind.
+        trace of it behind. Videos that were completed on the way are returned by the next call.
         """
         if self.networks.device.type == "cpu":
             torch.set_num_threads(1)  # of the calling thread
         ticket = _Ticket(Done(prepared, {}, {}), len(prepared.plan.segments) * len(self.kinds))
-        completed: list[Done] = []
         try:
-            for clip in self._clips(ticket):
-                completed += self._enqueue(clip)
-        except AqaError:
-            raise
-        except torch.AcceleratorError as e:
-            raise EnvironmentFault(f"the device failed: {e}", fix="see `aqa doctor`, then rerun") from e
+            with device_faults():
+                for clip in self._clips(ticket):
+                    self._enqueue(clip)
         except Exception:
             with self.lock:
                 ticket.dropped = True
@@ -105,50 +118,61 @@ class Compute:
             prepared.frames = prepared.frames[:0].clone()
             with self.lock:
                 self.frames += len(prepared.positions)
-        return completed
+        return self._take_completed()
 
     @torch.inference_mode()
     def flush(self) -> list[Done]:
         """Run what is left, in batches filled up to the usual shape."""
-        completed: list[Done] = []
-        for modality, queue in self.queues.items():
-            while queue:
-                completed += self._run(modality, [queue.popleft() for _ in range(min(self.batch, len(queue)))])
+        with device_faults():
+            for modality, queue in self.queues.items():
+                while queue:
+                    self._run(modality, [queue.popleft() for _ in range(min(self.batch, len(queue)))])
+        return self._take_completed()
+
+    def _take_completed(self) -> list[Done]:
+        with self.lock:
+            completed, self.completed = self.completed, []
         return completed
 
-    def _enqueue(self, clip: _Clip) -> list[Done]:
+    def _enqueue(self, clip: _Clip) -> None:
         queue = self.queues[clip.kind.modality]
         with self.lock:
             queue.append(clip)
             if len(queue) < self.batch:
-                return []
+                return
             clips = [queue.popleft() for _ in range(self.batch)]
-        return self._run(clip.kind.modality, clips)
+        self._run(clip.kind.modality, clips)
 
-    def _run(self, modality: str, clips: list[_Clip]) -> list[Done]:
-        """One I3D call; returns the videos it completed."""
-        pixels = torch.stack([clip.pixels for clip in clips]).transpose(1, 2)  # (b, c, t, h, w)
+    def _run(self, modality: str, clips: list[_Clip]) -> None:
+        """One I3D call. Clips of several videos share it, so an error in it is no single video's."""
         try:
+            pixels = torch.stack([clip.pixels for clip in clips]).transpose(1, 2)  # (b, c, t, h, w)
             outputs = self.networks.i3d(modality, pixels, max(self.batch, len(clips)))
         except torch.OutOfMemoryError as e:
-            return self._run_in_halves(modality, clips, e)
-        completed = []
+            self._run_in_halves(modality, clips, e)
+            return
+        except (torch.AcceleratorError, AqaError):
+            raise
+        except Exception as e:
+            raise EnvironmentFault(
+                f"I3D failed on a batch of {len(clips)} {modality} segments: {type(e).__name__}: {e}",
+                fix="see `aqa doctor`, then rerun the same command",
+            ) from e
         for row, clip in enumerate(clips):
-            done = clip.ticket.done
+            arrays = clip.ticket.done.arrays
             for suffix, values in outputs.items():
+                name = clip.kind.array + suffix
                 with self.lock:
-                    array = done.arrays.setdefault(
-                        clip.kind.array + suffix,
-                        np.full((len(done.prepared.plan.segments), *values.shape[1:]), np.nan, np.float32),
-                    )
-                array[clip.segment] = values[row]
+                    if name not in arrays:
+                        rows = len(clip.ticket.done.prepared.plan.segments)
+                        arrays[name] = np.full((rows, *values.shape[1:]), np.nan, np.float32)
+                arrays[name][clip.segment] = values[row]
             with self.lock:
                 clip.ticket.waiting -= 1
                 if clip.ticket.waiting == 0 and not clip.ticket.dropped:
-                    completed.append(done)
-        return completed
+                    self.completed.append(clip.ticket.done)
 
-    def _run_in_halves(self, modality: str, clips: list[_Clip], error: Exception) -> list[Done]:
+    def _run_in_halves(self, modality: str, clips: list[_Clip], error: Exception) -> None:
         if self.batch == 1:
             raise EnvironmentFault(
                 f"out of device memory with a single segment of {modality}",
@@ -157,10 +181,8 @@ class Compute:
         self.batch = max(1, self.batch // 2)
         warn(f"out of device memory: going on with batches of {self.batch} segments")
         torch.cuda.empty_cache()
-        completed = []
         for start in range(0, len(clips), self.batch):
-            completed += self._run(modality, clips[start : start + self.batch])
-        return completed
+            self._run(modality, clips[start : start + self.batch])
 
     def _clips(self, ticket: _Ticket) -> Iterator[_Clip]:
         """Every segment of every stream of one video; fills in what the store keeps beside the features."""
@@ -183,11 +205,10 @@ class Compute:
         flow: Tensor | None = None
         if needs_flow(self.settings):
             flow, meta["motion"] = self._flow(prepared)
+        index = torch.from_numpy(rows).to(prepared.frames.device)
         for kind in self.kinds:
-            pixels = self._region(kind, prepared, flow, boxes)
-            index = torch.from_numpy(rows).to(pixels.device)
-            for segment in range(len(rows)):
-                yield _Clip(ticket, kind, segment, pixels[index[segment]])
+            for segment, at in enumerate(index):
+                yield _Clip(ticket, kind, segment, self._region(kind, prepared, at, flow, boxes))
 
     def _track(self, prepared: Prepared) -> Track:
         assert self.networks.detector is not None, "streams that follow the actor come with a detector"
@@ -205,44 +226,46 @@ class Compute:
     def _flow(self, prepared: Prepared) -> tuple[Tensor, float]:
         """Flow (rows, 2, h, w) in pixels from each used timeline position to the next, and its mean magnitude.
 
-        Rows that exist only as a successor repeat their predecessor's flow; no segment reads them.
+        Rows that exist only as a successor stay zero; no segment reads them.
         """
         positions = prepared.positions
         used = np.unique(prepared.plan.segments)
         last = len(prepared.plan.timeline) - 1
         # The timeline's last frame has no successor: its flow is that of the pair before it.
         starts = np.unique(np.where(used == last, max(last - 1, 0), used))
-        starts = starts[np.isin(starts + 1, positions)]
+        starts = starts[np.isin(starts, positions) & np.isin(starts + 1, positions)]
         height, width = prepared.frames.shape[-2:]
         flow = prepared.frames.new_zeros((len(positions), 2, height, width), dtype=torch.float32)
         if not len(starts):  # a single frame: nothing moves
             return flow, 0.0
-        gray = to_gray(prepared.frames)
+        gray = torch.cat([to_gray(part) for part in prepared.frames.split(ROWS)])
         first = torch.from_numpy(np.searchsorted(positions, starts)).to(gray.device)
         second = torch.from_numpy(np.searchsorted(positions, starts + 1)).to(gray.device)
-        total = 0.0
+        total = flow.new_zeros(())
         for a, b in zip(first.split(self.flow_batch), second.split(self.flow_batch), strict=True):
             flow[a] = tvl1(gray, a, b, self.networks.tvl1)
-            total += float(motion(flow[a])) * len(a)
+            total += motion(flow[a]) * len(a)
         end = np.searchsorted(positions, last)
         if end < len(positions) and positions[end] == last and end > 0:
             flow[end] = flow[end - 1]
-        return flow, total / len(starts)
+        return flow, float(total) / len(starts)
 
-    def _region(self, kind: StreamKind, prepared: Prepared, flow: Tensor | None, boxes: Tensor | None) -> Tensor:
-        """(rows, channels, crop, crop): uint8 RGB, or flow already in [-1, 1]."""
+    def _region(
+        self, kind: StreamKind, prepared: Prepared, rows: Tensor, flow: Tensor | None, boxes: Tensor | None
+    ) -> Tensor:
+        """(time, channels, crop, crop) of these rows: uint8 RGB, or flow already in [-1, 1]."""
         side = self.settings.pixels.crop
         if kind.modality == "rgb":
             if kind.region == "frame":
-                return px.centre_crop(prepared.frames, side)
+                return px.centre_crop(prepared.frames[rows], side)
             assert prepared.large is not None
             assert boxes is not None
-            return px.crop_boxes(prepared.large, boxes, side).round_().to(torch.uint8)
+            return px.crop_boxes(prepared.large[rows], boxes[rows], side).round_().to(torch.uint8)
         assert flow is not None
         if kind.region == "frame":
-            return to_input(px.centre_crop(flow, side), self.settings.flow)
+            return to_input(px.centre_crop(flow[rows], side), self.settings.flow)
         assert boxes is not None
         # A crop that is enlarged k times shows motion that is k times as many pixels long.
-        width = (boxes[:, 2] - boxes[:, 0]).clamp_min(1e-6) * flow.shape[-1]
-        cropped = px.crop_boxes(flow, boxes, side) * (side / width)[:, None, None, None]
+        width = (boxes[rows, 2] - boxes[rows, 0]).clamp_min(1e-6) * flow.shape[-1]
+        cropped = px.crop_boxes(flow[rows], boxes[rows], side) * (side / width)[:, None, None, None]
         return to_input(cropped, self.settings.flow)

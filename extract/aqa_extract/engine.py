@@ -12,7 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -116,20 +116,24 @@ class Engine(Generic[Job, Loaded, Finished]):
     drivers: int = 1
     """Threads that call `device.submit`: one for a GPU; one per core for a CPU, each computing on its own."""
     stop_after: int = 20
-    """This many failures in a row end the run; 0 never does."""
+    """This many failures in a row end the run, if anything is left to do; 0 never does."""
+    on_stop: Callable[[], None] = lambda: None
+    """Called when the run ends early, to wake loaders that wait for something outside."""
 
     def run(self, jobs: Sequence[Job]) -> Outcome:
         """Handle every job, or stop early and say why. Raises what is no single video's fault."""
-        return _Run(self, iter(jobs)).go()
+        return _Run(self, jobs).go()
 
 
 class _Run(Generic[Job, Loaded, Finished]):
     """The threads of one `Engine.run` and what they share."""
 
-    def __init__(self, engine: Engine[Job, Loaded, Finished], pending: Iterator[Job]) -> None:
+    def __init__(self, engine: Engine[Job, Loaded, Finished], jobs: Sequence[Job]) -> None:
         self.engine = engine
         self.stop = engine.stop
-        self.pending = pending
+        self.pending = iter(jobs)
+        self.total = len(jobs)
+        self.handled = 0
         self.ready: queue.Queue[Loaded | Failure | None] = queue.Queue(maxsize=engine.workers + 1)
         self.to_write: queue.Queue[Finished | None] = queue.Queue(maxsize=16)
         self.lock = threading.Lock()
@@ -177,7 +181,11 @@ class _Run(Generic[Job, Loaded, Finished]):
     def _crashed(self, error: BaseException) -> None:
         with self.lock:
             self.crash = self.crash or error
+        self._halt()
+
+    def _halt(self) -> None:
         self.stop.set()
+        self.engine.on_stop()
 
     def _load(self) -> None:
         with self.engine.loader(self.engine.budget) as load_one:
@@ -229,37 +237,45 @@ class _Run(Generic[Job, Loaded, Finished]):
 
     def _hand_over(self, done: Sequence[Finished]) -> None:
         for finished in done:
-            self._put(self.to_write, finished)
+            self.to_write.put(finished)
 
     def _write(self) -> None:
+        """Ends only at the sentinel, so that handing over never blocks for ever."""
         while (item := self.to_write.get()) is not None:
             if self.crash is not None:
-                continue  # keep draining, so that nobody waits for room
-            started = time.monotonic()
-            try:
-                self.engine.commit(item)
-            except JobFailed as e:
-                self._ended(e.failure)
                 continue
+            try:
+                self._commit(item)
             except BaseException as e:
                 self._crashed(e)
-                continue
-            with self.lock:
-                self.outcome.times.write += time.monotonic() - started
-                self.outcome.finished += 1
-                self.engine.report(None)
+
+    def _commit(self, item: Finished) -> None:
+        started = time.monotonic()
+        try:
+            self.engine.commit(item)
+        except JobFailed as e:
+            self._ended(e.failure)
+            return
+        with self.lock:
+            self.handled += 1
+            self.outcome.times.write += time.monotonic() - started
+            self.outcome.finished += 1
+            self.engine.report(None)
 
     def _ended(self, failure: Failure) -> None:
         with self.lock:
             self.outcome.failures.append(failure)
             self.engine.report(failure)
             self.in_a_row += 1
-            if self.engine.stop_after and self.in_a_row >= self.engine.stop_after:
-                self.outcome.stopped_by = f"{self.in_a_row} failures in a row"
-                self.stop.set()
+            self.handled += 1
+            too_many = self.engine.stop_after and self.in_a_row >= self.engine.stop_after
+            if not too_many or self.handled == self.total:
+                return
+            self.outcome.stopped_by = f"{self.in_a_row} failures in a row"
+        self._halt()
 
     def _put(self, where: queue.Queue, item: object) -> None:
-        """Wait for room, but not beyond a stop: then the item is dropped, as nobody will take it."""
+        """Wait for room, but not beyond a stop: then the item is dropped, as no driver will take it."""
         while True:
             try:
                 where.put(item, timeout=0.2)

@@ -220,16 +220,18 @@ def load_i3d(
     bn_eps: float = 1e-3,
     say: Callable[[str], None] = note,
     fuse: bool = True,
+    inflate_from: str = "default",
 ) -> tuple[InceptionI3D, dict[str, Any]]:
     """The network in eval mode on the CPU in float32, and the record of where its weights came from.
 
     `weights` is a name of the registry, `default`, or a file. `fuse` folds the normalisation into the
     convolutions (in full precision, before any change of it); leave it off for the plain parameter names.
+    `inflate_from` names the RGB weights that flow weights `inflated-from-rgb` are made of.
     Raises EnvironmentFault for weights that cannot be had, are of the other stream, or do not fit.
     """
     from aqa_extract.weights import resolve
 
-    loaded = resolve(weights, kind=stream, say=say)
+    loaded = resolve(weights, kind=stream, say=say, inflate_from=inflate_from)
     model = build_i3d(loaded.state, stream=stream, bn_eps=bn_eps, name=loaded.record["name"])
     return (model.fuse() if fuse else model), loaded.record
 

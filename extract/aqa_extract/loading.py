@@ -11,13 +11,17 @@ import torch
 from torch import Tensor
 
 from aqa_extract import frames as px
-from aqa_extract.decode.child import Chunk, Decoder, DecodeRequest, Finished, Opened
+from aqa_extract.decode.child import Chunk, DecodeFailure, Decoder, DecodeRequest, Finished, Opened
 from aqa_extract.decode.probe import Probe
 from aqa_extract.sampling import Plan
+from aqa_extract.streams import needs_flow
 from aqa_shared.records import ExtractSettings
 
 ACTOR_SHORT_SIDE = 512
 """Actor crops are cut from frames of at most this short side: a 1080p video would cost 640 MB at full size."""
+
+WIDEST = 10
+"""Longer side over shorter: scaled to a short side of 256, a ribbon of 16x16384 would take 200 MB a frame."""
 
 
 @dataclass
@@ -66,9 +70,16 @@ def load(
     for event in decoder.decode(request):
         if isinstance(event, Opened):
             # Sent a second time when the file held fewer frames than it promised: start over.
-            opened, frames = event, None
+            opened, frames, large, detect_frames = event, None, None, None
             if detector_size is not None:
                 rows = detection_rows(len(event.wanted), settings.actor.every)
+            if max(event.probe.width, event.probe.height) > WIDEST * min(event.probe.width, event.probe.height):
+                raise DecodeFailure(
+                    "bad_shape",
+                    "probe",
+                    f"{event.probe.width}x{event.probe.height} is more than {WIDEST} times as long as wide: no video "
+                    "of a performance",
+                )
             reserve(_bytes_needed(event, settings, len(rows), detector_size))
         elif isinstance(event, Chunk):
             assert opened is not None, "the decoder announces a plan before it sends frames"
@@ -114,6 +125,8 @@ def _bytes_needed(opened: Opened, settings: ExtractSettings, detections: int, de
     height, width = opened.probe.height, opened.probe.width
     small = px.size_at_short_side(height, width, settings.pixels.short_side)
     total = n * 3 * small[0] * small[1]
+    if needs_flow(settings):  # two float planes and a grey one
+        total += n * 9 * small[0] * small[1]
     if detector_size is not None:
         large = _actor_size(height, width)
         total += n * 3 * large[0] * large[1] + detections * 3 * detector_size**2

@@ -35,11 +35,17 @@ class Networks:
     def load(cls, settings: ExtractSettings, device: torch.device, say: Callable[[str], None]) -> Networks:
         """Raises EnvironmentFault where weights cannot be had or do not fit."""
         dtype = DTYPES[settings.precision]
+        if device.type == "cuda":
+            # "fp32" must mean it: by default convolutions round their inputs to TF32's ten bits.
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
         backbones: dict[str, InceptionI3D] = {}
         weights: dict[str, dict[str, Any]] = {}
         names = {"rgb": settings.rgb_weights, "flow": settings.flow_weights}
         for modality in dict.fromkeys(kind.modality for kind in chosen(settings)):
-            network, weights[modality] = load_i3d(names[modality], modality, settings.bn_eps, say)
+            network, weights[modality] = load_i3d(
+                names[modality], modality, settings.bn_eps, say, inflate_from=settings.rgb_weights
+            )
             # On CPUs the layout that its convolutions want; on GPUs it has been slower in some cuDNN releases.
             layout = torch.channels_last_3d if device.type == "cpu" else torch.preserve_format
             backbones[modality] = network.eval().to(device, dtype).to(memory_format=layout)

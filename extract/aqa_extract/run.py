@@ -10,11 +10,11 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from aqa_extract import quarantine
 from aqa_extract.identity import identify, stat_matches
@@ -23,16 +23,17 @@ from aqa_extract.streams import array_specs
 from aqa_shared import __version__, console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, NoInputError
 from aqa_shared.records import ExtractSettings, Failure, Video
-from aqa_shared.store import StoreWriter, peek
+from aqa_shared.store import StoreWriter, peek, refuse_other_settings, verify
 
 if TYPE_CHECKING:
     import torch
 
     from aqa_extract.work import Work
 
+PART = ("start", "end", "start_time", "end_time")
 CONFLICT = (
-    "the store holds this id from another version of the file; to extract it anew, give it another id in a "
-    "manifest, or use --overwrite for the whole store"
+    "the store holds this id from another version of the file, or another part of it; to extract it anew, give it "
+    "another id in a manifest, or use --overwrite for the whole store"
 )
 PACKAGES = ("torch", "torchvision", "av", "decord", "zarr", "numpy")
 
@@ -47,7 +48,7 @@ class Interrupted(AqaError):
 
 @dataclass(frozen=True)
 class Options:
-    """How to run; nothing here changes the value of a feature."""
+    """How to run; nothing here changes a feature beyond rounding (`batch` and `device` may choose other kernels)."""
 
     device: str = "auto"
     batch: int | None = None
@@ -56,6 +57,8 @@ class Options:
     timeout: float = 300.0
     stop_after: int = 20
     retry_failed: bool = False
+    repair: bool = False
+    """Extract again what `verify` finds damaged."""
     overwrite: bool = False
 
 
@@ -68,6 +71,8 @@ class Plan:
     already: list[str]
     kept_out: list[Failure]
     """Failed before and unchanged since, or in conflict with what the store holds."""
+    damaged: set[str] = field(default_factory=set)
+    """In the store, but not whole; extracted again."""
 
     def text(self) -> str:
         """For --dry-run."""
@@ -109,22 +114,27 @@ class Report:
         return "\n".join([f"{head}, {len(self.failures)} quarantined ({self.seconds:.1f} s):", *rows])
 
 
-def plan(videos: Sequence[Video], out: Path, options: Options) -> Plan:
-    """Compare what is asked with what the store holds; opens no video with a decoder and loads no network."""
-    known = None if options.overwrite else peek(out)
+def plan(videos: Sequence[Video], out: Path, settings: ExtractSettings, options: Options, *, dry: bool = False) -> Plan:
+    """Compare what is asked with what the store holds; opens no video with a decoder and loads no network.
+
+    Raises StoreError for a folder that is no store, or a store of other settings. `dry` writes nothing at all.
+    """
+    known = None if options.overwrite else peek(out, repair=not dry)
+    if known is not None:
+        refuse_other_settings(out, known.settings, settings)
     before = quarantine.read(out) if known else {}
-    result = Plan(out, [], [], [])
+    damaged = {damage.id for damage in verify(out)} if known and options.repair else set()
+    result = Plan(out, [], [], [], damaged)
     fresh: list[Job] = []
     for video in videos:
-        recorded = known.committed.get(video.id) if known else None
+        recorded = known.committed.get(video.id) if known and video.id not in damaged else None
         failed = before.get(video.id)
         if recorded is not None:
-            was = recorded.get("identity") or {}
-            if stat_matches(video.path, was) or ((now := identify(video.path)) and now.matches(was)):
+            if _is_recorded(video, recorded):
                 result.already.append(video.id)
             else:
-                result.kept_out.append(Job(video, now).failed("id_conflict", "probe", CONFLICT))
-        elif failed is not None and not options.retry_failed and _unchanged(video.path, failed):
+                result.kept_out.append(Job(video, identify(video.path)).failed("id_conflict", "probe", CONFLICT))
+        elif failed is not None and not options.retry_failed and _unchanged(video, failed):
             result.kept_out.append(failed)
         else:
             fresh.append(Job(video, identify(video.path)))
@@ -132,32 +142,47 @@ def plan(videos: Sequence[Video], out: Path, options: Options) -> Plan:
     return result
 
 
-def _unchanged(path: str, failed: Failure) -> bool:
+def _is_recorded(video: Video, recorded: Mapping[str, Any]) -> bool:
+    """Whether the store's features are of this part of this file, or of one that is gone since."""
+    if any(recorded.get(name) != getattr(video, name) for name in PART):
+        return False
+    was = recorded.get("identity") or {}
+    if stat_matches(video.path, was) or not os.path.lexists(video.path):
+        return True
+    now = identify(video.path)
+    return now is not None and now.matches(was)
+
+
+def _unchanged(video: Video, failed: Failure) -> bool:
+    if failed.stage == "sampling":  # the part or the protocol was at fault, and may have been mended
+        return False
     if failed.size is None:  # there was no regular file; look again only if there is one now
-        return identify(path) is None
-    return stat_matches(path, {"size": failed.size, "mtime_ns": failed.mtime_ns})
+        return identify(video.path) is None
+    return stat_matches(video.path, {"size": failed.size, "mtime_ns": failed.mtime_ns})
 
 
 def extract(videos: Sequence[Video], out: Path, settings: ExtractSettings, options: Options = Options()) -> Report:
     """Extract `videos` into the store at `out`, going on where an earlier run stopped.
 
-    Raises StoreError (incompatible, damaged, not writable), EnvironmentFault (device, weights, too many failures in
-    a row) and Interrupted after a signal; whatever was finished by then is committed.
+    Labels (scores, splits …) of the videos replace those in the store; where no video carries any, the store keeps
+    what it has. Raises StoreError (incompatible, damaged, not writable), EnvironmentFault (device, weights, too many
+    failures in a row) and Interrupted after a signal; whatever was finished by then is committed.
     """
     started = time.monotonic()
     if not videos:
-        raise NoInputError("no videos were given")
-    todo = plan(videos, out, options)
+        raise NoInputError("no videos were given", fix="name a folder, files, a list or a manifest; see --help")
+    todo = plan(videos, out, settings, options)
     report = Report(out, 0, len(todo.already), list(todo.kept_out))
-    labels = {video.id: video for video in videos}
+    # What is known about a new version of a file says nothing about the features of the old one.
+    conflicts = {failure.id for failure in todo.kept_out if failure.reason == "id_conflict"}
+    labels = {video.id: video for video in videos if video.id not in conflicts}
+    if not any(video.has_labels for video in videos):
+        labels = {}
     in_store = set(todo.already)
     if todo.jobs:
-        try:
-            in_store |= _run(todo, settings, options, labels, report)
-        finally:
-            report.seconds = time.monotonic() - started
+        in_store |= _run(todo, settings, options, labels, report)
     elif (known := peek(out)) is not None:
-        # Nothing to extract: the labels may have changed, and other settings are refused as ever.
+        # Nothing to extract, but the labels may have changed.
         with StoreWriter.open(
             out, specs=array_specs(settings), settings=settings, provenance=known.provenance
         ) as writer:
@@ -197,6 +222,7 @@ def _run(
         provenance=provenance,
         overwrite=options.overwrite,
     ) as writer:
+        writer.forget(todo.damaged)
         stop = threading.Event()
         work = Work(settings, device, networks.detector_size, writer, options.decoder, options.timeout, stop)
         compute = Compute(
@@ -205,43 +231,66 @@ def _run(
             batch=options.batch or (32 if device.type == "cuda" else 2),
             flow_batch=64 if device.type == "cuda" else 8,
         )
+        jobs = {job.video.id: job for job in todo.jobs}
         begun = time.monotonic()
-        with console.progress("extract", len(todo.jobs)) as advance, _signals(stop, work) as received:
+        with _signals(stop, work) as received:
+            with console.progress("extract", len(todo.jobs)) as advance:
 
-            def ended(failed: Failure | None) -> None:
-                if failed is not None:
-                    quarantine.append(report.store, failed)
-                    report.failures.append(failed)
-                    console.warn(f"{failed.id}: {failed.reason} — {console.printable(failed.detail)}")
-                seconds = max(time.monotonic() - begun, 1e-9)
-                rate = f"{len(work.committed) / seconds:.2f} videos/s, {compute.frames / seconds:.0f} frames/s"
-                advance(1, note=rate)
+                def ended(failed: Failure | None) -> None:
+                    for one in _with_twins(jobs[failed.id], failed) if failed is not None else ():
+                        if one.id not in work.committed:
+                            quarantine.append(report.store, one)
+                            report.failures.append(one)
+                            console.warn(f"{one.id}: {one.reason} — {console.printable(one.detail)}")
+                    seconds = max(time.monotonic() - begun, 1e-9)
+                    rate = f"{len(work.committed) / seconds:.2f} videos/s, {compute.frames / seconds:.0f} frames/s"
+                    advance(1, note=rate)
 
-            outcome = Engine(
-                loader=work.loader,
-                device=compute,
-                commit=work.commit,
-                device_failure=lambda p, e: p.job.failed("internal_error", "features", f"{type(e).__name__}: {e}"),
-                report=ended,
-                workers=workers,
-                budget=ByteBudget(memory_budget(device), stop),
-                bytes_of=lambda prepared: prepared.reserved,
-                stop=stop,
-                drivers=cores if device.type == "cpu" else 1,
-                stop_after=options.stop_after,
-            ).run(todo.jobs)
-        report.stages = vars(outcome.times)
-        report.extracted = len(work.committed)
-        if received:
-            raise Interrupted(received[0], f"interrupted; {report.extracted} videos of this run are in {report.store}")
-        if outcome.stopped_by:
-            last = report.failures[-1]
-            raise EnvironmentFault(
-                f"stopped after {outcome.stopped_by}; the last was {last.id}: {last.reason} — {last.detail}",
-                fix="mend the cause and rerun with --retry-failed, or go on regardless with --stop-after 0",
-            )
-        writer.finalise(labels)
+                outcome = Engine(
+                    loader=work.loader,
+                    device=compute,
+                    commit=work.commit,
+                    device_failure=lambda p, e: p.job.failed("internal_error", "features", f"{type(e).__name__}: {e}"),
+                    report=ended,
+                    workers=workers,
+                    budget=ByteBudget(memory_budget(device), stop),
+                    bytes_of=lambda prepared: prepared.reserved,
+                    stop=stop,
+                    drivers=min(cores, len(todo.jobs)) if device.type == "cpu" else 1,
+                    stop_after=options.stop_after,
+                    on_stop=work.kill_decoders,
+                ).run(todo.jobs)
+            report.stages = vars(outcome.times)
+            report.extracted = len(work.committed)
+            if received:
+                raise Interrupted(
+                    received[0], f"interrupted; {report.extracted} videos of this run are in {report.store}"
+                )
+            if outcome.stopped_by:
+                last = report.failures[-1]
+                raise EnvironmentFault(
+                    f"stopped after {outcome.stopped_by}; the last was {last.id}: {last.reason} — {last.detail}",
+                    fix="mend the cause and rerun with --retry-failed, or go on regardless with --stop-after 0",
+                )
+            lost = {id for job in todo.jobs for id in job.ids} - work.committed - {f.id for f in report.failures}
+            if lost:
+                raise AqaError(
+                    f"{len(lost)} videos were neither extracted nor quarantined: {', '.join(sorted(lost)[:5])}"
+                )
+            # A signal that comes only now finds the work done: the run ends as if it had not come.
+            writer.finalise(labels)
     return work.committed
+
+
+def _with_twins(job: Job, failed: Failure) -> list[Failure]:
+    """What befell a file befell those with the same bytes."""
+    return [
+        failed,
+        *(
+            failed.model_copy(update={"id": v.id, "path": v.path, "size": i.size, "mtime_ns": i.mtime_ns})
+            for v, i in job.twins
+        ),
+    ]
 
 
 @contextmanager
@@ -297,10 +346,14 @@ def memory_budget(device: torch.device) -> int:
 
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 4
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    except (AttributeError, ValueError, OSError):
-        return 2 << 30
+    limits = []
+    with suppress(AttributeError, ValueError, OSError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    # What a container or a batch job may use is often far less than what the machine has.
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(ValueError, OSError):
+            limits.append(int(Path(file).read_text()))
+    return min(limits, default=8 << 30) // 4
 
 
 def versions() -> dict[str, str]:
@@ -326,8 +379,10 @@ def pinned(settings: ExtractSettings, out: Path, options: Options) -> ExtractSet
         return settings
     begun_with = known.provenance.get("weights", {})
     names = {
-        f"{role}_weights": begun_with[role]["name"]
-        for role in ("rgb", "flow", "actor")
-        if role in begun_with and getattr(settings, f"{role}_weights") == "default"
+        role: record["source"] if record["note"] == "a file" else record["name"] for role, record in begun_with.items()
     }
+    if "inflated_from" in begun_with.get("flow", {}):
+        names.setdefault("rgb", begun_with["flow"]["inflated_from"])
+    names = {f"{role}_weights": name for role, name in names.items()}
+    names = {field: name for field, name in names.items() if getattr(settings, field) == "default"}
     return settings.model_copy(update=names)

@@ -47,13 +47,15 @@ class Loaded:
     record: dict[str, Any]
 
 
-def resolve(name_or_path: str, kind: Kind, say: Say = note) -> Loaded:
+def resolve(name_or_path: str, kind: Kind, say: Say = note, inflate_from: str = "default") -> Loaded:
     """Weights by registry name, `default`, or file, ready to load. `say` gets what a person should know.
+
+    `inflate_from` are the RGB weights (name, `default` or file) that `inflated-from-rgb` is made of.
 
     Raises UsageError for an unknown name or one of another kind, EnvironmentFault for weights that cannot be had.
     """
     if name_or_path == "default":
-        loaded = _default(kind, say)
+        loaded = _default(kind, say, inflate_from)
     elif name_or_path in REGISTRY:
         entry = REGISTRY[name_or_path]
         if entry.kind != kind:
@@ -61,7 +63,7 @@ def resolve(name_or_path: str, kind: Kind, say: Say = note) -> Loaded:
                 f"{name_or_path} are {entry.kind} weights, and {kind} weights were asked for",
                 fix=f"choose one of {', '.join(_names(kind))}, or a file",
             )
-        loaded = _named(entry, say)
+        loaded = _named(entry, say, inflate_from)
     else:
         loaded = _from_file(name_or_path, kind)
     record = loaded.record
@@ -132,15 +134,15 @@ def verify(names: Iterable[str] | None = None) -> list[Problem]:
     return problems
 
 
-def _default(kind: Kind, say: Say) -> Loaded:
+def _default(kind: Kind, say: Say, inflate_from: str = "default") -> Loaded:
     order = [REGISTRY[name] for name in DEFAULTS[kind]]
     for held in (lambda entry: weights_cache.is_cached(entry.name), _placed):
         if entry := next((entry for entry in order if held(entry)), None):
-            return _named(entry, say)
+            return _named(entry, say, inflate_from)
     faults = []
     for entry in order:
         try:
-            return _named(entry, say)
+            return _named(entry, say, inflate_from)
         except EnvironmentFault as e:
             if entry is not order[-1] and not _offline():
                 say(f"{e.cause}; trying the next")
@@ -148,9 +150,9 @@ def _default(kind: Kind, say: Say) -> Loaded:
     raise EnvironmentFault(f"no {kind} weights: {'; '.join(e.cause for e in faults)}", fix=faults[-1].fix)
 
 
-def _named(entry: Entry, say: Say) -> Loaded:
+def _named(entry: Entry, say: Say, inflate_from: str = "default") -> Loaded:
     if entry.name == INFLATED:
-        return _inflated(entry, say)
+        return _inflated(entry, say, inflate_from)
     try:
         if cached := _cached(entry):
             return cached
@@ -200,10 +202,10 @@ def _convert(entry: Entry, source: Source, file: Path, say: Say) -> Loaded:
     return Loaded(load(data), record)
 
 
-def _inflated(entry: Entry, say: Say) -> Loaded:
+def _inflated(entry: Entry, say: Say, inflate_from: str) -> Loaded:
     from safetensors.torch import save
 
-    rgb = _default("rgb", say)
+    rgb = resolve(inflate_from, "rgb", lambda _: None)
     state = pkgutil.resolve_name(entry.converter)(rgb.state)
     base = rgb.record
     return Loaded(
@@ -215,6 +217,7 @@ def _inflated(entry: Entry, say: Say) -> Loaded:
             "source": f"inflated from {base['name']}: {base['source']}",
             "sha256": hashlib.sha256(save(state)).hexdigest(),
             "note": "flow weights: inflated from rgb",
+            "inflated_from": base["source"] if base["note"] == "a file" else base["name"],
         },
     )
 

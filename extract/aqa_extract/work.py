@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import torch
 
-from aqa_extract.compute import Done
+from aqa_extract.compute import Done, device_faults
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
-from aqa_extract.engine import ByteBudget, JobFailed
+from aqa_extract.engine import ByteBudget, JobFailed, Stopped
 from aqa_extract.job import Job
 from aqa_extract.loading import Prepared, load
 from aqa_extract.streams import needs_flow
+from aqa_shared.errors import AqaError
 from aqa_shared.records import ExtractSettings
 from aqa_shared.store import StoreWriter
 
@@ -61,23 +62,33 @@ class Work:
             reserved = 0
 
             def reserve(amount: int) -> None:
+                # Gives back first: what was received before a second plan is void, and waiting for bytes that one
+                # holds oneself would never end.
                 nonlocal reserved
-                budget.take(amount - reserved)
+                budget.give(reserved)
+                reserved = 0
+                budget.take(amount)
                 reserved = amount
 
             try:
-                prepared = load(decoder, request, self.settings, self.device, self.detector_size, reserve)
+                with device_faults():
+                    prepared = load(decoder, request, self.settings, self.device, self.detector_size, reserve)
+                _refuse_changed(job, prepared)
+                prepared.job, prepared.reserved = job, reserved
+                reserved = 0
+                return prepared
             except DecodeFailure as e:
-                budget.give(reserved)
                 if not last_try and e.reason in RETRYABLE and not self.stop.is_set():
+                    decoder.close()
                     continue
                 seconds = time.monotonic() - started
                 raise JobFailed(job.failed(e.reason, e.stage, e.detail, e.backend, seconds)) from e
-            except BaseException:
-                budget.give(reserved)
+            except (AqaError, Stopped, JobFailed):
                 raise
-            prepared.job, prepared.reserved = job, reserved
-            return prepared
+            except Exception as e:
+                raise JobFailed(job.failed("internal_error", "decode", f"{type(e).__name__}: {e}")) from e
+            finally:
+                budget.give(reserved)
         raise AssertionError("the last try returns or raises")
 
     def commit(self, done: Done) -> None:
@@ -89,8 +100,6 @@ class Work:
         for video, identity in ((job.video, job.identity), *job.twins):
             part = video.model_dump(include={"path", "start", "end", "start_time", "end_time"})
             meta = meta_of(done) | part | {"identity": identity.record() if identity else None}
-            if video is not job.video:
-                meta["same_bytes_as"] = job.video.id
             try:
                 self.writer.commit(video.id, done.arrays, meta)
             except ValueError as e:  # features that are not finite
@@ -103,12 +112,20 @@ class Work:
             decoder.interrupt()
 
 
+def _refuse_changed(job: Job, prepared: Prepared) -> None:
+    """The file must be the one that was looked at when the run was planned."""
+    known, probe = job.identity, prepared.probe
+    if known is not None and (probe.size, probe.mtime_ns) != (known.size, known.mtime_ns):
+        detail = "the file changed since the run began; rerun once it is whole"
+        raise JobFailed(job.failed("changed_during_read", "decode", detail))
+
+
 def meta_of(done: Done) -> dict[str, Any]:
     """What the store keeps about a video beside its arrays; nothing that differs from run to run."""
     probe, finished = done.prepared.probe, done.prepared.finished
     return {
         "fps": probe.fps,
-        "n_frames": finished.decoded,
+        "n_frames": probe.n_expected,
         "width": probe.width,
         "height": probe.height,
         "rotation": probe.rotation,

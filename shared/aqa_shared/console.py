@@ -94,4 +94,10 @@ def run(app: Callable[[], object]) -> NoReturn:
         # `aqa … | head` closed our stdout: not an error of ours, and Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(int(ExitCode.OK))
+    except Exception as e:
+        if os.environ.get("AQA_DEBUG") == "1":
+            raise
+        err.print(f"[red]internal error:[/] {escape(f'{type(e).__name__}: {e}')}")
+        err.print("[green]fix:[/] this is a fault of ours; AQA_DEBUG=1 shows where, please report it")
+        sys.exit(int(ExitCode.INTERNAL))
     sys.exit(int(ExitCode.OK))

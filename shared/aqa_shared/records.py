@@ -46,6 +46,12 @@ class Video(Record):
     extra: dict[str, str | float | int | bool | None] = Field(default_factory=dict)
     """Every other manifest column, kept with the features."""
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether anything is known about it beyond the file."""
+        known = (self.score, self.difficulty, self.split, self.category)
+        return any(value is not None for value in known) or bool(self.extra)
+
     @model_validator(mode="after")
     def _one_kind_of_part(self) -> Video:
         frames = self.start is not None or self.end is not None
@@ -113,7 +119,7 @@ class ActorSettings(Record):
     """Where the actor is looked for and how the crop is made."""
 
     every: int = Field(default=4, ge=1)
-    """Detect on every k-th frame of the timeline, interpolate between."""
+    """Detect on every k-th of the frames that segments use, interpolate between."""
     min_score: float = Field(default=0.1, ge=0, le=1)
     """Detections below are ignored; low because dives and flips defeat COCO detectors."""
     enlarge: float = Field(default=1.25, ge=1)
@@ -136,7 +142,7 @@ class ExtractSettings(Record):
     """1e-3 is I3D's own; 1e-5 reproduces features of CoRe-style code."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     logits: bool = False
-    """Also keep the 400 Kinetics logits of the rgb and flow streams."""
+    """Also keep the 400 Kinetics logits of every stream."""
     maps: bool = False
     """Also keep the map before the pool, (1024, 2, 7, 7) a segment, for spatial attention."""
 

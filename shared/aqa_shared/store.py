@@ -5,6 +5,8 @@ whole reads), `store_verify`, and below them `store_layout` (the schema) and `st
 docs/store-format.md describes what is on disk.
 """
 
+from aqa_shared.store_disk import disk_errors
+from aqa_shared.store_identity import refuse_other_settings
 from aqa_shared.store_layout import QUARANTINE, SCHEMA, ArraySpec
 from aqa_shared.store_peek import Peek, peek
 from aqa_shared.store_read import FeatureStore, describe
@@ -20,6 +22,8 @@ __all__ = [
     "Peek",
     "StoreWriter",
     "describe",
+    "disk_errors",
     "peek",
+    "refuse_other_settings",
     "verify",
 ]

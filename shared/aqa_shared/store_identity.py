@@ -81,6 +81,12 @@ def _flat(prefix: str, value: Any) -> dict[str, Any]:
     return {prefix: value}
 
 
+def refuse_other_settings(path: Path, found: ExtractSettings, wanted: ExtractSettings) -> None:
+    """The part of `refuse_different` that needs no weights: raise StoreError before anything heavy is loaded."""
+    old, new = (_flat("settings", _without_weight_names(s.model_dump(mode="json"))) for s in (found, wanted))
+    _raise_if_different(path, old, new)
+
+
 def refuse_different(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise StoreError, naming each field that differs, unless the two roots describe comparable features."""
     if found["family"] == wanted["family"]:
@@ -94,14 +100,19 @@ def refuse_different(path: Path, found: Mapping[str, Any], wanted: Mapping[str, 
             **_flat("arrays", arrays),
         }
 
-    old, new = essence(found), essence(wanted)
+    _raise_if_different(path, essence(found), essence(wanted), otherwise="  the order of the arrays")
+
+
+def _raise_if_different(path: Path, old: dict[str, Any], new: dict[str, Any], otherwise: str = "") -> None:
     differ = [
         f"  {k}: {old.get(k, 'absent')} in the store, {new.get(k, 'absent')} now"
         for k in sorted(old.keys() | new.keys())
         if old.get(k, "absent") != new.get(k, "absent")
     ]
+    if not differ and not otherwise:
+        return
     raise StoreError(
         f"{path}: made with other settings, weights or arrays, so features would not be comparable\n"
-        + "\n".join(differ or ["  the order of the arrays"]),
+        + "\n".join(differ or [otherwise]),
         fix="use the settings of the store, or another --out, or --overwrite to start it afresh",
     )

@@ -109,7 +109,7 @@ class StoreWriter:
                     refuse_different(path, found, wanted)
                     _remove_torn(path, found["family"])
                 session, alive = new_session(path)
-        writer = cls(path, found, session, alive)
+                writer = cls(path, found, session, alive)
         writer._provenance = wanted["provenance"]
         return writer
 

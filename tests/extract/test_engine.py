@@ -200,3 +200,30 @@ def test_budget_blocks_until_there_is_room_but_lets_one_giant_pass() -> None:
     stop.set()
     with pytest.raises(Stopped):
         budget.take(10)
+
+
+def test_a_budget_can_be_taken_anew_by_who_holds_it() -> None:
+    """A second plan replaces the first: the loader gives back before it takes, so it never waits for itself."""
+    budget = ByteBudget(100, threading.Event())
+    budget.take(150)
+    budget.give(150)
+    budget.take(140)
+    assert budget.used == 140
+
+
+def test_a_report_that_fails_ends_the_run_instead_of_hanging_it() -> None:
+    bench = Bench()
+
+    def closed(_: Failure | None) -> None:
+        raise BrokenPipeError
+
+    bench.engine.report = closed
+    with pytest.raises(BrokenPipeError):
+        bench.engine.run(range(100))
+
+
+def test_bad_jobs_at_the_very_end_do_not_stop_what_is_already_over() -> None:
+    bench = Bench(bad=frozenset(range(10, 15)), workers=1, stop_after=5)
+    outcome = bench.engine.run(range(15))
+    assert outcome.stopped_by is None
+    assert outcome.finished == 10

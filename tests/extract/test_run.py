@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from aqa_extract import quarantine
 from aqa_extract.run import Options, extract, pinned, plan
 from aqa_shared.errors import EnvironmentFault, ExitCode, StoreError
 from aqa_shared.manifest import find_videos
-from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling
+from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling, Video
 from aqa_shared.store import FeatureStore, peek, verify
 
 BIN = Path(sys.executable).parent
@@ -131,17 +132,19 @@ def test_killed_at_any_moment_and_run_again_equals_an_undisturbed_run(
     store = tmp_path / "killed.zarr"
     randomness = random.Random(0)
     kills = 0
-    for _ in range(4):
+    for wanted in (0, 1, 2, 4):
         process = subprocess.Popen(
             [BIN / "aqa-extract", clips, "--out", store, *SMALL], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        try:
-            process.wait(timeout=randomness.uniform(1.5, 5))
-        except subprocess.TimeoutExpired:
+        # At no particular moment after the start, or after so many videos: somewhere in loading, computing, committing.
+        while process.poll() is None and len(list(store.glob("videos/*/zarr.json"))) < wanted:
+            time.sleep(0.002)
+        time.sleep(randomness.uniform(0, 0.05 if wanted else 1.5))
+        if process.poll() is None:
             process.send_signal(signal.SIGKILL)
-            process.wait()
             kills += 1
-    assert kills, "the run was never disturbed: start the kills earlier"
+        process.wait()
+    assert kills >= 2, "the run was hardly disturbed"
     done = run_command(clips, store)
     assert done.returncode == ExitCode.QUARANTINED, done.stderr
     assert contents(store) == contents(undisturbed)
@@ -177,8 +180,8 @@ def test_sigterm_keeps_what_is_finished_and_says_how_to_go_on(clips: Path, undis
     process = subprocess.Popen(
         [BIN / "aqa-extract", clips, "--out", store, *SMALL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while process.poll() is None and not (store.exists() and peek(store) and peek(store).committed):
-        time.sleep(0.05)
+    while process.poll() is None and not list(store.glob("videos/*/zarr.json")):
+        time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     if process.returncode != ExitCode.QUARANTINED:  # it may have been done before the signal came
@@ -224,13 +227,12 @@ def test_equal_files_are_extracted_once_and_stored_under_both_ids(clips: Path, t
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / "in" / name).write_bytes((clips / "clip0.mp4").read_bytes())
     videos = find_videos(tmp_path / "in").videos
-    assert len(plan(videos, tmp_path / "twins.zarr", Options()).jobs) == 1
+    assert len(plan(videos, tmp_path / "twins.zarr", SETTINGS, Options()).jobs) == 1
     report = extract(videos, tmp_path / "twins.zarr", SETTINGS)
     assert report.extracted == 2
     store = FeatureStore.open(tmp_path / "twins.zarr")
     assert store.ids == ["a.mp4", "b.mp4"]
     assert np.array_equal(store.video("a.mp4", "rgb"), store.video("b.mp4", "rgb"))
-    assert json.loads(store.column("meta")[1])["same_bytes_as"] == "a.mp4"
 
 
 def test_a_file_that_changed_is_refused_not_mixed_in(clips: Path, tmp_path: Path) -> None:
@@ -243,6 +245,88 @@ def test_a_file_that_changed_is_refused_not_mixed_in(clips: Path, tmp_path: Path
     report = extract(videos, tmp_path / "s.zarr", SETTINGS)
     assert [f.reason for f in report.failures] == ["id_conflict"]
     assert report.exit_code == ExitCode.QUARANTINED
+
+
+def test_a_part_that_changed_is_refused_and_its_label_does_not_stick(clips: Path, tmp_path: Path) -> None:
+    video = find_videos(clips).videos[4].model_copy(update={"start": 0, "end": 20, "score": 1.0})
+    store = tmp_path / "s.zarr"
+    extract([video], store, SETTINGS)
+    other = video.model_copy(update={"start": 4, "end": 24, "score": 9.0})
+    assert [f.reason for f in extract([other], store, SETTINGS).failures] == ["id_conflict"]
+    assert FeatureStore.open(store).table["score"][0] == 1.0
+
+
+def test_parts_are_extracted_as_parts(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The second segment of a 20-frame part that begins at 4 is frames 8..24 of the file."""
+    video = find_videos(clips).videos[2].model_copy(update={"start": 4, "end": 24})
+    extract([video], tmp_path / "s.zarr", SETTINGS)
+    part = FeatureStore.open(tmp_path / "s.zarr")
+    assert part.video(video.id, "frame_index")[1].tolist() == list(range(8, 24))
+    assert np.array_equal(part.read("rgb")[1], FeatureStore.open(undisturbed).video(video.id, "rgb")[1])
+
+
+def test_features_outlive_their_videos(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes((clips / "clip0.mp4").read_bytes())
+    video = Video(id="a.mp4", path=str(tmp_path / "a.mp4"))
+    extract([video], tmp_path / "s.zarr", SETTINGS)
+    (tmp_path / "a.mp4").unlink()
+    report = extract([video.model_copy(update={"score": 3.0})], tmp_path / "s.zarr", SETTINGS)
+    assert (report.already, report.failures) == (1, [])
+    assert FeatureStore.open(tmp_path / "s.zarr").table["score"][0] == 3.0
+
+
+def test_a_run_without_labels_keeps_those_of_the_store(clips: Path, tmp_path: Path) -> None:
+    video = find_videos(clips).videos[1]
+    extract([video.model_copy(update={"score": 7.0})], tmp_path / "s.zarr", SETTINGS)
+    extract([Video(id=video.id, path=video.path)], tmp_path / "s.zarr", SETTINGS)
+    assert FeatureStore.open(tmp_path / "s.zarr").table["score"][0] == 7.0
+
+
+def test_a_broken_file_and_its_copy_are_both_named(tmp_path: Path, i3d_rgb_weights: str) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "in" / name).write_bytes(b"half a download")
+    report = extract(find_videos(tmp_path / "in").videos, tmp_path / "s.zarr", SETTINGS)
+    assert sorted(f.id for f in report.failures) == ["a.mp4", "b.mp4"]
+    assert sorted(quarantine.read(tmp_path / "s.zarr")) == ["a.mp4", "b.mp4"]
+
+
+def test_names_that_are_no_text_can_be_quarantined(tmp_path: Path, i3d_rgb_weights: str) -> None:
+    (tmp_path / "in").mkdir()
+    for name in (b"caf\xe9.mp4", "a\u2028b.mp4".encode(), b"line\nbreak.mp4"):
+        (tmp_path.joinpath("in") / os.fsdecode(name)).write_bytes(b"x" * (10 + len(name)))
+    store = tmp_path / "s.zarr"
+    videos = find_videos(tmp_path / "in").videos
+    assert len(extract(videos, store, SETTINGS).failures) == 3
+    assert len(quarantine.read(store)) == 3
+    assert len(extract(videos, store, SETTINGS).failures) == 3
+
+
+def test_a_torn_quarantine_line_is_left_alone_and_not_glued_to(tmp_path: Path, i3d_rgb_weights: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.mp4").write_bytes(b"half a download")
+    videos = find_videos(tmp_path / "in").videos
+    store = tmp_path / "s.zarr"
+    extract(videos, store, SETTINGS)
+    with (store / "quarantine.jsonl").open("ab") as f:
+        f.write(b'{"id": "torn')
+    quarantine.append(store, quarantine.read(store)["a.mp4"].model_copy(update={"id": "b.mp4"}))
+    assert sorted(quarantine.read(store)) == ["a.mp4", "b.mp4"]
+
+
+def test_what_verify_finds_damaged_is_extracted_again(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    shutil.copytree(undisturbed, store)
+    chunk = next(p for p in (store / "rgb").rglob("*") if p.is_file() and p.name != "zarr.json")
+    data = bytearray(chunk.read_bytes())
+    data[100] ^= 1
+    chunk.write_bytes(data)
+    assert verify(store)
+    videos = find_videos(clips).videos
+    report = extract(videos, store, SETTINGS, Options(repair=True))
+    assert report.extracted > 0
+    assert verify(store) == []
+    assert contents(store) == contents(undisturbed)
 
 
 def test_a_mended_file_leaves_quarantine_by_itself(clips: Path, tmp_path: Path) -> None:
@@ -264,8 +348,8 @@ def test_retry_failed_tries_again(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "in" / "a.mp4").write_bytes(b"half a download")
     videos = find_videos(tmp_path / "in").videos
     extract(videos, tmp_path / "s.zarr", SETTINGS)
-    assert plan(videos, tmp_path / "s.zarr", Options()).jobs == []
-    assert len(plan(videos, tmp_path / "s.zarr", Options(retry_failed=True)).jobs) == 1
+    assert plan(videos, tmp_path / "s.zarr", SETTINGS, Options()).jobs == []
+    assert len(plan(videos, tmp_path / "s.zarr", SETTINGS, Options(retry_failed=True)).jobs) == 1
 
 
 def test_many_failures_in_a_row_stop_the_run(tmp_path: Path, i3d_rgb_weights: str) -> None:
@@ -330,7 +414,10 @@ def test_dry_run_writes_nothing(clips: Path, tmp_path: Path) -> None:
         (("--streams", "rgb,flwo"), ExitCode.USAGE, "flwo"),
         (("--streams", "flow", "--flow", "off"), ExitCode.USAGE, "--flow"),
         (("--crop", "64"), ExitCode.USAGE, "short_side"),
-        (("--protocol", "evn"), ExitCode.USAGE, "protocol"),
+        (("--protocol", "evn"), ExitCode.USAGE, "--protocol"),
+        (("--flow-bound", "-1"), ExitCode.USAGE, "--flow-bound"),
+        (("--actor-every", "0"), ExitCode.USAGE, "--actor-every"),
+        (("--workers", "0"), ExitCode.USAGE, "--workers"),
         (("--device", "cuda:9"), ExitCode.ENVIRONMENT, "cuda:9"),
         (("--rgb-weights", "no-such-weights"), ExitCode.USAGE, "no-such-weights"),
     ],

@@ -87,6 +87,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._child: Child | None = None
+        self._interrupted = False
 
     def __enter__(self) -> Decoder:
         return self
@@ -101,7 +102,9 @@ class Decoder:
             self._child = None
 
     def interrupt(self) -> None:
-        """Kill the child from another thread or a signal handler: whoever waits for it gets a DecodeFailure."""
+        """Kill the child from another thread or a signal handler, for good: every decode from now on, and the one
+        under way, raises DecodeFailure."""
+        self._interrupted = True
         child = self._child
         if child is not None:
             child.process.kill()
@@ -132,7 +135,7 @@ class Decoder:
                 return
             except DecodeFailure as e:
                 decords_fault = e.backend == "decord" and e.reason != "changed_during_read"
-                if request.decoder != "auto" or not decords_fault:
+                if self._interrupted or request.decoder != "auto" or not decords_fault:
                     raise
                 notes.append(f"decord_failed: {e.reason}, read with PyAV instead ({e.detail})")
                 backend = "av"
@@ -142,6 +145,9 @@ class Decoder:
         """A running child; anything but an answer to the end, or a reported failure, ends it."""
         if self._child is None:
             self._child = Child()
+        if self._interrupted:
+            self.close()
+            raise DecodeFailure("interrupted", "probe", "the run was stopped")
         try:
             yield self._child
         except Reported as e:

@@ -20,6 +20,8 @@ _HEADER = struct.Struct("<II")
 _LARGEST = 1 << 28
 """Bytes; a payload is an array of one number a frame, so this allows 33 million frames."""
 
+_SEND_SECONDS = 60.0
+
 
 class Gone(Exception):
     """The other side closed the channel or died."""
@@ -35,7 +37,8 @@ class Channel:
         """Raises `Gone` when nobody is there to read."""
         text = json.dumps(message).encode()
         try:
-            self._sock.settimeout(None)
+            # A child that was stopped reads nothing: it must not hold the parent beyond any deadline.
+            self._sock.settimeout(_SEND_SECONDS)
             self._sock.sendall(_HEADER.pack(len(text), len(payload)) + text + payload)
         except OSError as e:
             raise Gone(str(e)) from e
