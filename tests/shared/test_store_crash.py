@@ -35,8 +35,9 @@ def _kills(folder: Path, points: list[str]) -> list[dict[str, object]]:
 
 
 def test_a_writer_killed_anywhere_is_made_good_by_the_next(tmp_path: Path) -> None:
-    """Evenly over the file-system operations, in the commits as in both finalises."""
-    points = [f"{x:.4f}" for x in np.linspace(0.01, 0.995, 14)]
+    """While the store is created, and evenly over the file-system operations of commits and both finalises."""
+    birth = ["1", "6", "11"]
+    points = birth + [f"{x:.4f}" for x in np.linspace(0.01, 0.995, 14)]
     results = _kills(tmp_path, points)
     assert [r["point"] for r in results] == points
     assert all(r["killed"] for r in results)
