@@ -83,6 +83,10 @@ def test_the_papers_training_is_the_default() -> None:
         ({}, ["recovery_weight=nan"], "recovery_weight"),
         ({}, ["aa.dropout=0.1"], "no method 'aa' here"),
         ({"methods": ("aa",)}, ["aa.recovery_weight=1"], "makes aa"),
+        ({"methods": ("aa",)}, ["recovery_weight=40"], "recovery_weight = 0.0 is what makes aa"),
+        ({"methods": ("aa", "aa+rda")}, ["recovery_weight=40"], r"makes aa, aa\+rda"),
+        ({"training": 3}, [], "training is 3, not a table"),
+        ({}, [" =3"], "name=value"),
         ({}, ["lr=0"], "lr"),
         ({}, ["batch=1"], "batch"),
         ({"epochs": 0}, [], "epochs"),
@@ -98,6 +102,19 @@ def test_the_papers_training_is_the_default() -> None:
 def test_wrong_settings_are_named(flags: dict[str, object], sets: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         resolve(None, {**BASE, **flags}, sets)
+
+
+def test_names_of_settings_may_be_surrounded_by_blanks() -> None:
+    config = resolve(None, BASE, [" lr = 0.1", " dropout =0.4"])
+    assert config.training.lr == 0.1
+    assert config.settings == {"dropout": "0.4"}
+
+
+@pytest.mark.parametrize("name", ["SETTINGS", "TRAINING"])
+def test_tables_cannot_come_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"AQA_TRAIN_{name}", "dropout=0.1")
+    with pytest.raises(UsageError, match=f"AQA_TRAIN_{name} cannot be set as a whole"):
+        resolve(None, BASE)
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from itertools import pairwise
 
@@ -115,6 +116,36 @@ def test_a_window_that_holds_everything_has_the_order_of_memory() -> None:
         assert [r for r, _ in rest] == [r for r, _ in full[3:]]
 
 
+def test_the_order_is_the_same_in_memory_and_streamed() -> None:
+    """With more blocks than a window holds too: where the features are depends on the machine."""
+    x, _ = synthetic(50, 2, 3)
+    streamed = in_blocks(FeatureSet.from_arrays({"rgb": x}, {}), 7, 2)
+    resident = streamed.place(CPU, "yes")
+    assert resident.resident is not None
+    assert len(streamed.blocks) == 8
+
+    def read(f: FeatureSet) -> list[tuple[list[int], bytes]]:
+        batches = f.batches(np.arange(3, 45), [10, 10, 10, 12, 9], np.random.default_rng(5), CPU)
+        return [(r.tolist(), y.numpy().tobytes()) for r, (y, _) in batches]
+
+    assert read(resident) == read(streamed)
+
+
+def test_loading_takes_the_memory_of_the_features_once() -> None:
+    x, _ = synthetic(2000, 4, 256)
+    found = in_blocks(FeatureSet.from_arrays({"rgb": x[:, :, :128], "flow": x[:, :, 128:]}, {}), 100, 4)
+    tracemalloc.start()
+    try:
+        placed = found.place(CPU, "yes")
+        # NumPy tells tracemalloc what it takes, torch does not: this is what passes through on the way.
+        passing = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert placed.resident is not None
+    np.testing.assert_array_equal(placed.resident[0].numpy(), x)
+    assert passing < 0.5 * found.nbytes
+
+
 def test_moments_are_the_same_bits_however_they_are_read() -> None:
     x, _ = synthetic(40, 3, 5)
     found = FeatureSet.from_arrays({"rgb": x}, {})
@@ -142,9 +173,18 @@ def test_blocks_end_where_chunks_end() -> None:
 def test_auto_streams_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     x, _ = synthetic(10, 2, 3)
     found = FeatureSet.from_arrays({"rgb": x}, {})
-    monkeypatch.setattr(module, "_available", lambda device: found.nbytes / module.MEMORY_SHARE + 1)
+    room = found.nbytes / module.MEMORY_SHARE + 1
+    monkeypatch.setattr(module, "_available", lambda device: room)
     assert found.place(CPU).resident is not None
     assert found.place(CPU, jobs=2).resident is None
+    # Two processes, and the first that waits for them.
+    monkeypatch.setattr(module, "_available", lambda device: 2.5 * room)
+    assert found.place(CPU, jobs=2).resident is None
+    monkeypatch.setattr(module, "_available", lambda device: 3.5 * room)
+    assert found.place(CPU, jobs=2).resident is not None
+    # A GPU with room is of no use when the way there is too narrow.
+    monkeypatch.setattr(module, "_available", lambda device: room if device.type == "cuda" else room / 2)
+    assert found.place(CPU).resident is None
     assert found.place(CPU, "yes", jobs=2).resident is not None
     assert found.place(CPU, "no").resident is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from aqa_shared.errors import AqaError, EnvironmentFault, StoreError, UsageError
 from aqa_shared.records import Sampling
 from aqa_shared.store import FeatureStore
 from aqa_train.cli import app
+from aqa_train.experiment import enough_memory
 from aqa_train.metrics import spearman
 from aqa_train.predict import load_checkpoint
 from aqa_train.splits import Split
@@ -228,15 +231,87 @@ def test_resuming_with_other_settings_or_labels_is_refused(make_store: MakeStore
         aqa_train("--resume", out, "--set", "lr=0.1")
     with pytest.raises(UsageError, match=r"training\.epochs"):
         aqa_train("--resume", out, "--epochs", 7)
-    with pytest.raises(UsageError, match="already holds a run"):
+    with pytest.raises(UsageError, match=r"already holds a run with other settings: .*seeds: 1 → 5"):
         aqa_train("--features", store, "--out", out)
+    with pytest.raises(UsageError, match=r"--config .*c\.toml would be ignored"):
+        aqa_train("--resume", out, "--config", tmp_path / "c.toml")
     saved = json.loads((out / "config.json").read_text())
     saved["features"] = str(make_store(videos=18, name="other.zarr"))
     (out / "config.json").write_text(json.dumps(saved))
-    with pytest.raises(UsageError, match="splits changed"):
+    with pytest.raises(UsageError, match=r"other\.zarr changed since the run"):
         aqa_train("--resume", out)
     with pytest.raises(UsageError, match=r"no config\.json"):
         aqa_train("--resume", tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"seed": 9}, {"scores": [float(90 - i) for i in range(16)]}])
+def test_resuming_on_other_features_or_scores_of_the_same_videos_is_refused(
+    make_store: MakeStore, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    roles = [{"split": "test" if i < 4 else "train"} for i in range(16)]
+    store = make_store(videos=16, labels=roles)
+    out = tmp_path / "run"
+    aqa_train("--features", store, "--labelled", 1, "--method", "aa", "--seeds", 1, "--epochs", 1, "--out", out, *FAST)
+    shutil.rmtree(store)
+    make_store(videos=16, labels=roles, **change)
+    for again in (["--resume", out], ["--features", store, "--labelled", 1, "--method", "aa", "--seeds", 1,
+                                      "--epochs", 1, "--out", out, *FAST]):  # fmt: skip
+        with pytest.raises(UsageError, match=r"feats\.zarr changed since the run"):
+            aqa_train(*again)
+
+
+def test_resuming_with_other_labels_of_the_same_videos_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
+    store, labels = make_store(videos=12), tmp_path / "labels.csv"
+    rows = [f"{i:03d},{'test' if i < 4 else 'train'}" for i in range(12)]
+    labels.write_text("id,split,score\n" + "".join(f"{r},{i}\n" for i, r in enumerate(rows)))
+    common = ["--features", store, "--labels", labels, "--labelled", 1, "--method", "aa", "--seeds", 1, "--epochs", 1]
+    aqa_train(*common, "--out", tmp_path / "run", *FAST)
+    labels.write_text("id,split,score\n" + "".join(f"{r},{i * 2}\n" for i, r in enumerate(rows)))
+    with pytest.raises(UsageError, match="the labels file changed"):
+        aqa_train("--resume", tmp_path / "run")
+
+
+def test_the_same_command_goes_on_with_its_run_from_any_folder(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_store(videos=12)
+    monkeypatch.chdir(tmp_path)
+    command = ["--features", "feats.zarr", "--seeds", 2, "--epochs", 1, "--out", "run", "--jobs", 1, *FAST]
+    aqa_train(*command)
+    kept = (tmp_path / "run" / "models" / "s4aqa" / "fold0-seed0" / "result.json").stat().st_mtime_ns
+    before = results(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "models" / "s4aqa" / "fold0-seed1")
+    aqa_train(*command)
+    assert "going on" in capsys.readouterr().err
+    assert results(tmp_path / "run") == before
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    aqa_train("--resume", tmp_path / "run", "--features", tmp_path / "feats.zarr")
+    assert (tmp_path / "run" / "models" / "s4aqa" / "fold0-seed0" / "result.json").stat().st_mtime_ns == kept
+
+
+def test_a_run_cut_off_before_it_began_is_begun_again(make_store: MakeStore, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ["--features", make_store(videos=12), "--method", "aa", "--seeds", 1, "--epochs", 1, "--out", out, *FAST]
+    aqa_train(*command)
+    # config.json is written last: without it nothing else may be believed.
+    for name in os.listdir(out):
+        if name not in ("splits", "data.json", "config.toml"):
+            shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
+    aqa_train(*command)
+    assert (out / "metrics.json").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_a_store_error(make_store: MakeStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cannot write .*file") as e:
+        aqa_train("--features", make_store(videos=12), "--seeds", 1, "--out", tmp_path / "file" / "run", *FAST)
+    assert e.value.exit_code == 6
+
+
+def test_too_little_memory_is_an_environment_fault() -> None:
+    with pytest.raises(EnvironmentFault, match="tried 9 GiB"), enough_memory():
+        raise torch.OutOfMemoryError("tried 9 GiB\nmore")
 
 
 def test_dry_run_writes_nothing(make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,6 +329,12 @@ def test_print_config_needs_no_features(capsys: pytest.CaptureFixture[str]) -> N
     shown = capsys.readouterr().out
     assert "seeds = 2" in shown
     assert "lr = 0.0005" in shown
+
+
+def test_print_config_shows_the_files_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.toml").write_text('features = "mine.zarr"\n')
+    aqa_train("--config", tmp_path / "run.toml", "--print-config")
+    assert 'features = "mine.zarr"' in capsys.readouterr().out
 
 
 def test_help_does_not_load_torch() -> None:
@@ -319,6 +400,7 @@ def test_a_split_file_wins_and_strange_ids_are_said(
         (["--device", "cuda:77"], {}, EnvironmentFault, "cuda:77"),
         (["--in-memory", "maybe"], {}, UsageError, "maybe"),
         (["--draw", "unifrm"], {}, UsageError, "unifrm"),
+        (["--set", "kernel=4"], {}, UsageError, "kernel must be odd"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(

@@ -180,13 +180,32 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_weights(tmp_p
     assert meta["progress"]["epoch"] == 1
     assert meta["progress"]["step"] == 1
     assert tensors["model.slope"].isfinite()
-    good = fit(_Line, t, Training(epochs=4, batch=8), seed=[0], device=CPU, stop=_never)
+    # The weights are those of the step before, which a healthy training stopped there has too.
+    other = tmp_path / "healthy.safetensors"
+    with pytest.raises(Stopped):
+        fit(_Line, t, Training(epochs=4, batch=8), seed=[0], device=CPU, state=other, stop=after(4))
+    assert torch.equal(tensors["model.slope"], checkpoint.load(other, "state")[0]["model.slope"])
     assert tensors["model.slope"].abs() > 0
-    assert good.model.slope.isfinite()  # type: ignore[operator,union-attr]
 
 
-def _never() -> int:
-    return 0
+class _Noisy(_Line):
+    """Its only noise is what the training draws; `spend` numbers go before, as initial weights do."""
+
+    def __init__(self, spend: int = 0) -> None:
+        super().__init__()
+        torch.rand(spend)
+
+    def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
+        return {"squared": self.slope.square(), "noise": torch.rand(())}
+
+
+def test_noise_does_not_depend_on_the_initial_weights() -> None:
+    few, many = (
+        fit(lambda n=n: _Noisy(n), task(), Training(epochs=2, batch=8), seed=[0], device=CPU)  # type: ignore[misc]
+        for n in (0, 1000)
+    )
+    assert few.history == many.history
+    assert few.history[0]["noise"] != few.history[1]["noise"]
 
 
 def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:

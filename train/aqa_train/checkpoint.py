@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,21 @@ FORMAT = 1
 _KEY = "aqa"
 
 
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """What the system refuses while writing in `place` is a `StoreError` with its reason."""
+    try:
+        yield
+    except OSError as e:
+        raise StoreError(
+            f"cannot write {e.filename or place}: {e.strerror or e}", fix="free space, or name another --out"
+        ) from e
+
+
 def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write beside, sync, then replace: an interrupted or failed write leaves the previous file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     held = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     header = json.dumps({"format": FORMAT, **meta}, allow_nan=False)

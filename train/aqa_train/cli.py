@@ -78,17 +78,22 @@ def train(
     if resume is not None:
         from aqa_train.outputs import read_config
 
+        if config is not None:
+            raise UsageError(
+                f"--resume keeps the settings of {resume}: --config {config} would be ignored",
+                fix="leave --config away",
+            )
         settings = read_config(resume)
-        _refuse_changes(settings, flags, set_ or [], config, resume, out)
+        _refuse_changes(settings, flags, set_ or [], resume, out)
         out = resume
     else:
-        from aqa_train.config import resolve
+        from aqa_train.config import absolute, resolve
 
         if features is None and config is None and not print_config and "features" not in _environment():
             raise UsageError("no --features were given", fix="aqa-train --features feats.zarr")
-        settings = resolve(
-            config, flags if features or not print_config else {"features": "feats.zarr", **flags}, set_ or []
-        )
+        settings = resolve(config, flags, set_ or [], {"features": "feats.zarr"} if print_config else None)
+        # A printed configuration is for people and may go elsewhere; a run must find its files from anywhere.
+        settings = settings if print_config else absolute(settings)
     if in_memory not in ("auto", "yes", "no"):
         raise UsageError(f"--in-memory is {in_memory!r}", fix="use auto, yes or no")
     if print_config:
@@ -111,7 +116,8 @@ def run(
 ) -> dict[str, Any] | None:
     """The command's work: train, write `out`, print the table; returns what metrics.json holds."""
     from aqa_train import experiment as work
-    from aqa_train.outputs import as_table, write_results, write_start
+    from aqa_train.checkpoint import writing
+    from aqa_train.outputs import as_table, refuse_other_data, write_results, write_start
     from aqa_train.plots import draw
     from aqa_train.trainer import Stopped
     from aqa_train.workers import choose_jobs, run_all
@@ -123,12 +129,9 @@ def run(
         _describe(experiment, str(where), jobs)
         return None
     out = out or default_folder(settings)
+    resume = resume or _holds_this_run(out, experiment)
     if resume:
-        _refuse_other_data(experiment, out)
-    elif (out / "config.json").exists():
-        raise UsageError(f"{out} already holds a run", fix=f"aqa-train --resume {out}, or name another --out")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is no run folder", fix="name another --out")
+        refuse_other_data(experiment, out)
     placed = work.place(experiment, where, in_memory, jobs)
     if not resume:
         write_start(experiment, out, str(where))
@@ -138,8 +141,10 @@ def run(
         e.fix = f"aqa-train --resume {out}"
         raise
     results = [work.run_training(experiment, t, placed, out, where) for t in experiment.trainings]
-    summary = write_results(experiment, out, results, work.run_baselines(experiment, placed))
-    draw(out, results, summary)
+    compared = work.run_baselines(experiment, placed)
+    with writing(out):
+        summary = write_results(experiment, out, results, compared)
+        draw(out, results, summary)
     table = as_table(summary)
     # A result is never cut to the terminal's width.
     wide = console.out.measure(table, options=console.out.options.update(width=10_000)).maximum
@@ -178,11 +183,9 @@ def _environment() -> dict[str, Any]:
     return from_environment(os.environ)
 
 
-def _refuse_changes(
-    saved: RunConfig, flags: dict[str, Any], sets: list[str], config: Path | None, resume: Path, out: Path | None
-) -> None:
+def _refuse_changes(saved: RunConfig, flags: dict[str, Any], sets: list[str], resume: Path, out: Path | None) -> None:
     """A resumed run keeps its settings; flags that repeat them are fine."""
-    from aqa_train.config import differences, resolve
+    from aqa_train.config import absolute, differences, resolve
 
     if out is not None and out.resolve() != resume.resolve():
         raise UsageError(f"--out {out} is not the run being resumed, {resume}", fix="leave --out away")
@@ -190,8 +193,8 @@ def _refuse_changes(
     training = base.pop("training")
     own = base.pop("settings")
     training |= {k: flags.pop(k) for k in list(flags) if k in training}
-    wanted = resolve(config, {**base, **flags, "training": training, "settings": own}, sets)
-    changed = differences(saved, wanted)
+    wanted = resolve(None, {**base, **flags, "training": training, "settings": own}, sets)
+    changed = differences(absolute(saved), absolute(wanted))
     if changed:
         raise UsageError(
             f"{resume} was run with other settings: {'; '.join(changed)}",
@@ -199,17 +202,25 @@ def _refuse_changes(
         )
 
 
-def _refuse_other_data(experiment: Experiment, out: Path) -> None:
-    """Labels, videos or splits that changed since the run began would mix two experiments."""
-    from aqa_train.splits import Split
+def _holds_this_run(out: Path, experiment: Experiment) -> bool:
+    """Whether `out` has this very run, begun or finished; raises for any other run and for a foreign folder."""
+    from aqa_train.config import absolute, differences
+    from aqa_train.outputs import START, read_config
 
-    for split in experiment.splits:
-        file = out / "splits" / f"fold{split.fold}-seed{split.seed}.json"
-        if not file.exists() or Split.load(file).digest != split.digest:
+    if (out / "config.json").exists():
+        changed = differences(absolute(read_config(out)), absolute(experiment.config))
+        if changed:
             raise UsageError(
-                f"{file} does not match the features and labels as they are now: videos, scores or splits changed",
-                fix="restore them, or start anew with another --out",
+                f"{out} already holds a run with other settings: {'; '.join(changed)}",
+                fix="name another --out, or give the settings of that run to go on with it",
             )
+        console.note(f"{out} holds this run: going on where it stands")
+        return True
+    # A run that was cut off before it began leaves these, which are written anew.
+    begun = out.is_dir() and all(p.name in START or p.name.endswith(".partial") for p in out.iterdir())
+    if out.exists() and not begun:
+        raise UsageError(f"{out} exists and is no run folder", fix="name another --out")
+    return False
 
 
 def _describe(experiment: Experiment, device: str, jobs: int) -> None:

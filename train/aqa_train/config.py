@@ -106,20 +106,24 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(choices)}"
 
 
-def resolve(file: Path | None, flags: Mapping[str, Any], sets: Iterable[str] = ()) -> RunConfig:
-    """Merge file, environment, flags and `--set name=value` (which may name training settings too)."""
-    merged: dict[str, Any] = read_toml(file) if file else {}
+def resolve(
+    file: Path | None,
+    flags: Mapping[str, Any],
+    sets: Iterable[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Merge defaults, file, environment, flags and `--set name=value` (which may name training settings too)."""
+    merged: dict[str, Any] = dict(defaults or {}) | (read_toml(file) if file else {})
     merged.update(from_environment(os.environ))
     merged.update(flags)
-    training = dict(merged.pop("training", {}))
-    settings = dict(merged.pop("settings", {}))
+    training, settings = (_table(merged.pop(name, {}), name) for name in ("training", "settings"))
     for name in [n for n in merged if n in Training.model_fields]:
         training[name] = merged.pop(name)
     for item in sets:
-        name, equals, value = item.partition("=")
+        name, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not name:
             raise UsageError(f"--set {item!r} is not name=value", fix="for example --set dropout=0.5")
-        (training if name in Training.model_fields else settings)[name.strip()] = value.strip()
+        (training if name in Training.model_fields else settings)[name] = value
     unknown = [n for n in merged if n not in RunConfig.model_fields]
     if unknown:
         known = [*RunConfig.model_fields, *Training.model_fields]
@@ -133,7 +137,32 @@ def resolve(file: Path | None, flags: Mapping[str, Any], sets: Iterable[str] = (
         raise UsageError(_explain(e), fix="aqa-train --print-config shows the settings and their values") from None
     for method in config.methods:
         method_config(config, method)
+    _refuse_settings_without_effect(config)
     return config
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """The same with absolute paths, so that the run can be resumed from any folder."""
+    paths = {n: getattr(config, n) for n in ("features", "labels", "split")}
+    return config.model_copy(update={n: os.path.abspath(p) for n, p in paths.items() if p is not None})
+
+
+def _table(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{name} is {value!r}, not a table", fix=f"write it as [{name}] with lines name = value")
+    return dict(value)
+
+
+def _refuse_settings_without_effect(config: RunConfig) -> None:
+    """A setting that every chosen method fixes would be accepted and do nothing."""
+    for name in config.settings:
+        users = [m for m in config.methods if name in (f.name for f in dataclasses.fields(METHODS[m].load().Config))]
+        if users and all(name in METHODS[m].fixed for m in users):
+            made = ", ".join(users)
+            raise UsageError(
+                f"{name} = {METHODS[users[0]].fixed[name]} is what makes {made}",
+                fix=f"set it for another method than {made}",
+            )
 
 
 def method_config(config: RunConfig, method: str) -> Any:
@@ -184,6 +213,11 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     for key, value in environment.items():
         if key.startswith(ENVIRONMENT):
             name = key.removeprefix(ENVIRONMENT).lower()
+            if name in ("training", "settings"):
+                raise UsageError(
+                    f"{key} cannot be set as a whole",
+                    fix=f"set one training setting, as {ENVIRONMENT}LR=1e-3, or use --set name=value",
+                )
             values[name] = value.split(",") if name in ("methods", "streams", "score_range") else value
     return values
 

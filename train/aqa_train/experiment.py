@@ -6,8 +6,10 @@ the run's trainings are its own, and what it finishes is a folder that a later c
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from aqa_shared.errors import EnvironmentFault, UsageError
 from aqa_shared.records import ExtractSettings
 from aqa_train import baselines, metrics, protocol
 from aqa_train.batch import Batch
+from aqa_train.checkpoint import writing
 from aqa_train.config import RunConfig, method_config
 from aqa_train.features import FeatureSet, InMemory
 from aqa_train.methods import METHODS
@@ -53,6 +56,8 @@ class Experiment:
     splits: list[Split]
     extract: ExtractSettings | None
     weights: dict[str, Any]
+    data: dict[str, str | None]
+    """Digests of everything that was read: the store's content and the labels file."""
 
     @property
     def trainings(self) -> list[OneTraining]:
@@ -72,9 +77,18 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
 
         features = relabel(features, Path(config.labels))
     config = protocol.resolve_labelled(config, features)
-    weights = store.provenance.get("weights", {})
     experiment = Experiment(
-        config, features, protocol.make_splits(config, features, say), store.settings, dict(weights or {})
+        config,
+        features,
+        protocol.make_splits(config, features, say),
+        store.settings,
+        dict(store.provenance.get("weights") or {}),
+        {
+            "content": store.content,
+            "labels_sha256": None
+            if config.labels is None
+            else hashlib.sha256(Path(config.labels).read_bytes()).hexdigest(),
+        },
     )
     _outside_range(experiment, say)
     for method in config.methods:
@@ -96,6 +110,19 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Running out of memory is the machine's fault, not ours: say what needs less."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as e:
+        raise EnvironmentFault(
+            f"not enough memory: {(str(e) or 'main memory is full').splitlines()[0]}",
+            fix="use --in-memory no, a smaller --set batch, or fewer --jobs",
+        ) from e
+
+
+@enough_memory()
 def run_training(
     experiment: Experiment,
     training: OneTraining,
@@ -213,6 +240,7 @@ def run_baselines(experiment: Experiment, features: FeatureSet) -> list[dict[str
     return found
 
 
+@enough_memory()
 def place(experiment: Experiment, device: torch.device, in_memory: InMemory, jobs: int) -> FeatureSet:
     """The features where training wants them, and a word when they are streamed."""
     placed = experiment.features.place(device, in_memory, jobs)
@@ -224,10 +252,11 @@ def place(experiment: Experiment, device: torch.device, in_memory: InMemory, job
 
 def write_json(path: Path, value: Any) -> None:
     """Atomically, and never with NaN."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True))
-    partial.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True))
+        partial.replace(path)
 
 
 def _selections(fitted: Fitted) -> list[tuple[str, dict[str, torch.Tensor]]]:
@@ -252,13 +281,13 @@ def _probe(experiment: Experiment, method: str) -> None:
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(0)
         channels = list(features.channels.values())
-        model = METHODS[method].load()(channels, features.segments, config)
         present = torch.ones(2, features.segments, dtype=torch.bool) if features.ragged else None
         x = torch.rand(2, features.segments, sum(channels))
         labelled = Batch(x, torch.tensor([0.0, 1.0]), present)
         none = Batch(x[:0], torch.empty(0), None if present is None else present[:0])
         unlabelled = Batch(x, torch.full((2,), torch.nan), present)
         try:
+            model = METHODS[method].load()(channels, features.segments, config)
             model.losses(labelled, unlabelled if split.unlabelled else none)
         except (ValueError, RuntimeError) as e:
             raise UsageError(f"method {method} cannot work with these features: {e}") from e

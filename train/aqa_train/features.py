@@ -1,9 +1,9 @@
 """The features of a store as training wants them: in memory where they fit, streamed in blocks where not.
 
 One interface for both. The order of an epoch is planned from indices alone: the blocks that hold the wanted
-videos are shuffled, gathered into windows of a few blocks, and the videos are shuffled inside each window. Features
-in memory are one window; so a streamed epoch with a window that holds everything has exactly the same order, and
-a smaller window gives another order of the same videos, each once.
+videos are shuffled, gathered into windows of a few blocks, and the videos are shuffled inside each window. The order
+is a function of the blocks and the window, which come from the store alone: whether features are in memory or
+streamed, which depends on the machine, changes no result.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from aqa_shared.errors import StoreError, UsageError
 
 InMemory = Literal["auto", "yes", "no"]
 MEMORY_SHARE = 0.4
-"""`auto` keeps features in memory up to this share of what is available, divided by the number of jobs."""
+"""`auto` keeps features in memory up to this share of what is available, divided by the number of copies."""
 BLOCK_BYTES = 64 * 2**20
 """Least size of a streamed block; blocks begin and end with Dask's chunks, so none is read twice an epoch."""
 WINDOW_BLOCKS = 4
 """Blocks shuffled together when streaming; the next window is read while one is used (two are in memory)."""
+
+_CHECKED = 4096
+"""Segments checked at a time, so that the check needs no memory worth naming."""
 
 Rows = NDArray[np.int64]
 Loaded = tuple[Float[Tensor, "batch time channels"], Bool[Tensor, "batch time"] | None]
@@ -151,10 +154,13 @@ class FeatureSet:
 
     def place(self, device: torch.device, in_memory: InMemory = "auto", jobs: int = 1) -> FeatureSet:
         """The same features, loaded onto `device` once if they fit (or if `yes`); streamed otherwise."""
-        fits = self.nbytes <= MEMORY_SHARE * _available(device) / jobs
+        # On a GPU they pass through main memory; beside several processes the first keeps a copy too.
+        room = min(_available(device), _available(torch.device("cpu")))
+        fits = self.nbytes <= MEMORY_SHARE * room / (jobs + 1 if jobs > 1 else 1)
         if in_memory == "no" or (in_memory == "auto" and not fits):
             return self
-        features, present = self._read(0, len(self.ids))
+        # Block by block into place: all at once would take the memory twice.
+        features, present = self._gather(np.arange(len(self.ids)))
         return replace(self, resident=(features.to(device), None if present is None else present.to(device)))
 
     def load(self, rows: Rows, device: torch.device) -> Loaded:
@@ -214,7 +220,7 @@ class FeatureSet:
         return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
     def _windows(self, rows: Rows, rng: np.random.Generator) -> Iterator[Rows]:
-        if self.resident is not None or self.window >= len(self.blocks):
+        if self.window >= len(self.blocks):
             yield rng.permutation(np.sort(rows))
             return
         inside = [rows[(rows >= a) & (rows < b)] for a, b in self.blocks]
@@ -288,7 +294,12 @@ class FeatureSet:
         begin, lengths = int(self.offsets[first]), self.lengths[first:last]
         end = int(self.offsets[last - 1] + self.lengths[last - 1])
         read = dask.compute(*[a[begin:end] for a in self.arrays], scheduler="threads")
-        flat = np.concatenate([np.asarray(r, dtype=np.float32) for r in read], axis=1)
+        flat = (
+            np.asarray(read[0], dtype=np.float32)
+            if len(read) == 1
+            else np.concatenate(read, axis=1, dtype=np.float32, casting="same_kind")
+        )
+        del read
         self._check(flat, first, last, begin)
         if not self.ragged:
             return torch.from_numpy(flat.reshape(last - first, self.segments, -1)), None
@@ -299,7 +310,9 @@ class FeatureSet:
 
     def _check(self, flat: NDArray[np.float32], first: int, last: int, begin: int) -> None:
         # One pass over the sum finds NaN and inf: both survive every addition.
-        sums = np.abs(flat).sum(axis=1, dtype=np.float64)
+        sums = np.empty(len(flat))
+        for i in range(0, len(flat), _CHECKED):
+            sums[i : i + _CHECKED] = np.abs(flat[i : i + _CHECKED]).sum(axis=1, dtype=np.float64)
         starts = self.offsets[first:last] - begin
         by_video = np.add.reduceat(sums, starts) if len(sums) else sums
         broken = [self.ids[first + i] for i in np.flatnonzero(~np.isfinite(by_video))]

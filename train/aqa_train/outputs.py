@@ -15,23 +15,50 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from aqa_shared.errors import UsageError
+from aqa_train.checkpoint import writing
 from aqa_train.config import RunConfig, as_toml
 from aqa_train.experiment import Experiment, write_json
 from aqa_train.metrics import fisher_mean, mean_std
+from aqa_train.splits import Split
 
 PACKAGES = ("aqa", "torch", "numpy", "scipy", "scikit-learn", "zarr", "dask", "safetensors")
 MEASURES = ("spearman", "kendall", "mae", "rl2_dataset_range", "rl2_test_range")
 
 
+START = ("config.toml", "environment.json", "data.json", "splits")
+"""What a run folder holds before config.json, which makes it a run."""
+
+
 def write_start(experiment: Experiment, out: Path, device: str) -> None:
-    """Configuration, environment and splits, before anything is trained."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.toml").write_text(as_toml(experiment.config))
-    write_json(out / "config.json", experiment.config.model_dump(mode="json"))
-    write_json(out / "environment.json", environment(device))
-    (out / "splits").mkdir(exist_ok=True)
+    """Configuration, environment, digests of the data and splits, before anything is trained."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.toml").write_text(as_toml(experiment.config))
+        write_json(out / "environment.json", environment(device))
+        write_json(out / "data.json", experiment.data)
+        (out / "splits").mkdir(exist_ok=True)
+        for split in experiment.splits:
+            split.save(out / "splits" / f"fold{split.fold}-seed{split.seed}.json")
+        write_json(out / "config.json", experiment.config.model_dump(mode="json"))
+
+
+def refuse_other_data(experiment: Experiment, out: Path) -> None:
+    """Features, labels or splits that changed since the run began would mix two experiments."""
+    fix = "restore them, or start anew with another --out"
+    file = out / "data.json"
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{file} cannot be read ({e}): whether the data are the same is not known", fix=fix) from None
+    names = {"content": f"the store {experiment.config.features}", "labels_sha256": "the labels file"}
+    changed = [what for key, what in names.items() if found.get(key) != experiment.data[key]]
+    if changed:
+        raise UsageError(f"{' and '.join(changed)} changed since the run in {out} began", fix=fix)
     for split in experiment.splits:
-        split.save(out / "splits" / f"fold{split.fold}-seed{split.seed}.json")
+        file = out / "splits" / f"fold{split.fold}-seed{split.seed}.json"
+        if not file.exists() or Split.load(file).digest != split.digest:
+            raise UsageError(f"{file} does not match what the settings give now: the splits changed", fix=fix)
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -200,8 +227,6 @@ def _cell(value: dict[str, Any], digits: int) -> str:
 
 def read_config(out: Path) -> RunConfig:
     """The configuration of an earlier run."""
-    from aqa_shared.errors import UsageError
-
     try:
         return RunConfig.model_validate(json.loads((out / "config.json").read_text()))
     except FileNotFoundError:

@@ -96,7 +96,8 @@ def save_model(path: Path, state: Mapping[str, Tensor], standardise: Standardise
     if standardise is not None:
         tensors |= {"standardise.shift": standardise.shift, "standardise.scale": standardise.scale}
     checkpoint.save(path, tensors, {"kind": "model", **meta})
-    path.with_suffix(".json").write_text(json.dumps(meta, indent=1, allow_nan=False))
+    with checkpoint.writing(path):
+        path.with_suffix(".json").write_text(json.dumps(meta, indent=1, allow_nan=False))
 
 
 def load_checkpoint(path: str | Path) -> Model:

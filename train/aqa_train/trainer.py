@@ -135,9 +135,13 @@ def fit(
     `state`: file to resume from, where it exists, and to save to. `stop`: the signal to stop at, or 0.
     Raises `Stopped` after saving, `Diverged` where a loss is not finite.
     """
-    seeds = np.random.SeedSequence(list(seed)).generate_state(2)
-    with _private_rng(int(seeds[0]), device):
-        loop = _Loop(build().to(device), task, training, [*seed, int(seeds[1])], device, state)
+    seeds = [int(s) for s in np.random.SeedSequence(list(seed)).generate_state(3)]
+    with _kept_rng(device):
+        _seed(seeds[0], device)
+        model = build().to(device)
+        # Dropout and hidden segments must not depend on how many numbers the initial weights took.
+        _seed(seeds[2], device)
+        loop = _Loop(model, task, training, [*seed, seeds[1]], device, state)
         if state is not None and state.exists():
             loop.restore()
         return loop.run(stop, on_epoch)
@@ -354,12 +358,9 @@ def _kept_rng(device: torch.device) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _private_rng(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout and hidden segments draw from torch's generators: seed them here, and give them back after."""
-    with _kept_rng(device):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
+def _seed(seed: int, device: torch.device) -> None:
+    """Torch's own generators, which initial weights, dropout and hidden segments draw from."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

@@ -7,7 +7,8 @@ import os
 import queue
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from aqa_shared.errors import AqaError, ExitCode
 from aqa_train.config import RunConfig
 from aqa_train.experiment import Experiment, OneTraining, device_of, place, prepare, run_training
 from aqa_train.features import FeatureSet, InMemory
+from aqa_train.outputs import refuse_other_data
 from aqa_train.signals import asked_to_stop
 from aqa_train.trainer import Stopped
 
@@ -75,8 +77,9 @@ def _in_processes(
         context.Process(target=_work, args=(config, n, out, device, jobs, in_memory, messages), daemon=True)
         for n in names
     ]
-    for w in workers:
-        w.start()
+    with _no_interrupt():
+        for w in workers:
+            w.start()
     failure: AqaError | None = None
     stopping = False
     while True:
@@ -93,7 +96,7 @@ def _in_processes(
             failure = AqaError(rest[0], fix=rest[1])
             failure.exit_code = ExitCode(rest[2])
         died = next((w for w in workers if not w.is_alive() and w.exitcode not in (0, None)), None)
-        if died is not None and failure is None and kind == "" and not stopping:
+        if died is not None and failure is None and kind == "" and not stopping and not stop():
             failure = AqaError(
                 f"a training process ended with code {died.exitcode}"
                 + (" (killed: out of memory?)" if died.exitcode == -signal.SIGKILL else ""),
@@ -112,6 +115,19 @@ def _in_processes(
         raise Stopped(number, f"stopped by signal {number}; every training saved where it stands")
 
 
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Processes started here never see Ctrl-C, not even while they import; ours waits until they are started."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(
     config: RunConfig, names: list[str], out: Path, device: str, jobs: int, in_memory: InMemory, messages: Any
 ) -> None:
@@ -119,6 +135,7 @@ def _work(
     try:
         with asked_to_stop(ignore_interrupt=True) as stop:
             experiment = prepare(config, lambda message: None)
+            refuse_other_data(experiment, out)
             torch.set_num_threads(config.training.threads)
             where = device_of(device)
             features = place(experiment, where, in_memory, jobs)
