@@ -47,6 +47,7 @@ def make_store(tmp_path: Path) -> MakeStore:
         digest: str = "a" * 64,
         pending: int = 0,
         seed: int = 0,
+        metas: Sequence[dict[str, Any]] | None = None,
     ) -> Path:
         settings = ExtractSettings(
             streams=streams,
@@ -71,7 +72,7 @@ def make_store(tmp_path: Path) -> MakeStore:
                 score = float(truth[i]) if scores is None else scores[i]
                 records[video_id] = Video(id=video_id, path=f"/videos/{video_id}", **{"score": score, **given})
                 if i < videos - pending:
-                    writer.commit(video_id, arrays, {"fps": 25.0})
+                    writer.commit(video_id, arrays, {"fps": 25.0, **(metas[i] if metas else {})})
             if videos > pending:
                 writer.finalise(records)
             for i in range(videos - pending, videos):

@@ -56,6 +56,21 @@ def test_nested_fractions_contain_each_other() -> None:
     assert all(a < b for a, b in pairwise(sets))
 
 
+@given(
+    n=st.integers(2, 80),
+    kinds=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    fractions=st.lists(st.floats(0.01, 1.0), min_size=2, max_size=5),
+)
+def test_nested_fractions_contain_each_other_within_categories(
+    n: int, kinds: int, seed: int, fractions: list[float]
+) -> None:
+    made = np.random.default_rng(seed)
+    scores, category = made.integers(0, 10, n).astype(float), made.integers(0, kinds, n).astype(str).astype(object)
+    sets = [set(label(scores, f, np.random.default_rng(3), "nested", category).tolist()) for f in sorted(fractions)]
+    assert all(a <= b for a, b in pairwise(sets))
+
+
 def _distance(scores: np.ndarray, fraction: float, draw: Draw, seeds: int) -> float:
     drawn = (label(scores, fraction, np.random.default_rng(s), draw) for s in range(seeds))
     return float(np.mean([ks_2samp(scores[d], scores).statistic for d in drawn]))
@@ -174,6 +189,10 @@ def test_split_files(tmp_path: Path) -> None:
     listed = tmp_path / "folds.json"
     listed.write_text('[{"train": ["a"], "test": ["b"]}]')
     assert read_split_file(listed) == [{"train": ["a"], "test": ["b"], "val": []}]
+    roles.write_text("id,split\na,Train\nb, TEST\nc,Validation\n")
+    assert read_split_file(roles) == [{"train": ["a"], "test": ["b"], "val": ["c"]}]
+    Split(0, 0, ("a",), ("b", "c"), ("b",), transductive=True).save(tmp_path / "saved.json")
+    assert read_split_file(tmp_path / "saved.json") == [{"train": ["a", "c"], "test": ["b"], "val": []}]
     Split(0, 0, ("a",), ("c",), ("b",)).save(tmp_path / "saved.json")
     assert read_split_file(tmp_path / "saved.json") == [{"train": ["a", "c"], "test": ["b"], "val": []}]
 

@@ -11,17 +11,20 @@ from numpy.typing import NDArray
 from aqa_shared.errors import UsageError
 from aqa_train.config import RunConfig
 from aqa_train.features import FeatureSet, Rows
-from aqa_train.splits import Split, hold_out, label, read_split_file, refuse_overlap, score_folds
+from aqa_train.splits import ROLES, Split, hold_out, label, read_split_file, refuse_overlap, role_named, score_folds
 from aqa_train.trainer import ScoreScale
 
 Say = Callable[[str], None]
 
 
 def resolve_labelled(config: RunConfig, features: FeatureSet) -> RunConfig:
-    """Fill in the labelled fraction where it was left to the data."""
+    """Fill in the labelled fraction where it was left to the data: the training videos, not those that test."""
     if config.labelled is not None:
         return config
-    some_without = bool(np.isnan(features.column("score")).any())
+    check_scores(features, _silent)
+    missing = np.isnan(features.column("score").astype(np.float64))
+    folds = _folds(config, features, _category(features), _silent)
+    some_without = any(missing[train].any() for train, _, _ in folds)
     return config.model_copy(update={"labelled": 1.0 if some_without else 0.4})
 
 
@@ -32,15 +35,28 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
     check_scores(features, say)
     category = _category(features)
     splits = []
+    say = _once(say)
     for fold, (train, validation, test) in enumerate(_folds(config, features, category, say)):
+        if config.validation > 0 and len(validation):
+            say(f"--validation is not needed: {len(validation)} video(s) are marked val, and they are taken")
+        elif config.validation > 0 and config.draw == "nested":
+            raise UsageError(
+                "--draw nested and --validation do not go together: each fraction would lose other videos to it",
+                fix="mark validation videos as val, or leave --validation away",
+            )
+        if not config.transductive:
+            refuse_twins(features, np.union1d(train, validation), test)
         for i in range(config.seeds):
-            rng = np.random.default_rng([config.seed + i, fold])
+            # Tagged, so that it shares no numbers with the training of the same seed and fold.
+            rng = np.random.default_rng([config.seed + i, fold, 1])
             scored = train[~np.isnan(scores[train])]
             kinds = None if category is None else category[scored]
             labelled = scored[label(scores[scored], config.labelled, rng, config.draw, kinds)]
             held = validation
             if config.validation > 0 and not len(validation):
                 held = labelled[label(scores[labelled], config.validation, rng)]
+                if not len(held):
+                    say(f"--validation {config.validation:g} of {len(labelled)} labelled is none: no best epoch")
             labelled = np.setdiff1d(labelled, held)
             check_labelled(scores[labelled], config, len(scored))
             unlabelled = np.setdiff1d(train, np.concatenate([labelled, held]))
@@ -73,6 +89,27 @@ def check_labelled(scores: NDArray[np.float64], config: RunConfig, available: in
         raise UsageError(
             f"all {len(scores)} labelled scores are {scores[0]:g}: there is nothing to tell apart",
             fix="label more videos, or check the score column",
+        )
+
+
+def refuse_twins(features: FeatureSet, training: Rows, test: Rows) -> None:
+    """The same part of the same file under two names, once to learn from and once to be tested on, is an error."""
+    part = ("fingerprint", "size", "start", "end", "start_time", "end_time")
+    if "fingerprint" not in features.table:
+        return
+    columns = [features.table[n].astype(str) for n in part if n in features.table]
+
+    def key(row: int) -> tuple[str, ...]:
+        return tuple(c[row] for c in columns)
+
+    known = {key(r): r for r in training if columns[0][r] not in ("", "nan")}
+    twins = [(known[key(r)], r) for r in test if key(r) in known]
+    if twins:
+        pairs = ", ".join(f"{features.ids[a]} = {features.ids[b]}" for a, b in twins[:5])
+        more = f" and {len(twins) - 5} more" if len(twins) > 5 else ""
+        raise UsageError(
+            f"{len(twins)} test video(s) are also training videos under another name: {pairs}{more}",
+            fix="give both the same split, or extract each video once",
         )
 
 
@@ -134,10 +171,16 @@ def _folds(
     scores = features.column("score").astype(np.float64)
     everything = np.arange(len(scores))
     scored, unscored = everything[~np.isnan(scores)], everything[np.isnan(scores)]
-    role = features.column("split").astype(str)
+    role = np.array([role_named(str(r)) for r in features.column("split")], dtype=object)
     rng = np.random.default_rng([config.seed, 2**16])
     if config.split is not None and config.folds is not None:
         raise UsageError("--split and --folds both say what is test", fix="give one of them")
+    if config.group is not None and config.folds is None:
+        raise UsageError(
+            f"--group {config.group} says nothing without --folds", fix="give --folds too, or leave it away"
+        )
+    if config.split is None and config.folds is None:
+        _refuse_unknown_roles(features, role)
     if config.split is not None:
         found = [_from_file(fold, features, config.split, say) for fold in read_split_file(Path(config.split))]
     elif config.folds is not None:
@@ -148,27 +191,30 @@ def _folds(
                 raise UsageError(f"the videos have no column {config.group!r}", fix="name a column of the labels file")
         kinds = None if category is None else category[scored]
         number = score_folds(scores[scored], config.folds, rng, kinds, group)
-        found = [
-            (np.sort(np.concatenate([scored[number != k], unscored])), _NONE, scored[number == k])
-            for k in range(config.folds)
-        ]
+        found = []
+        for k in range(config.folds):
+            tested, rest = scored[number == k], unscored
+            if config.group is not None:
+                # A view without a score of what is tested would be learned from all the same.
+                name = features.column(config.group).astype(object)
+                rest = unscored[~np.isin(name[unscored].astype(str), name[tested].astype(str)) | (name[unscored] == "")]
+            found.append((np.sort(np.concatenate([scored[number != k], rest])), _NONE, tested))
     elif (role == "test").any():
-        other = sorted(set(role) - {"train", "test", "val", ""})
-        if other:
-            raise UsageError(f"split is {other[0]!r} for some videos", fix="use train, val or test")
         free = scored[role[scored] == ""]
         if len(free):
             say(f"{len(free)} scored video(s) have no split and are taken for training: {features.ids[free[0]]} …")
         train = everything[(role == "train") | (role == "")]
         found = [(train, everything[role == "val"], everything[role == "test"])]
     else:
-        if len(scored) < 3:
+        validation = everything[role == "val"]
+        free = scored[role[scored] != "val"]
+        if len(free) < 3:
             raise UsageError(
-                f"{len(scored)} scored video(s) are too few to train and test", fix="score at least 3 videos"
+                f"{len(free)} scored video(s) are too few to train and test", fix="score at least 3 videos"
             )
-        test = scored[hold_out(scores[scored], config.test_fraction, rng)]
-        say(f"no test videos are named: {len(test)} of {len(scored)} scored ones are held out, stratified by score")
-        found = [(np.setdiff1d(everything, test), _NONE, test)]
+        test = free[hold_out(scores[free], config.test_fraction, rng)]
+        say(f"no test videos are named: {len(test)} of {len(free)} scored ones are held out, stratified by score")
+        found = [(np.setdiff1d(everything, np.union1d(test, validation)), validation, test)]
     return [
         (train, _scored(val, scores, "validation", say), _scored(test, scores, "test", say))
         for train, val, test in found
@@ -176,6 +222,33 @@ def _folds(
 
 
 _NONE: Rows = np.empty(0, dtype=np.int64)
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+def _once(say: Say) -> Say:
+    """`say` what was not said before: folds and seeds repeat themselves."""
+    heard: set[str] = set()
+
+    def speak(message: str) -> None:
+        if message not in heard:
+            heard.add(message)
+            say(message)
+
+    return speak
+
+
+def _refuse_unknown_roles(features: FeatureSet, role: NDArray[np.object_]) -> None:
+    """A split that is not understood must not turn test videos into training videos."""
+    unknown = [features.ids[i] for i in np.flatnonzero(~np.isin(role.astype(str), [*ROLES, ""]))]
+    if unknown:
+        values = ", ".join(repr(v) for v in sorted(set(role.tolist()) - {*ROLES, ""})[:5])
+        raise UsageError(
+            f"split is {values} for {len(unknown)} video(s): {', '.join(unknown[:5])}",
+            fix="use train, val or test in the labels, or say who is tested with --split or --folds",
+        )
 
 
 def _scored(rows: Rows, scores: NDArray[np.float64], role: str, say: Say) -> Rows:
@@ -202,4 +275,9 @@ def _from_file(fold: dict[str, list[str]], features: FeatureSet, path: str, say:
             f"{features.ids[0]})",
             fix="use the store's ids; aqa info STORE lists them",
         )
-    return train, validation, test
+    scores = features.column("score").astype(np.float64)
+    unlisted = np.setdiff1d(np.arange(len(scores)), np.concatenate([train, validation, test]))
+    without = unlisted[np.isnan(scores[unlisted])]
+    if len(without) < len(unlisted):
+        say(f"{path}: {len(unlisted) - len(without)} scored video(s) of the store are not in it and are left out")
+    return np.union1d(train, without), validation, test

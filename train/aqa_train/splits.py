@@ -1,7 +1,7 @@
 """Who is labelled, unlabelled, validated and tested.
 
-Two steps, each a pure function of its seed: `folds_of` parts test videos from training videos, `label` chooses
-which training videos keep their scores.
+Two steps, each a pure function of its seed: `hold_out`, `score_folds` or `read_split_file` part test videos from
+training videos, `label` chooses which training videos keep their scores.
 """
 
 from __future__ import annotations
@@ -63,6 +63,15 @@ class Split:
         return split
 
 
+ROLES = ("train", "val", "test")
+
+
+def role_named(text: str) -> str:
+    """The role that a label or a file means: case, blanks and `validation` for `val` make no difference."""
+    role = text.strip().lower()
+    return {"validation": "val"}.get(role, role)
+
+
 def refuse_overlap(ids: Sequence[str]) -> None:
     """The same video in training and test is an error, with its names."""
     if ids:
@@ -90,7 +99,10 @@ def label(
     groups = [np.arange(len(scores))]
     if category is not None:
         groups = [np.flatnonzero(category == c) for c in sorted(set(category.tolist()))]
-    wanted = _shares([len(g) for g in groups], round(fraction * len(scores)))
+    count = round(fraction * len(scores))
+    if draw == "nested":
+        return np.sort(_ranking(scores, groups, rng)[:count])
+    wanted = _shares([len(g) for g in groups], count)
     drawn = []
     for group, count in zip(groups, wanted, strict=True):
         # Shuffled before the stable sort, so that equal scores are taken in no particular order.
@@ -98,6 +110,20 @@ def label(
         ordered = group[np.argsort(scores[group], kind="stable")]
         drawn.append(ordered[_positions(len(group), count, rng, draw)])
     return np.sort(np.concatenate(drawn)).astype(np.int64)
+
+
+def _ranking(
+    scores: NDArray[np.float64], groups: Sequence[NDArray[np.int64]], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """One order of all videos whose every prefix is spread over the scores and fair to the groups."""
+    key = np.empty(len(scores))
+    for group in groups:
+        group = rng.permutation(group)
+        ordered = group[np.argsort(scores[group], kind="stable")]
+        # Prefixes of a van der Corput sequence are spread evenly; the shift makes it differ by seed.
+        spread = (np.array([_van_der_corput(i) for i in range(len(group))]) + rng.random()) % 1.0
+        key[ordered[np.argsort(np.argsort(spread))]] = (np.arange(len(group)) + 0.5) / max(len(group), 1)
+    return np.argsort(key, kind="stable").astype(np.int64)
 
 
 def _shares(sizes: list[int], total: int) -> list[int]:
@@ -117,10 +143,6 @@ def _positions(n: int, count: int, rng: np.random.Generator, draw: Draw) -> NDAr
         return rng.permutation(n)[:count]
     if draw == "systematic":
         return np.floor((rng.random() + np.arange(count)) * n / count).astype(np.int64).clip(max=n - 1)
-    if draw == "nested":
-        # Prefixes of a van der Corput sequence are spread evenly; the shift makes it differ by seed.
-        spread = (np.array([_van_der_corput(i) for i in range(n)]) + rng.random()) % 1.0
-        return np.argsort(np.argsort(spread))[:count]
     edges = np.arange(count + 1) * n // count
     return rng.integers(edges[:-1], edges[1:])
 
@@ -196,7 +218,7 @@ def read_split_file(path: Path) -> list[dict[str, list[str]]]:
         ]
     roles: dict[str, list[str]] = {"train": [], "test": [], "val": []}
     for line, r in enumerate(rows, start=2):
-        role = {"validation": "val"}.get(r["split"], r["split"])
+        role = role_named(r["split"] or "")
         if role not in roles:
             raise UsageError(f"{path}, line {line}: split is {r['split']!r}", fix="use train, val or test")
         roles[role].append(r["id"])
@@ -212,8 +234,10 @@ def _json_folds(path: Path, text: str) -> list[dict[str, list[str]]]:
     result = []
     for fold in folds:
         if isinstance(fold, dict) and "labelled" in fold:
-            # A split saved by an earlier run: its training videos are the labelled and unlabelled ones.
-            fold = {"train": [*fold["labelled"], *fold["unlabelled"]], "test": fold["test"], "val": fold["validation"]}
+            # A split saved by an earlier run: its training videos are the labelled and unlabelled ones, save the
+            # test videos that a transductive run learned from too.
+            train = [i for i in [*fold["labelled"], *fold["unlabelled"]] if i not in set(fold["test"])]
+            fold = {"train": train, "test": fold["test"], "val": fold["validation"]}
         if not isinstance(fold, dict) or not {"train", "test"} <= set(fold):
             raise UsageError(f"{path}: a fold lacks train and test", fix='give {"train": [ids], "test": [ids]}')
         result.append({role: [str(i) for i in fold.get(role, [])] for role in ("train", "test", "val")})

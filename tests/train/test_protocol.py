@@ -1,0 +1,125 @@
+"""Who is what in a run, from the configuration and the table of the videos."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aqa_shared.errors import UsageError
+from aqa_shared.store import FeatureStore
+from aqa_train.config import RunConfig
+from aqa_train.features import FeatureSet
+from aqa_train.protocol import make_splits, resolve_labelled
+from aqa_train.splits import Split
+
+from .conftest import MakeStore, synthetic
+
+
+def features(split: list[str] | None = None, *, scores: Any = None, n: int = 12, **columns: Any) -> FeatureSet:
+    x, truth = synthetic(n, 2, 3)
+    table = {"score": np.asarray(truth if scores is None else scores, dtype=np.float64), **columns}
+    if split is not None:
+        table["split"] = np.array(split, dtype=object)
+    return FeatureSet.from_arrays({"rgb": x}, table, [f"v{i:02d}" for i in range(n)])
+
+
+def splits(found: FeatureSet, **settings: Any) -> tuple[list[Split], list[str]]:
+    said: list[str] = []
+    config = resolve_labelled(RunConfig(features="f", **{"seeds": 1, **settings}), found)
+    return make_splits(config, found, said.append), said
+
+
+def ids(*rows: int) -> tuple[str, ...]:
+    return tuple(f"v{i:02d}" for i in rows)
+
+
+def test_roles_are_read_whatever_their_case() -> None:
+    (split,), _ = splits(features(["Train"] * 7 + [" validation", "VAL"] + ["Test", "TEST", "test "]))
+    assert split.test == ids(9, 10, 11)
+    assert split.validation == ids(7, 8)
+
+
+def test_roles_that_mean_nothing_are_refused() -> None:
+    found = features(["train"] * 6 + ["testing"] * 5 + ["dev"])
+    with pytest.raises(UsageError, match=r"split is 'dev', 'testing' for 6 video\(s\): v06"):
+        splits(found)
+    # Where something else says who is tested, the column may hold anything.
+    assert len(splits(found, folds=3)[0]) == 3
+
+
+def test_validation_marks_count_where_no_test_is_named() -> None:
+    (split,), said = splits(features(["val"] * 3 + ["train"] * 9))
+    assert split.validation == ids(0, 1, 2)
+    assert not set(split.test) & set(split.validation)
+    assert "2 of 9 scored ones are held out" in said[0]
+
+
+def test_a_group_without_folds_is_refused() -> None:
+    athlete = np.array([f"a{i // 2}" for i in range(12)], dtype=object)
+    with pytest.raises(UsageError, match="--group athlete says nothing without --folds"):
+        splits(features(athlete=athlete), group="athlete")
+
+
+def test_unscored_views_of_what_is_tested_are_not_learned_from() -> None:
+    athlete = np.array([f"a{i // 3}" for i in range(12)], dtype=object)
+    scores = [np.nan if i % 3 == 2 else float(i) for i in range(12)]
+    for split in splits(features(scores=scores, athlete=athlete), group="athlete", folds=2)[0]:
+        tested = {athlete[int(i[1:])] for i in split.test}
+        assert len(split.test) == 4
+        assert not tested & {athlete[int(i[1:])] for i in (*split.labelled, *split.unlabelled)}
+        assert len(split.labelled) + len(split.unlabelled) == 6
+
+
+def test_one_video_under_two_names_is_found(make_store: MakeStore) -> None:
+    roles = [{"split": "test" if i < 4 else "train"} for i in range(12)]
+    metas = [{"identity": {"fingerprint": f"f{i % 10}", "size": 9, "mtime_ns": i}} for i in range(12)]
+
+    def made(name: str, metas: list[dict[str, Any]]) -> FeatureSet:
+        return FeatureSet.from_store(FeatureStore.open(make_store(videos=12, labels=roles, metas=metas, name=name)))
+
+    found = made("twins.zarr", metas)
+    with pytest.raises(UsageError, match=r"2 test video.*: 010\.mp4 = 000\.mp4, 011\.mp4 = 001\.mp4"):
+        splits(found)
+    assert splits(found, transductive=True)[0]
+    # Other parts of one file are other videos.
+    parts = [{**m, "start": 10 * i, "end": 10 * i + 10} for i, m in enumerate(metas)]
+    assert splits(made("parts.zarr", parts))[0]
+
+
+def test_nested_draws_contain_each_other_and_take_no_validation() -> None:
+    category = np.array(["a", "b", "c"] * 8, dtype=object)
+    found = features(n=24, category=category)
+    drawn = [set(splits(found, labelled=f, draw="nested")[0][0].labelled) for f in (0.15, 0.3, 0.5, 0.8, 1.0)]
+    assert all(a < b for a, b in pairwise(drawn))
+    with pytest.raises(UsageError, match="nested and --validation"):
+        splits(found, draw="nested", validation=0.2)
+
+
+def test_the_default_fraction_looks_at_training_videos_only() -> None:
+    scores = [np.nan, *range(11)]
+    for role in ("test", "val"):
+        found = features([role, "test", "test", *["train"] * 9], scores=scores)
+        assert resolve_labelled(RunConfig(features="f"), found).labelled == 0.4
+    found = features(["train", "test", "test", *["train"] * 9], scores=scores)
+    assert resolve_labelled(RunConfig(features="f"), found).labelled == 1.0
+
+
+def test_a_split_file_keeps_the_unscored_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"train": ids(*range(6)), "test": ids(6, 7)}))
+    found = features(scores=[*range(10), np.nan, np.nan])
+    (split,), said = splits(found, split=str(file))
+    assert set(split.labelled) | set(split.unlabelled) == set(ids(*range(6), 10, 11))
+    assert f"{file}: 2 scored video(s) of the store are not in it and are left out" in said
+
+
+def test_validation_that_does_nothing_is_said() -> None:
+    said = splits(features(["val", "val", "test", "test", *["train"] * 8]), validation=0.3)[1]
+    assert any("--validation is not needed: 2" in s for s in said)
+    said = splits(features(["test", "test", *["train"] * 10]), validation=0.05)[1]
+    assert any("--validation 0.05 of 4 labelled is none" in s for s in said)
