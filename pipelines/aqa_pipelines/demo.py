@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,9 @@ TRAIN = [
     "--streams", "rgb,flow,actor-rgb",
 ]  # fmt: skip
 
+MODEL = Path("models", "s4aqa", "fold0-seed0")
+"""Of the run, what the demo tells to try; a run folder alone means the first method named."""
+
 STAGES = {"aqa-extract": "aqa_extract.cli", "aqa-train": "aqa_train.cli"}
 
 
@@ -51,10 +55,10 @@ def run_stages(out: Path) -> int:
     code = _command("aqa-extract", [str(out / "videos"), "--out", str(store), *EXTRACT])
     if code not in (ExitCode.OK, ExitCode.QUARANTINED):
         return code
-    again = ["--resume", str(run)] if (run / "config.json").exists() else ["--out", str(run)]
-    trained = _command("aqa-train", ["--features", str(store), *TRAIN, *again])
+    begun = (run / "config.json").exists()
+    trained = _command("aqa-train", ["--features", str(store), *TRAIN, "--out", str(run)])
     if trained != ExitCode.OK:
-        if "--resume" in again:
+        if begun and trained == ExitCode.USAGE:
             console.note(f"to train anew, remove {run}, or give another --out")
         return trained
     console.out.print(comparison(json.loads((run / "metrics.json").read_text(encoding="utf-8"))), markup=False)
@@ -67,13 +71,21 @@ def _command(name: str, arguments: list[str]) -> int:
     console.err.print(f"\n$ {shlex.join([name, *arguments])}", markup=False, style="bold")
     # The module, not the script on PATH: the demo must run the very installation it belongs to.
     child = subprocess.Popen([sys.executable, "-c", f"from {STAGES[name]} import main; main()", *arguments])
-    while True:
-        try:
-            code = child.wait()
-            break
-        except KeyboardInterrupt:
-            # The terminal sent it to the child as well, which commits what it has and leaves.
-            continue
+    # A SIGTERM comes to us alone: the child must not go on as an orphan.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
+    try:
+        while True:
+            try:
+                code = child.wait()
+                break
+            except KeyboardInterrupt:
+                # The terminal sent it to the child as well, which commits what it has and leaves.
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if code == -signal.SIGTERM:
+        # It came before the child could hear it.
+        return int(ExitCode.TERMINATED)
     if code < 0:
         raise AqaError(f"{name} was killed by signal {-code}", fix="rerun aqa demo to go on")
     return code
@@ -108,4 +120,4 @@ def _where(out: Path) -> str:
     }
     width = max(len(str(place)) for place in places)
     rows = [f"{place!s:{width}}  {what}" for place, what in places.items()]
-    return "\n".join(["", *rows, f"try: aqa predict {run} {out / 'videos' / name_of(2)}"])
+    return "\n".join(["", *rows, f"try: aqa predict {run / MODEL} {out / 'videos' / name_of(2)}"])

@@ -169,7 +169,9 @@ def convolution_error(device: torch.device, dtype: torch.dtype) -> float:
     x = torch.randn((1, 16, 8, 28, 28), generator=source).to(dtype)
     w = (torch.randn((24, 16, 3, 3, 3), generator=source) / 20).to(dtype)
     exact = F.conv3d(x.double(), w.double(), padding=1)
-    found = F.conv3d(x.to(device), w.to(device), padding=1).double().cpu()
+    # TF32 would be measured as float32 otherwise; the extraction switches it off too.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found = F.conv3d(x.to(device), w.to(device), padding=1).double().cpu()
     return float((found - exact).abs().max() / exact.abs().max())
 
 
@@ -212,7 +214,9 @@ def _weights() -> Iterator[Check]:
     for kind in ("rgb", "flow", "actor"):
         rows = [r for r in listing() if r["kind"] == kind and r["default"]]
         if offline and rows and not any(r["cached"] for r in rows if r["sources"]):
-            yield Check(f"{kind} weights", "none cached, and the network is forbidden", "note", "aqa weights fetch")
+            name = next(r["name"] for r in rows if r["sources"])
+            fix = f"unset AQA_OFFLINE where there is a network, and aqa weights fetch {name}"
+            yield Check(f"{kind} weights", "none cached, and the network is forbidden", "note", fix)
 
 
 def as_table(checks: list[Check]) -> Table:

@@ -52,6 +52,7 @@ def predict_videos(
     from aqa_train.predict import load_checkpoint
 
     model = load_checkpoint(checkpoint)
+    console.note(f"model: {describe(model.meta)}")
     if model.settings is None:
         raise UsageError(
             f"{checkpoint} was trained on features made elsewhere, so how to extract them is not known",
@@ -73,6 +74,11 @@ def predict_videos(
     if not rows and not report.failures:
         raise NoInputError("no video was scored")
     return Predictions(rows, report.failures)
+
+
+def describe(meta: Mapping[str, Any]) -> str:
+    """Which of a run's models it is."""
+    return f"{meta['method']}, fold {meta['split']['fold']}, seed {meta['split']['seed']}, epoch {meta['epoch']}"
 
 
 def settings_for(settings: ExtractSettings, channels: Sequence[str], weights: Mapping[str, Any]) -> ExtractSettings:

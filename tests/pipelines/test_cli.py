@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -240,9 +241,50 @@ def test_comparison_by_hand() -> None:
     assert "+0.125" in text
     assert "ahead in 1 of 2 seeds" in text
     assert "16 test videos" in text
-    assert "nothing" not in comparison({"rows": [], "protocol": {}})
+    assert comparison({"rows": [], "protocol": {}}) == "the run has no AA and S4AQA to compare"
     metrics["rows"] = [row("aa", [0.5, None]), row("s4aqa", [0.25, 0.75])]
     assert "ahead in 0 of 1 seeds" in comparison(metrics)
+
+
+def test_the_demo_tells_to_try_its_own_method() -> None:
+    from aqa_pipelines.demo import TRAIN, _where
+
+    assert "aqa predict demo/run/models/s4aqa/fold0-seed0 demo/videos/dive_00002.mp4" in _where(Path("demo"))
+    assert "s4aqa" in TRAIN[TRAIN.index("--method") + 1].split(",")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize(("how", "code"), [("hear", 143), ("die", 143), ("other", 7)])
+def test_a_terminated_demo_takes_its_command_along(tmp_path: Path, how: str, code: int) -> None:
+    stage = """
+import signal, sys, time
+def main():
+    if sys.argv[1] != "die":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143 if sys.argv[1] == "hear" else 7))
+    print("running", flush=True)
+    time.sleep(60)
+"""
+    (tmp_path / "stage.py").write_text(stage)
+    program = "import sys; from aqa_pipelines import demo; demo.STAGES['s'] = 'stage'\n"
+    program += "sys.exit(demo._command('s', sys.argv[1:]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, how], stdout=subprocess.PIPE, env={**ENV, "PYTHONPATH": str(tmp_path)}
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"running\n"
+        parent.terminate()
+        # The pipe ends when the last process that holds it has ended.
+        assert parent.stdout.read() == b""
+        assert parent.wait(30) == code
+
+
+def test_doctor_names_the_weights_to_fetch(tmp_path: Path) -> None:
+    from aqa_extract.weights import REGISTRY
+
+    done = run("aqa", "doctor", "--json", AQA_HOME=str(tmp_path), AQA_OFFLINE="1")
+    fixes = [c["fix"] for c in json.loads(done.stdout) if c["value"].startswith("none cached")]
+    assert len(fixes) == 3, done.stdout
+    assert all(re.search(r"aqa weights fetch (\S+)$", fix)[1] in REGISTRY for fix in fixes)  # type: ignore[index]
 
 
 # predict
@@ -306,6 +348,7 @@ def test_from_videos_to_scores(tmp_path: Path, i3d_rgb_weights: str) -> None:
     done = run("aqa", "predict", "run", *videos, "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert "broken.mp4" in done.stderr
+    assert "model: aa, fold 0, seed 0, epoch 3" in done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [Path(row["path"]).name for row in rows] == ["dive_00005.mp4", "dive_00002.mp4"]
     with (tmp_path / "run" / "predictions.csv").open(newline="") as file:

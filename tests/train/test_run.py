@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,29 @@ def test_signals_save_and_resuming_gives_the_same(
     aqa_train(*common, "--out", tmp_path / "whole", "--jobs", 1)
     assert results(cut) == results(tmp_path / "whole")
     assert (cut / "metrics.json").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
+@pytest.mark.parametrize("wait", [0.0, 0.7])
+def test_ctrl_c_while_processes_start_is_no_error(make_store: MakeStore, tmp_path: Path, wait: float) -> None:
+    """A terminal sends it to every process at once, also to those that still import."""
+    options = ["--features", make_store(videos=12), "--out", tmp_path / "run", "--seeds", 2, "--jobs", 2, *FAST]
+    command = [sys.executable, "-m", "aqa_train.cli", *map(str, options)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def started() -> list[bytes]:
+        lines = [Path(f"/proc/{c}/cmdline").read_bytes() for c in children.read_text().split()]
+        return [line for line in lines if b"spawn_main" in line]
+
+    while len(started()) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(wait)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
 
 
 def test_resuming_with_other_settings_or_labels_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
