@@ -41,7 +41,7 @@ def aqa(
 
 @app.command(epilog="aqa demo --videos 500 --out dives --render-only")
 def demo(
-    videos: Annotated[int, typer.Option(help="How many to render.")] = 48,
+    videos: Annotated[int, typer.Option(help="How many to render.")] = 60,
     out: Annotated[Path, typer.Option(help="Folder for videos/, feats.zarr and run/.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Another seed, other dives.", min=0)] = 0,
     size: Annotated[str, typer.Option(help="Width x height in pixels.")] = "160x128",
