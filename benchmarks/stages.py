@@ -5,9 +5,9 @@
 Ours and the reference alternate, and the ratio is the median over the pairs, so that a machine that slows down
 half-way slows down both. One torch thread (and one OpenCV thread) on a CPU, to compare cores with cores.
 
-References: sequential PyAV to rgb24 in this process; OpenCV's CPU DualTVL1 on the same pairs; the same I3D without
-folded normalisation, in fp32; torchvision's ssdlite320 with its own full post-processing (random weights: the cost is
-the same up to the number of boxes).
+References: sequential PyAV to rgb24 in this process; OpenCV's CPU DualTVL1 on the same pairs; I3D in fp32 as the
+common eager ports run it (`benchmarks/i3d.py`); torchvision's ssdlite320 with its own full post-processing (random
+weights: the cost is the same up to the number of boxes).
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import cv2
     import torchvision
+    from i3d import Reference  # beside this file
 
     from aqa_extract import frames as px
     from aqa_extract.actor.ssd import load_detector
@@ -169,16 +170,18 @@ def main() -> None:
             )
         crop = px.centre_crop(small[:16], 224).float() * (2 / 255) - 1
         clips = crop.transpose(0, 1)[None].repeat(CLIPS, 1, 1, 1, 1)
-        plain = load_i3d(stream="rgb", say=lambda _: None, fuse=False)[0].to(device)
+        plain = Reference().eval().to(device)
         for dtype in (torch.float32, torch.bfloat16):
             fused = load_i3d(stream="rgb", say=lambda _: None)[0].to(device, dtype)
+            if device.type == "cpu":  # as the engine does
+                fused = fused.to(memory_format=torch.channels_last_3d)
             x = clips.to(dtype)
             row(
                 f"I3D {str(dtype).removeprefix('torch.')} 16x224x224",
                 "clip",
                 CLIPS,
                 lambda fused=fused, x=x: fused.features(x),
-                "I3D eager fp32, not fused",
+                "I3D eager port, float32",
                 lambda: plain.features(clips),
             )
         detector = load_detector("ssd-mobilenet-v3", lambda _: None)[0].to(device)
