@@ -152,6 +152,7 @@ def test_killed_at_any_moment_and_run_again_equals_an_undisturbed_run(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_fifty_random_kills(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Each store is killed as soon as it has got a little further, until it is whole."""
     randomness = random.Random(1)
@@ -165,7 +166,7 @@ def test_fifty_random_kills(clips: Path, undisturbed: Path, tmp_path: Path) -> N
                 stderr=subprocess.DEVNULL,
             )
             try:
-                process.wait(timeout=randomness.uniform(0.5, 8))
+                process.wait(timeout=randomness.uniform(0.3, 3))
                 break
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
