@@ -198,7 +198,7 @@ def test_signals_save_and_resuming_gives_the_same(
     make_store: MakeStore, tmp_path: Path, jobs: int, stopped_by: signal.Signals, code: int
 ) -> None:
     store = make_store(videos=20)
-    common = ["--features", store, "--seeds", 2, "--epochs", 150, "--jobs", jobs, *FAST]
+    common = ["--features", store, "--seeds", 2, "--epochs", 300, "--jobs", jobs, *FAST]
     for attempt in range(5):
         cut = tmp_path / f"cut{attempt}"
         command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--out", str(cut)]
@@ -209,8 +209,8 @@ def test_signals_save_and_resuming_gives_the_same(
             assert line, "it ended before it trained"
         process.send_signal(stopped_by)
         _, rest = process.communicate(timeout=120)
-        if process.returncode != 0:
-            break  # else it was done before the signal came: a busy machine
+        if process.returncode != 0 and any(cut.rglob("state.safetensors")):
+            break  # else a training was just over when the signal came: a busy machine
     assert process.returncode == code, rest
     assert f"aqa-train --resume {cut}" in rest.replace("\n", "")
     # A second process may not have begun yet.
