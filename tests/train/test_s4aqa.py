@@ -135,9 +135,9 @@ def _reference_encoder(model: S4AQA, x: Tensor) -> Tensor:
     """Conv1d, BatchNorm1d and ReLU as torch has them, with the model's weights."""
     x = x.transpose(1, 2)
     for block in model.encoder[0].blocks:  # type: ignore[union-attr]
-        weight = block.linear.weight.unflatten(1, (block.kernel, -1)).transpose(1, 2)  # type: ignore
-        x = F.conv1d(x, weight, block.linear.bias, padding=block.kernel // 2)  # type: ignore
-        x = F.relu(block.norm(x))  # type: ignore
+        weight = block.linear.weight.unflatten(1, (block.kernel, -1)).transpose(1, 2)
+        x = F.conv1d(x, weight, block.linear.bias, padding=block.kernel // 2)
+        x = F.relu(block.norm(x))
     return x.transpose(1, 2)
 
 
@@ -291,11 +291,11 @@ def test_padding_never_enters_batch_norm() -> None:
     model = small(S4AQAConfig(**{**vars(SMALL), "dropout": 0.0}))
     x = batch(4).features
     plain = model(x)
-    mean = model.encoder[0].blocks[0].norm.running_mean.clone()  # type: ignore
+    mean = model.encoder[0].blocks[0].norm.running_mean.clone()
     other = small(S4AQAConfig(**{**vars(SMALL), "dropout": 0.0}))
     present = torch.arange(9).lt(5).expand(4, 9)
     torch.testing.assert_close(other(F.pad(x, (0, 0, 0, 4)), present), plain)
-    torch.testing.assert_close(other.encoder[0].blocks[0].norm.running_mean, mean)  # type: ignore
+    torch.testing.assert_close(other.encoder[0].blocks[0].norm.running_mean, mean)
 
 
 def test_flatten_keeps_places_and_refuses_longer_videos() -> None:
@@ -317,7 +317,7 @@ def test_pooling_by_hand() -> None:
 
 def test_two_streams_have_their_own_encoder_and_decoder() -> None:
     model = small(channels=(4, 3))
-    assert [m[-1].out_features for m in model.decoder] == [4, 3]  # type: ignore
+    assert [m[-1].out_features for m in model.decoder] == [4, 3]
     assert model.regressor[0].in_features == model.discriminator[0].in_features == 16
     f = model.summaries(batch(2, channels=7).features)
     assert [t.shape for t in f] == [(2, 8), (2, 8)]
@@ -326,7 +326,7 @@ def test_two_streams_have_their_own_encoder_and_decoder() -> None:
 def test_paper_widths_are_the_default() -> None:
     model = S4AQA([1024], 10)
     blocks = model.encoder[0].blocks  # type: ignore[union-attr]
-    assert [b.linear.out_features for b in blocks] == [512, 256, 256]  # type: ignore
+    assert [b.linear.out_features for b in blocks] == [512, 256, 256]
     assert mlp(2, 3, 4)[0].in_features == 2
     assert model(torch.rand(3, 10, 1024)).shape == (3,)
 
