@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +25,23 @@ def picture(index: int, width: int, height: int) -> np.ndarray:
     for bit in range(8):
         rgb[:4, bit * 4 : bit * 4 + 4] = 255 * (index >> bit & 1)
     return rgb
+
+
+@contextmanager
+def _usual_priority() -> Iterator[None]:
+    """SVT-AV1 makes the process that encodes with it a real-time one where it may (as root), for good.
+
+    Whatever that process starts afterwards is real-time too and starves what it talks with.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != policy:
+            os.sched_setscheduler(0, policy, parameters)
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,7 @@ class Clip:
     def write(self, path: Path) -> Path:
         """Encode to `path` (its suffix is replaced by the clip's) and return where it is."""
         path = path.with_suffix(self.suffix)
-        with av.open(str(path), "w", format=self.format, options=self.container_options) as out:
+        with _usual_priority(), av.open(str(path), "w", format=self.format, options=self.container_options) as out:
             streams = [self._stream(out) for _ in range(self.videos)]
             sound = out.add_stream("aac", rate=16000) if self.audio_seconds else None
             for number, stream in enumerate(streams):
