@@ -10,7 +10,7 @@ import typer
 import typer.core
 
 from aqa_shared import console
-from aqa_shared.errors import UsageError
+from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import STREAMS, ExtractSettings, Protocol, Stream
 
 
@@ -45,11 +45,10 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     known = {parameter.name for parameter in context.command.params}
     values = {key.replace("-", "_"): value for key, value in values.items()}
     if unknown := sorted(set(values) - known):
-        import difflib
-
-        near = difflib.get_close_matches(unknown[0], [k for k in known if k], n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"{path} sets {unknown[0]!r}, which is no option of aqa-extract", fix=f"{hint}see --help")
+        raise UsageError(
+            f"{path} sets {unknown[0]!r}, which is no option of aqa-extract",
+            fix=f"{did_you_mean(unknown[0], [k for k in known if k])} see --help".lstrip(),
+        )
     context.default_map = {**(context.default_map or {}), **values}
     return path
 

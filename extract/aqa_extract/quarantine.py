@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from aqa_shared.console import warn
+from aqa_shared.files import replacing
 from aqa_shared.records import Failure
 from aqa_shared.store import QUARANTINE, disk_errors
 
@@ -54,6 +55,5 @@ def settle(store: Path, new: Iterable[Failure], extracted: Collection[str]) -> N
         if not lines:
             path.unlink(missing_ok=True)
             return
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_bytes(b"".join(lines))
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_bytes(b"".join(lines))

@@ -22,6 +22,7 @@ from aqa_extract.job import Job, without_twins
 from aqa_extract.streams import array_specs
 from aqa_shared import __version__, console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, NoInputError
+from aqa_shared.machine import available_cores, pick_device
 from aqa_shared.records import ExtractSettings, Failure, Video
 from aqa_shared.store import StoreWriter, peek, refuse_other_settings, verify
 
@@ -313,31 +314,6 @@ def _signals(stop: threading.Event, work: Work) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises EnvironmentFault; never another device than the one asked for."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as e:
-        raise EnvironmentFault(f"--device {name!r} is no device", fix="choose auto, cpu, cuda or cuda:N") from e
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise EnvironmentFault(
-            f"--device {name}: this machine shows {torch.cuda.device_count()} CUDA devices",
-            fix="check the driver with `aqa doctor`, or use --device cpu",
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise EnvironmentFault(f"--device {name}: only cpu and cuda are supported", fix="choose auto, cpu or cuda")
-    return device
-
-
-def available_cores() -> int:
-    """Cores this process may use, which a cluster often limits."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_budget(device: torch.device) -> int:

@@ -15,7 +15,6 @@ Which one served is said and recorded.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import pkgutil
@@ -29,7 +28,7 @@ from aqa_extract import weights_cache
 from aqa_extract.weights_fetch import Say, Source, SourceFailed, check_digest, file_digest
 from aqa_extract.weights_registry import DEFAULTS, INFLATED, REGISTRY, Entry, Kind
 from aqa_shared.console import note
-from aqa_shared.errors import EnvironmentFault, UsageError
+from aqa_shared.errors import EnvironmentFault, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -285,6 +284,5 @@ def _names(kind: Kind) -> list[str]:
 
 def _unknown(name: str, choices: Iterable[str]) -> UsageError:
     choices = list(choices)
-    near = difflib.get_close_matches(name, choices, n=1)
-    guess = f"did you mean {near[0]}? " if near else ""
-    return UsageError(f"no weights are named {name!r}", fix=f"{guess}choose one of {', '.join(choices)}, or a file")
+    fix = f"{did_you_mean(name, choices)} choose one of {', '.join(choices)}, or a file".lstrip()
+    return UsageError(f"no weights are named {name!r}", fix=fix)

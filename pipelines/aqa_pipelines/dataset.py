@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,8 @@ from aqa_pipelines.scene.film import film
 from aqa_pipelines.scene.judging import Measured, execution, panel
 from aqa_pipelines.scene.routine import Routine, simulate
 from aqa_shared.errors import StoreError, UsageError
+from aqa_shared.files import replace_text, replacing
+from aqa_shared.machine import available_cores
 
 GENERATOR = 1
 """Raised whenever the same seed would give other videos or scores."""
@@ -139,20 +140,15 @@ def write_video(look: Look, index: int, folder: Path) -> Path:
     import av
 
     path = folder / name_of(index)
-    partial = folder / f".{path.stem}.{os.getpid()}.partial"
     rate = Fraction(look.fps).limit_denominator(1001)
-    try:
-        with av.open(str(partial), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=rate)
-            stream.width, stream.height, stream.pix_fmt = look.width, look.height, "yuv420p"
-            stream.codec_context.thread_count = 1
-            stream.options = {"crf": "18", "preset": "veryfast", "g": "16", "x264-params": REPEATABLE}
-            for image in frames_of(look, index):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            container.mux(stream.encode(None))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = look.width, look.height, "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.options = {"crf": "18", "preset": "veryfast", "g": "16", "x264-params": REPEATABLE}
+        for image in frames_of(look, index):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
     return path
 
 
@@ -181,8 +177,6 @@ def render(
     when the folder holds videos of other settings (unless `overwrite`) or files that are not ours, `StoreError`
     when it cannot be written.
     """
-    from aqa_extract.run import available_cores
-
     if count < 1:
         raise UsageError(f"{count} videos is nothing to render", fix="give --videos 1 or more")
     try:
@@ -190,7 +184,7 @@ def render(
         missing = [i for i in range(count) if not (folder / name_of(i)).is_file()]
         if len(missing) < count:
             advance(count - len(missing), note="kept")
-        _write_text(folder / LABELS, labels_text(look, count))
+        replace_text(folder / LABELS, labels_text(look, count))
         cores = workers or available_cores()
         if min(cores, len(missing)) <= 1:
             for index in missing:
@@ -241,10 +235,4 @@ def _claim(look: Look, folder: Path, overwrite: bool) -> None:
         # Of a rendering that was killed; a younger one may still be at work.
         if time.time() - left.stat().st_mtime > 3600:
             left.unlink(missing_ok=True)
-    _write_text(marker, json.dumps(wanted, indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8", newline="")
-    os.replace(partial, path)
+    replace_text(marker, json.dumps(wanted, indent=2) + "\n")

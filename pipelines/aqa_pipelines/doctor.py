@@ -62,7 +62,7 @@ def _system() -> Iterator[Check]:
 
 
 def _cpu() -> Iterator[Check]:
-    from aqa_extract.run import available_cores
+    from aqa_shared.machine import available_cores
 
     model, flags = platform.processor() or platform.machine(), set()
     table = Path("/proc/cpuinfo")

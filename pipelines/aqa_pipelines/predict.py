@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import Any, Literal
 
 from aqa_shared import console
 from aqa_shared.errors import NoInputError, StoreError, UsageError
+from aqa_shared.files import replace_text
+from aqa_shared.machine import pick_device
 from aqa_shared.records import STREAMS, ExtractSettings, Failure
 
 
@@ -46,7 +47,7 @@ def predict_videos(
     workers: int | None = None,
 ) -> Predictions:
     """Extract and score. Raises UsageError, NoInputError, EnvironmentFault, and StoreError for other weights."""
-    from aqa_extract.run import Options, extract, pick_device
+    from aqa_extract.run import Options, extract
     from aqa_shared.manifest import find_videos
     from aqa_shared.store import FeatureStore
     from aqa_train.predict import load_checkpoint
@@ -119,12 +120,9 @@ def as_text(result: Predictions, format: str) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text`, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8", newline="")
-        os.replace(partial, path)
+        replace_text(path, text)
     except OSError as e:
-        partial.unlink(missing_ok=True)
         raise StoreError(f"cannot write {path}: {e.strerror}", fix="name another --out") from e
 
 

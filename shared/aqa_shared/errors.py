@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -58,3 +60,9 @@ class StoreError(AqaError):
     """A store that is incompatible, damaged, unfinished or not writable."""
 
     exit_code = ExitCode.STORE
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """`did you mean x?` where one of `choices` is near `name`, else nothing: a part of a `fix`."""
+    near = difflib.get_close_matches(name.lower(), list(choices), n=1)
+    return f"did you mean {near[0]}?" if near else ""

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aqa_shared.errors import StoreError, UsageError
+from aqa_shared.files import replacing
 
 FORMAT = 1
 _KEY = "aqa"
@@ -38,23 +39,18 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write beside, sync, then replace: an interrupted or failed write leaves the previous file whole."""
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     held = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     header = json.dumps({"format": FORMAT, **meta}, allow_nan=False)
     try:
-        save_file(held, partial, metadata={_KEY: header})
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file(held, partial, metadata={_KEY: header})
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
     except (OSError, SafetensorError) as e:
-        partial.unlink(missing_ok=True)
         raise StoreError(
             f"{path} could not be written ({e}); what was saved there before is whole",
             fix="make room on the disk, then resume",
         ) from None
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def load(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

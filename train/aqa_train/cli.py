@@ -9,6 +9,7 @@ import typer
 
 from aqa_shared import console
 from aqa_shared.errors import UsageError
+from aqa_shared.machine import pick_device
 from aqa_train.methods import METHODS
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def run(
     from aqa_train.trainer import Stopped
     from aqa_train.workers import choose_jobs, run_all
 
-    where = work.device_of(device)
+    where = pick_device(device)
     experiment = work.prepare(settings, console.warn)
     jobs = choose_jobs(jobs, len(experiment.trainings), where, settings.training.threads)
     if dry_run:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from aqa_shared.errors import UsageError
+from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import Record
 from aqa_train.methods import METHODS
 from aqa_train.splits import Draw
@@ -86,7 +85,7 @@ class RunConfig(Record):
     def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
         for m in methods:
             if m not in METHODS:
-                raise ValueError(f"no method {m!r}{did_you_mean(m, METHODS)}")
+                raise ValueError(f"no method {m!r}{_instead(m, METHODS)}")
         if not methods or len(set(methods)) < len(methods):
             raise ValueError(f"name each method once, got {', '.join(methods) or 'none'}")
         return methods
@@ -99,11 +98,10 @@ class RunConfig(Record):
         return value
 
 
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
+def _instead(name: str, choices: Iterable[str]) -> str:
     """`; did you mean x?` when one is near, else the choices."""
     choices = list(choices)
-    near = difflib.get_close_matches(name.lower(), choices, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(choices)}"
+    return f"; {did_you_mean(name, choices) or 'choose from ' + ', '.join(choices)}"
 
 
 def resolve(
@@ -127,10 +125,10 @@ def resolve(
     unknown = [n for n in merged if n not in RunConfig.model_fields]
     if unknown:
         known = [*RunConfig.model_fields, *Training.model_fields]
-        raise UsageError(f"there is no setting {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+        raise UsageError(f"there is no setting {unknown[0]!r}{_instead(unknown[0], known)}")
     for name in training:
         if name not in Training.model_fields:
-            raise UsageError(f"there is no training setting {name!r}{did_you_mean(name, Training.model_fields)}")
+            raise UsageError(f"there is no training setting {name!r}{_instead(name, Training.model_fields)}")
     try:
         config = RunConfig(**merged, training=Training(**training), settings=settings)
     except ValidationError as e:
@@ -174,7 +172,7 @@ def method_config(config: RunConfig, method: str) -> Any:
     for key, value in config.settings.items():
         owner, dot, name = key.rpartition(".")
         if dot and owner not in config.methods:
-            raise UsageError(f"setting {key!r}: no method {owner!r} here{did_you_mean(owner, config.methods)}")
+            raise UsageError(f"setting {key!r}: no method {owner!r} here{_instead(owner, config.methods)}")
         if dot and owner != method:
             continue
         if name not in names:
@@ -182,7 +180,7 @@ def method_config(config: RunConfig, method: str) -> Any:
             if not dot and name in shared:
                 continue
             known = sorted(shared | set(Training.model_fields))
-            raise UsageError(f"method {method} has no setting {name!r}{did_you_mean(name, known)}")
+            raise UsageError(f"method {method} has no setting {name!r}{_instead(name, known)}")
         if dot and name in row.fixed:
             raise UsageError(
                 f"{name} = {row.fixed[name]} is what makes {method}", fix=f"set it for another method than {method}"

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from aqa_shared.errors import EnvironmentFault, UsageError
+from aqa_shared.files import replace_text
 from aqa_shared.records import ExtractSettings
 from aqa_train import baselines, metrics, protocol
 from aqa_train.batch import Batch
@@ -94,20 +95,6 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
     for method in config.methods:
         _probe(experiment, method)
     return experiment
-
-
-def device_of(name: str) -> torch.device:
-    """`auto` takes CUDA where there is one; a device asked for by name is never replaced by another."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise EnvironmentFault(
-            f"device {name!r} cannot be used here: {str(e).splitlines()[0]}", fix="use --device auto or --device cpu"
-        ) from None
-    return device
 
 
 @contextmanager
@@ -254,9 +241,7 @@ def write_json(path: Path, value: Any) -> None:
     """Atomically, and never with NaN."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True))
-        partial.replace(path)
+        replace_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True))
 
 
 def _selections(fitted: Fitted) -> list[tuple[str, dict[str, torch.Tensor]]]:

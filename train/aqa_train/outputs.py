@@ -16,6 +16,7 @@ from rich import box
 from rich.table import Table
 
 from aqa_shared.errors import UsageError
+from aqa_shared.files import replacing
 from aqa_train.checkpoint import writing
 from aqa_train.config import RunConfig, as_toml
 from aqa_train.experiment import Experiment, write_json
@@ -191,12 +192,13 @@ def _protocol(experiment: Experiment, results: list[dict[str, Any]]) -> dict[str
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with (
+        replacing(path) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-    partial.replace(path)
 
 
 def as_table(summary: dict[str, Any]) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 import signal
 import sys
@@ -16,8 +15,9 @@ import torch
 
 from aqa_shared import console
 from aqa_shared.errors import AqaError, ExitCode
+from aqa_shared.machine import available_cores, pick_device
 from aqa_train.config import RunConfig
-from aqa_train.experiment import Experiment, OneTraining, device_of, place, prepare, run_training
+from aqa_train.experiment import Experiment, OneTraining, place, prepare, run_training
 from aqa_train.features import FeatureSet, InMemory
 from aqa_train.outputs import refuse_other_data
 from aqa_train.signals import asked_to_stop
@@ -30,8 +30,7 @@ def choose_jobs(jobs: int | None, trainings: int, device: torch.device, threads:
         return max(1, min(jobs, trainings))
     if device.type != "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores // threads, trainings))
+    return max(1, min(available_cores() // threads, trainings))
 
 
 def run_all(
@@ -137,7 +136,7 @@ def _work(
             experiment = prepare(config, lambda message: None)
             refuse_other_data(experiment, out)
             torch.set_num_threads(config.training.threads)
-            where = device_of(device)
+            where = pick_device(device)
             features = place(experiment, where, in_memory, jobs)
             for training in experiment.trainings:
                 if training.name not in names:
