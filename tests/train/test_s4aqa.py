@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -271,7 +272,7 @@ def test_a_padded_video_scores_as_it_does_alone(pooling: str) -> None:
 
 
 @pytest.mark.parametrize("ragged", [False, True])
-def test_joint_and_separate_norm_differ_only_in_training(ragged: bool) -> None:
+def test_kinds_of_norm_differ_only_in_training(ragged: bool) -> None:
     """With running statistics the losses are the same; in training they are not."""
     x, u = batch(6), batch(6, seed=1, scored=False)
     if ragged:
@@ -284,7 +285,39 @@ def test_joint_and_separate_norm_differ_only_in_training(ragged: bool) -> None:
         return [v.item() for v in model.losses(x, u).values()]
 
     assert losses("joint", False) == pytest.approx(losses("separate", False), rel=1e-5)
-    assert losses("joint", True) != pytest.approx(losses("separate", True), rel=1e-3)
+    assert losses("joint", False) == pytest.approx(losses("clean", False), rel=1e-5)
+    trained = [losses(norm, True) for norm in ("clean", "joint", "separate")]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert trained[a] != pytest.approx(trained[b], rel=1e-3)
+
+
+@pytest.mark.parametrize("recover", ["unlabelled", "all"])
+def test_prediction_is_normalised_by_whole_videos_alone(recover: str) -> None:
+    """With norm = clean, running statistics are those of labelled and unlabelled videos, as if none was masked."""
+    x, u = batch(6), batch(4, seed=1, scored=False)
+
+    def statistics(**settings: Any) -> list[Tensor]:
+        model = small(S4AQAConfig(**{**vars(SMALL), "dropout": 0.0, "recover": recover, **settings}))
+        model.losses(x, u)
+        return [t for name, t in model.state_dict().items() if name.endswith(("running_mean", "running_var"))]
+
+    clean, unmasked, joint = (statistics(), statistics(recovery_weight=0.0), statistics(norm="joint"))
+    assert len(clean) == 2 * len(SMALL.widths)
+    for a, b, c in zip(clean, unmasked, joint, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+        assert not torch.allclose(a, c)
+
+
+def test_recovering_all_weighs_every_video_the_same() -> None:
+    """Table IX, `w/ labeled data`: one mean over videos and channels, whatever the two sets' sizes."""
+    model = small(S4AQAConfig(**{**vars(SMALL), "dropout": 0.0, "recover": "all"})).eval()
+    x, u = batch(2), batch(6, seed=1, scored=False)
+    torch.manual_seed(5)
+    found = model.losses(x, u)["recovery"]
+    torch.manual_seed(5)
+    sets = [(model.mask(b), len(b)) for b in (u, x)]
+    errors = [model.recovery_error(model.summaries(*videos), target) * n for (videos, target), n in sets]
+    torch.testing.assert_close(found, (errors[0] + errors[1]) / 8)
 
 
 def test_padding_never_enters_batch_norm() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -77,6 +79,20 @@ class TemporalConv(nn.Module):
         if present is None:
             return rows.view(batch, time, -1)
         return rows.new_zeros(batch, time, rows.shape[-1]).masked_scatter(present.unsqueeze(-1), rows)
+
+
+@contextmanager
+def running_statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch norm inside still normalises by its batch, but what evaluation will use learns nothing from it."""
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d)]
+    before = [m.momentum for m in norms]
+    for m in norms:
+        m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for m, momentum in zip(norms, before, strict=True):
+            m.momentum = momentum
 
 
 def pool_time(

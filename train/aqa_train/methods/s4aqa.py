@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch
-from aqa_train.layers import Pooling, TemporalConv, mlp, pool_time, reverse_gradient
+from aqa_train.layers import Pooling, TemporalConv, mlp, pool_time, reverse_gradient, running_statistics_kept
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -46,7 +46,7 @@ class S4AQAConfig:
     """λ1 of equation 8 (section IV-A)."""
     adversarial_weight: NotNegative = 0.1
     """λ2 of equation 8 (section IV-A)."""
-    widths: tuple[Positive, ...] = (512, 256, 256)
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (512, 256, 256)
     """Channels after each temporal convolution; three of them is the paper's, the widths are ours."""
     kernel: Positive = 3
     """Length of the temporal convolutions (ours)."""
@@ -54,9 +54,10 @@ class S4AQAConfig:
     """In every convolution block (ours)."""
     norm_first: bool = True
     """Conv, batch norm, ReLU, dropout (ours); False puts ReLU before batch norm, the order of the paper's list."""
-    norm: Literal["joint", "separate"] = "joint"
-    """Batch norm over labelled, unlabelled and masked videos together, or over each for itself (ours). Scores are
-    predicted with one set of running statistics, which only `joint` also trains with."""
+    norm: Literal["clean", "joint", "separate"] = "clean"
+    """What batch norm normalises over in training (ours). `clean`: labelled and unlabelled videos together, and their
+    statistics alone are kept for prediction; masked ones, which prediction never sees, by their own. `joint`: all
+    together. `separate`: each set for itself, all of them kept."""
     pooling: Pooling = "mean"
     """How the encoded sequence becomes the vector f (ours); `flatten` keeps where the hidden segment was."""
     masked: Positive = 1
@@ -145,17 +146,17 @@ class S4AQA(nn.Module):
             inputs["unlabelled"] = (unlabelled.features, unlabelled.present)
         targets = {}
         if config.recovery_weight > 0:
-            inputs["masked"], targets["masked"] = self.mask(unlabelled)
+            inputs["masked unlabelled"], targets["masked unlabelled"] = self.mask(unlabelled)
             if config.recover == "all":
                 inputs["masked labelled"], targets["masked labelled"] = self.mask(labelled)
 
         f = self._summaries_of(inputs)
         terms = {"score": F.mse_loss(self.regress(f["labelled"]), labelled.scores)}
         if config.recovery_weight > 0:
-            errors = [self.recovery_error(f[name], target) for name, target in targets.items()]
-            terms["recovery"] = torch.stack(errors).mean()
+            streams = [torch.cat(parts) for parts in zip(*(f[name] for name in targets), strict=True)]
+            terms["recovery"] = self.recovery_error(streams, torch.cat(list(targets.values())))
         if config.adversarial_weight > 0:
-            unlabelled_f = [f[name] for name in ("unlabelled", "masked") if name in f]
+            unlabelled_f = [f[name] for name in ("unlabelled", "masked unlabelled") if name in f]
             logits = [self.discriminate(u) for u in unlabelled_f]
             terms["adversarial"] = domain_loss(self.discriminate(f["labelled"]), logits)
         return terms
@@ -185,6 +186,16 @@ class S4AQA(nn.Module):
         """f of every input: through the encoder together, or one after the other (`norm`)."""
         if self.config.norm == "separate":
             return {name: self.summaries(*x) for name, x in inputs.items()}
+        if self.config.norm == "joint":
+            return self._together(inputs)
+        f = self._together({name: x for name, x in inputs.items() if not name.startswith("masked")})
+        if masked := {name: x for name, x in inputs.items() if name.startswith("masked")}:
+            with running_statistics_kept(self):
+                f |= self._together(masked)
+        return f
+
+    def _together(self, inputs: dict[str, Videos]) -> dict[str, list[Float[Tensor, "batch width"]]]:
+        """f of every input, normalised over all of them."""
         masks = [present for _, present in inputs.values() if present is not None]
         together = self.summaries(torch.cat([x for x, _ in inputs.values()]), torch.cat(masks) if masks else None)
         sizes = [len(x) for x, _ in inputs.values()]
