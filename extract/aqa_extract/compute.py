@@ -144,13 +144,28 @@ class Compute:
         self._run(clip.kind.modality, clips)
 
     def _run(self, modality: str, clips: list[_Clip]) -> None:
-        """One I3D call. Clips of several videos share it, so an error in it is no single video's."""
+        """One I3D call, or several where the device has no memory for that many segments at once."""
+        while clips:
+            size = self.batch  # once: another thread may halve it meanwhile
+            part = clips[:size]
+            outputs = self._outputs(modality, part, size)
+            if outputs is None:
+                self._halve(modality, size)
+                continue
+            self._deliver(part, outputs)
+            clips = clips[size:]
+
+    def _outputs(self, modality: str, clips: list[_Clip], size: int) -> dict[str, np.ndarray] | None:
+        """What I3D says of these clips; None when the device ran out of memory.
+
+        By then the error is gone, and with its traceback the tensors of the failed call: they would fill the memory
+        that the next, smaller call needs. Clips of several videos share a call, so an error is no single video's.
+        """
         try:
             pixels = torch.stack([clip.pixels for clip in clips]).transpose(1, 2)  # (b, c, t, h, w)
-            outputs = self.networks.i3d(modality, pixels, max(self.batch, len(clips)))
-        except torch.OutOfMemoryError as e:
-            self._run_in_halves(modality, clips, e)
-            return
+            return self.networks.i3d(modality, pixels, size)
+        except torch.OutOfMemoryError:
+            return None
         except (torch.AcceleratorError, AqaError):
             raise
         except Exception as e:
@@ -158,6 +173,23 @@ class Compute:
                 f"I3D failed on a batch of {len(clips)} {modality} segments: {type(e).__name__}: {e}",
                 fix="see `aqa doctor`, then rerun the same command",
             ) from e
+
+    def _halve(self, modality: str, failed: int) -> None:
+        """Go on with half of the batch that failed, unless another thread has seen to it."""
+        if failed == 1:
+            raise EnvironmentFault(
+                f"out of device memory with a single segment of {modality}",
+                fix="use --precision bf16, a smaller --crop, or --device cpu",
+            )
+        torch.cuda.empty_cache()
+        with self.lock:
+            if self.batch < failed:
+                return
+            self.batch = failed // 2
+        warn(f"out of device memory: going on with batches of {failed // 2} segments")
+
+    def _deliver(self, clips: list[_Clip], outputs: dict[str, np.ndarray]) -> None:
+        """Put every row where it belongs; a video that has all of them is complete."""
         for row, clip in enumerate(clips):
             arrays = clip.ticket.done.arrays
             for suffix, values in outputs.items():
@@ -171,18 +203,6 @@ class Compute:
                 clip.ticket.waiting -= 1
                 if clip.ticket.waiting == 0 and not clip.ticket.dropped:
                     self.completed.append(clip.ticket.done)
-
-    def _run_in_halves(self, modality: str, clips: list[_Clip], error: Exception) -> None:
-        if self.batch == 1:
-            raise EnvironmentFault(
-                f"out of device memory with a single segment of {modality}",
-                fix="use --precision bf16, a smaller --crop, or --device cpu",
-            ) from error
-        self.batch = max(1, self.batch // 2)
-        warn(f"out of device memory: going on with batches of {self.batch} segments")
-        torch.cuda.empty_cache()
-        for start in range(0, len(clips), self.batch):
-            self._run(modality, clips[start : start + self.batch])
 
     def _clips(self, ticket: _Ticket) -> Iterator[_Clip]:
         """Every segment of every stream of one video; fills in what the store keeps beside the features."""

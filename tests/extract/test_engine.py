@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
+from aqa_extract.compute import Compute, Done
+from aqa_extract.decode.child import Decoder, DecodeRequest
 from aqa_extract.engine import ByteBudget, Engine, JobFailed, Stopped
+from aqa_extract.flow.tvl1 import TVL1Settings
+from aqa_extract.loading import load
+from aqa_extract.networks import Networks
 from aqa_shared.errors import EnvironmentFault, StoreError
-from aqa_shared.records import Failure
+from aqa_shared.records import ExtractSettings, Failure, Pixels, Sampling, Video
 
 
 def _failure(job: int, reason: str = "bad") -> Failure:
@@ -227,3 +238,55 @@ def test_bad_jobs_at_the_very_end_do_not_stop_what_is_already_over() -> None:
     outcome = bench.engine.run(range(15))
     assert outcome.stopped_by is None
     assert outcome.finished == 10
+
+
+class SmallMemory(nn.Module):
+    """In I3D's place: the mean colour of every frame, and no memory for more than `room` clips at once."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.calls: list[int] = []
+        self.held: list[weakref.ref[Tensor]] = []
+        """What failed calls had on the device."""
+
+    def pre_pool(self, x: Tensor) -> Tensor:
+        self.calls.append(len(x))
+        assert not any(tensor() is not None for tensor in self.held), "a failed call still fills the memory"
+        if len(x) > self.room:
+            self.held.append(weakref.ref(x))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x
+
+    def pool(self, maps: Tensor) -> Tensor:
+        return maps.mean(dim=(3, 4)).flatten(1)
+
+
+def features(path: Path, network: SmallMemory, batch: int) -> list[Done]:
+    """The clip at `path` as 41 segments through `network`."""
+    settings = ExtractSettings(sampling=Sampling(segments=41), pixels=Pixels(short_side=32, crop=32))
+    cpu = torch.device("cpu")
+    networks = Networks(settings, cpu, {"rgb": network}, None, TVL1Settings.named("fast"), {})
+    compute = Compute(networks, settings, batch=batch, flow_batch=8)
+    request = DecodeRequest(str(path), Video(id="v", path=str(path)), settings.sampling)
+    with Decoder() as decoder:
+        prepared = load(decoder, request, settings, cpu, None, lambda _: None)
+    return [*compute.submit(prepared), *compute.flush()]
+
+
+def test_a_device_that_is_too_small_gets_every_segment_in_smaller_batches(clips: ModuleType, tmp_path: Path) -> None:
+    path = clips.Clip(frames=60).write(tmp_path / "clip")
+    small = SmallMemory(room=4)
+    (halved,) = features(path, small, batch=32)
+    (undisturbed,) = features(path, SmallMemory(room=32), batch=4)
+    assert small.calls[:4] == [32, 16, 8, 4]
+    assert small.calls[3:] == [4] * 11
+    assert np.isfinite(halved.arrays["rgb"]).all()
+    np.testing.assert_array_equal(halved.arrays["rgb"], undisturbed.arrays["rgb"])
+
+
+def test_no_room_for_a_single_segment_is_a_fault_of_the_device(clips: ModuleType, tmp_path: Path) -> None:
+    network = SmallMemory(room=0)
+    with pytest.raises(EnvironmentFault, match="single segment"):
+        features(clips.Clip(frames=60).write(tmp_path / "clip"), network, batch=4)
+    assert network.calls == [4, 2, 1]
