@@ -25,7 +25,15 @@ class Job:
         """Of the video and its twins."""
         return [self.video.id, *(video.id for video, _ in self.twins)]
 
-    def failed(self, reason: str, stage: Any, detail: str, backend: str = "", seconds: float = 0.0) -> Failure:
+    def failed(
+        self,
+        reason: str,
+        stage: Any,
+        detail: str,
+        backend: str = "",
+        seconds: float = 0.0,
+        limit: float | None = None,
+    ) -> Failure:
         """The quarantine line."""
         return Failure(
             id=self.video.id,
@@ -35,6 +43,7 @@ class Job:
             detail=detail,
             backend=backend,
             seconds=round(seconds, 3),
+            limit=limit,
             size=self.identity.size if self.identity else None,
             mtime_ns=self.identity.mtime_ns if self.identity else None,
         )

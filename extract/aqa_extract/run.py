@@ -97,6 +97,8 @@ class Report:
     extracted: int = 0
     already: int = 0
     failures: list[Failure] = field(default_factory=list)
+    kept_out: set[str] = field(default_factory=set)
+    """Ids of the failures that are an earlier run's, and were not tried again."""
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds each stage was busy: load (summed over loaders), device, write."""
@@ -111,7 +113,11 @@ class Report:
         head = f"{self.store}: {self.extracted} extracted, {self.already} already there"
         if not self.failures:
             return f"{head} ({self.seconds:.1f} s)"
-        rows = [f"  {console.printable(f.id)}: {f.reason} — {console.printable(f.detail)}" for f in self.failures]
+        rows = [
+            f"  {console.printable(f.id)}: {f.reason} — {console.printable(f.detail)}"
+            + (" (quarantined before; --retry-failed tries again)" if f.id in self.kept_out else "")
+            for f in self.failures
+        ]
         return "\n".join([f"{head}, {len(self.failures)} quarantined ({self.seconds:.1f} s):", *rows])
 
 
@@ -135,7 +141,7 @@ def plan(videos: Sequence[Video], out: Path, settings: ExtractSettings, options:
                 result.already.append(video.id)
             else:
                 result.kept_out.append(Job(video, identify(video.path)).failed("id_conflict", "probe", CONFLICT))
-        elif failed is not None and not options.retry_failed and _unchanged(video, failed):
+        elif failed is not None and not options.retry_failed and _would_fail_again(video, failed, options):
             result.kept_out.append(failed)
         else:
             fresh.append(Job(video, identify(video.path)))
@@ -154,8 +160,13 @@ def _is_recorded(video: Video, recorded: Mapping[str, Any]) -> bool:
     return now is not None and now.matches(was)
 
 
-def _unchanged(video: Video, failed: Failure) -> bool:
+def _would_fail_again(video: Video, failed: Failure, options: Options) -> bool:
+    """Whether neither the file nor the option that was at fault has changed."""
     if failed.stage == "sampling":  # the part or the protocol was at fault, and may have been mended
+        return False
+    if failed.backend == "decord" and options.decoder != "decord":  # `auto` turns to PyAV by itself
+        return False
+    if failed.reason == "decode_timeout" and (failed.limit is None or options.timeout > failed.limit):
         return False
     if failed.size is None:  # there was no regular file; look again only if there is one now
         return identify(video.path) is None
@@ -173,7 +184,7 @@ def extract(videos: Sequence[Video], out: Path, settings: ExtractSettings, optio
     if not videos:
         raise NoInputError("no videos were given", fix="name a folder, files, a list or a manifest; see --help")
     todo = plan(videos, out, settings, options)
-    report = Report(out, 0, len(todo.already), list(todo.kept_out))
+    report = Report(out, 0, len(todo.already), list(todo.kept_out), {f.id for f in todo.kept_out})
     # What is known about a new version of a file says nothing about the features of the old one.
     conflicts = {failure.id for failure in todo.kept_out if failure.reason == "id_conflict"}
     labels = {video.id: video for video in videos if video.id not in conflicts}

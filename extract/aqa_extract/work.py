@@ -82,7 +82,8 @@ class Work:
                     decoder.close()
                     continue
                 seconds = time.monotonic() - started
-                raise JobFailed(job.failed(e.reason, e.stage, e.detail, e.backend, seconds)) from e
+                limit = self.timeout if e.reason == "decode_timeout" else None
+                raise JobFailed(job.failed(e.reason, e.stage, e.detail, e.backend, seconds, limit)) from e
             except (AqaError, Stopped, JobFailed):
                 raise
             except Exception as e:

@@ -167,6 +167,8 @@ class Failure(Record):
     """For people: cause and, where there is one, the fix."""
     backend: str = ""
     seconds: float = 0.0
+    limit: float | None = None
+    """Of a `decode_timeout`: the seconds it was given. With more, the next run tries again by itself."""
     size: int | None = None
     mtime_ns: int | None = None
     """The file as it was: when it changes, the next run tries it again by itself."""

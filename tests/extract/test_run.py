@@ -353,6 +353,30 @@ def test_retry_failed_tries_again(clips: Path, tmp_path: Path) -> None:
     assert len(plan(videos, tmp_path / "s.zarr", SETTINGS, Options(retry_failed=True)).jobs) == 1
 
 
+def test_a_failure_of_an_option_is_tried_again_with_another(clips: Path, tmp_path: Path) -> None:
+    """decord refuses AVI, and no decoder answers within a microsecond: `auto` and more time mend that."""
+    (tmp_path / "in").mkdir()
+    Clip(codec="mpeg4", suffix=".avi").write(tmp_path / "in" / "a")
+    (tmp_path / "in" / "b.mp4").write_bytes(b"half a download")
+    videos = find_videos(tmp_path / "in").videos
+    store = tmp_path / "s.zarr"
+    hasty = Options(timeout=1e-6)
+    with_decord = Options(decoder="decord")
+
+    def reason(options: Options) -> str:
+        return {f.id: f.reason for f in extract(videos[:1], store, SETTINGS, options).failures}["a.avi"]
+
+    assert reason(hasty) == "decode_timeout"
+    assert quarantine.read(store)["a.avi"].limit == 1e-6
+    assert plan(videos[:1], store, SETTINGS, hasty).jobs == []
+    assert reason(with_decord) == "decord_unsupported"
+    assert plan(videos[:1], store, SETTINGS, with_decord).jobs == []
+    report = extract(videos, store, SETTINGS)
+    assert (report.extracted, [f.id for f in report.failures]) == (1, ["b.mp4"])
+    assert "--retry-failed" not in report.text()
+    assert "(quarantined before; --retry-failed tries again)" in extract(videos, store, SETTINGS).text()
+
+
 def test_many_failures_in_a_row_stop_the_run(tmp_path: Path, i3d_rgb_weights: str) -> None:
     (tmp_path / "in").mkdir()
     for i in range(8):
