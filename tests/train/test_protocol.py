@@ -13,6 +13,7 @@ import pytest
 from aqa_shared.errors import UsageError
 from aqa_shared.store import FeatureStore
 from aqa_train.config import RunConfig
+from aqa_train.experiment import prepare
 from aqa_train.features import FeatureSet
 from aqa_train.protocol import make_splits, resolve_labelled
 from aqa_train.splits import Split
@@ -123,3 +124,12 @@ def test_validation_that_does_nothing_is_said() -> None:
     assert any("--validation is not needed: 2" in s for s in said)
     said = splits(features(["test", "test", *["train"] * 10]), validation=0.05)[1]
     assert any("--validation 0.05 of 4 labelled is none" in s for s in said)
+
+
+def test_a_file_of_folds_tests_every_fold_once(make_store: MakeStore, tmp_path: Path) -> None:
+    file = tmp_path / "folds.csv"
+    file.write_text("id,fold\n" + "".join(f"{i:03d}.mp4,{i % 3}\n" for i in range(12)))
+    config = RunConfig(features=str(make_store(videos=12)), split=str(file), methods=("aa",), seeds=1)
+    found = prepare(config, lambda message: None).splits
+    assert [s.test for s in found] == [tuple(f"{i:03d}.mp4" for i in range(k, 12, 3)) for k in range(3)]
+    assert not any(s.validation for s in found)

@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from aqa_shared.errors import UsageError
 from aqa_train.config import RunConfig
 from aqa_train.features import FeatureSet, Rows
-from aqa_train.splits import ROLES, Split, hold_out, label, read_split_file, refuse_overlap, role_named, score_folds
+from aqa_train.splits import (
+    ROLES,
+    FileFold,
+    Split,
+    hold_out,
+    label,
+    read_split_file,
+    refuse_overlap,
+    role_named,
+    score_folds,
+)
 from aqa_train.trainer import ScoreScale
 
 Say = Callable[[str], None]
@@ -260,14 +270,14 @@ def _scored(rows: Rows, scores: NDArray[np.float64], role: str, say: Say) -> Row
     return kept
 
 
-def _from_file(fold: dict[str, list[str]], features: FeatureSet, path: str, say: Say) -> tuple[Rows, Rows, Rows]:
+def _from_file(fold: FileFold, features: FeatureSet, path: str, say: Say) -> tuple[Rows, Rows, Rows]:
     known = set(features.ids)
-    refuse_overlap(sorted(set(fold["test"]) & (set(fold["train"]) | set(fold["val"]))))
-    missing = [i for ids in fold.values() for i in ids if i not in known]
+    refuse_overlap(sorted(set(fold.test) & {*fold.train, *fold.val}))
+    missing = [i for i in (*fold.train, *fold.val, *fold.test) if i not in known]
     if missing:
         say(f"{path}: {len(missing)} id(s) are not in the store: {', '.join(missing[:5])}")
     train, validation, test = (
-        rows_of(features, sorted({i for i in fold[r] if i in known})) for r in ("train", "val", "test")
+        rows_of(features, sorted(known.intersection(ids))) for ids in (fold.train, fold.val, fold.test)
     )
     if not len(train) or not len(test):
         raise UsageError(
