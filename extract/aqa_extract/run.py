@@ -24,7 +24,7 @@ from aqa_shared import __version__, console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, NoInputError
 from aqa_shared.machine import available_cores, pick_device
 from aqa_shared.records import ExtractSettings, Failure, Video
-from aqa_shared.store import StoreWriter, peek, refuse_other_settings, verify
+from aqa_shared.store import StoreWriter, disk_errors, peek, refuse_foreign, refuse_other_settings, verify
 
 if TYPE_CHECKING:
     import torch
@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from aqa_extract.work import Work
 
 PART = ("start", "end", "start_time", "end_time")
-CONFLICT = (
-    "the store holds this id from another version of the file, or another part of it; to extract it anew, give it "
-    "another id in a manifest, or use --overwrite for the whole store"
-)
+REFUSALS = {
+    "id_conflict": "the store holds this id from another version of the file, or another part of it; to extract it "
+    "anew, give it another id in a manifest, or use --overwrite for the whole store",
+    "unreadable": "the store holds this id, but the file has another time now and cannot be read, so nobody knows "
+    "whether it is still the same; make it readable and rerun",
+}
+"""Reasons why an id that the store holds is not taken for what is asked; looked at anew by every run."""
 PACKAGES = ("torch", "torchvision", "av", "decord", "zarr", "numpy")
 
 
@@ -71,7 +74,9 @@ class Plan:
     jobs: list[Job]
     already: list[str]
     kept_out: list[Failure]
-    """Failed before and unchanged since, or in conflict with what the store holds."""
+    """Failed before and unchanged since."""
+    refused: list[Failure] = field(default_factory=list)
+    """In the store, but not known to be from this part of this file."""
     damaged: set[str] = field(default_factory=set)
     """In the store, but not whole; extracted again."""
 
@@ -79,14 +84,14 @@ class Plan:
         """For --dry-run."""
         videos = sum(len(job.ids) for job in self.jobs)
         size = sum(job.identity.size for job in self.jobs if job.identity)
-        return "\n".join(
-            [
-                f"store        {self.store}",
-                f"to extract   {videos} videos, {size / 1e6:.1f} MB",
-                f"already in   {len(self.already)}",
-                f"kept out     {len(self.kept_out)} (quarantined before; --retry-failed tries them again)",
-            ]
-        )
+        rows = [
+            f"store        {self.store}",
+            f"to extract   {videos} videos, {size / 1e6:.1f} MB",
+            f"already in   {len(self.already)}",
+            f"kept out     {len(self.kept_out)} (quarantined before; --retry-failed tries them again)",
+        ]
+        rows += [f"refused      {console.printable(f.id)}: {f.reason} — {f.detail}" for f in self.refused]
+        return "\n".join(rows)
 
 
 @dataclass
@@ -126,21 +131,24 @@ def plan(videos: Sequence[Video], out: Path, settings: ExtractSettings, options:
 
     Raises StoreError for a folder that is no store, or a store of other settings. `dry` writes nothing at all.
     """
+    with disk_errors(out, "read the store"):
+        refuse_foreign(out)  # also before --overwrite
     known = None if options.overwrite else peek(out, repair=not dry)
     if known is not None:
         refuse_other_settings(out, known.settings, settings)
     before = quarantine.read(out) if known else {}
     damaged = {damage.id for damage in verify(out)} if known and options.repair else set()
-    result = Plan(out, [], [], [], damaged)
+    result = Plan(out, [], [], [], damaged=damaged)
     fresh: list[Job] = []
     for video in videos:
         recorded = known.committed.get(video.id) if known and video.id not in damaged else None
         failed = before.get(video.id)
         if recorded is not None:
-            if _is_recorded(video, recorded):
+            reason = _refusal(video, recorded)
+            if reason is None:
                 result.already.append(video.id)
             else:
-                result.kept_out.append(Job(video, identify(video.path)).failed("id_conflict", "probe", CONFLICT))
+                result.refused.append(Job(video, identify(video.path)).failed(reason, "probe", REFUSALS[reason]))
         elif failed is not None and not options.retry_failed and _would_fail_again(video, failed, options):
             result.kept_out.append(failed)
         else:
@@ -149,19 +157,23 @@ def plan(videos: Sequence[Video], out: Path, settings: ExtractSettings, options:
     return result
 
 
-def _is_recorded(video: Video, recorded: Mapping[str, Any]) -> bool:
-    """Whether the store's features are of this part of this file, or of one that is gone since."""
+def _refusal(video: Video, recorded: Mapping[str, Any]) -> str | None:
+    """None where the store's features are of this part of this file, or of one that is gone since."""
     if any(recorded.get(name) != getattr(video, name) for name in PART):
-        return False
+        return "id_conflict"
     was = recorded.get("identity") or {}
     if stat_matches(video.path, was) or not os.path.lexists(video.path):
-        return True
+        return None
     now = identify(video.path)
-    return now is not None and now.matches(was)
+    if now is None:
+        return "unreadable"
+    return None if now.matches(was) else "id_conflict"
 
 
 def _would_fail_again(video: Video, failed: Failure, options: Options) -> bool:
     """Whether neither the file nor the option that was at fault has changed."""
+    if failed.reason == "id_conflict":  # the store no longer holds what it was in conflict with
+        return False
     if failed.stage == "sampling":  # the part or the protocol was at fault, and may have been mended
         return False
     if failed.backend == "decord" and options.decoder != "decord":  # `auto` turns to PyAV by itself
@@ -184,10 +196,10 @@ def extract(videos: Sequence[Video], out: Path, settings: ExtractSettings, optio
     if not videos:
         raise NoInputError("no videos were given", fix="name a folder, files, a list or a manifest; see --help")
     todo = plan(videos, out, settings, options)
-    report = Report(out, 0, len(todo.already), list(todo.kept_out), {f.id for f in todo.kept_out})
+    report = Report(out, 0, len(todo.already), todo.kept_out + todo.refused, {f.id for f in todo.kept_out})
     # What is known about a new version of a file says nothing about the features of the old one.
-    conflicts = {failure.id for failure in todo.kept_out if failure.reason == "id_conflict"}
-    labels = {video.id: video for video in videos if video.id not in conflicts}
+    refused = {failure.id for failure in todo.refused}
+    labels = {video.id: video for video in videos if video.id not in refused}
     if not any(video.has_labels for video in videos):
         labels = {}
     in_store = set(todo.already)

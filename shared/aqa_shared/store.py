@@ -6,7 +6,7 @@ docs/store-format.md describes what is on disk.
 """
 
 from aqa_shared.store_disk import disk_errors
-from aqa_shared.store_identity import refuse_other_settings
+from aqa_shared.store_identity import refuse_foreign, refuse_other_settings
 from aqa_shared.store_layout import QUARANTINE, SCHEMA, ArraySpec
 from aqa_shared.store_peek import Peek, peek
 from aqa_shared.store_read import FeatureStore, describe
@@ -24,6 +24,7 @@ __all__ = [
     "describe",
     "disk_errors",
     "peek",
+    "refuse_foreign",
     "refuse_other_settings",
     "verify",
 ]

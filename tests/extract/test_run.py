@@ -245,7 +245,28 @@ def test_a_file_that_changed_is_refused_not_mixed_in(clips: Path, tmp_path: Path
     target.write_bytes((clips / "clip1.mp4").read_bytes())
     report = extract(videos, tmp_path / "s.zarr", SETTINGS)
     assert [f.reason for f in report.failures] == ["id_conflict"]
+    intended = plan(videos, tmp_path / "s.zarr", SETTINGS, Options())
+    assert "kept out     0" in intended.text()
+    assert "refused      a.mp4: id_conflict" in intended.text()
     assert report.exit_code == ExitCode.QUARANTINED
+
+
+def test_a_recorded_file_that_cannot_be_read_is_no_conflict(clips: Path, tmp_path: Path) -> None:
+    """A link whose target is away: nobody can say that it is another file, and --overwrite would lose features."""
+    (tmp_path / "a.mp4").write_bytes((clips / "clip0.mp4").read_bytes())
+    video = Video(id="a.mp4", path=str(tmp_path / "link.mp4"), score=1.0)
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "a.mp4")
+    extract([video], tmp_path / "s.zarr", SETTINGS)
+    (tmp_path / "a.mp4").rename(tmp_path / "away")
+    report = extract([video], tmp_path / "s.zarr", SETTINGS)
+    assert [f.reason for f in report.failures] == ["unreadable"]
+    assert "overwrite" not in report.text()
+    assert "retry-failed" not in report.text()
+    assert "unreadable" in plan([video], tmp_path / "s.zarr", SETTINGS, Options()).text()
+    (tmp_path / "away").rename(tmp_path / "a.mp4")
+    report = extract([video], tmp_path / "s.zarr", SETTINGS)
+    assert (report.already, report.failures) == (1, [])
+    assert quarantine.read(tmp_path / "s.zarr") == {}
 
 
 def test_a_part_that_changed_is_refused_and_its_label_does_not_stick(clips: Path, tmp_path: Path) -> None:
@@ -431,6 +452,13 @@ def test_dry_run_writes_nothing(clips: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "to extract   6 videos" in done.stdout
     assert not (tmp_path / "dry.zarr").exists()
+
+
+def test_dry_run_ends_as_the_run_would_for_a_foreign_folder(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    done = run_command(clips, tmp_path, "--overwrite", "--dry-run")
+    assert done.returncode == ExitCode.STORE, done.stdout
+    assert "notes.txt" in done.stderr
 
 
 @pytest.mark.parametrize(
