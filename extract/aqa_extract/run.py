@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +22,7 @@ from aqa_extract.job import Job, without_twins
 from aqa_extract.streams import array_specs
 from aqa_shared import __version__, console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, NoInputError
-from aqa_shared.machine import available_cores, pick_device
+from aqa_shared.machine import available_cores, available_memory, pick_device
 from aqa_shared.records import ExtractSettings, Failure, Video
 from aqa_shared.store import StoreWriter, disk_errors, peek, refuse_foreign, refuse_other_settings, verify
 
@@ -345,14 +345,7 @@ def memory_budget(device: torch.device) -> int:
 
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 4
-    limits = []
-    with suppress(AttributeError, ValueError, OSError):
-        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    # What a container or a batch job may use is often far less than what the machine has.
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(ValueError, OSError):
-            limits.append(int(Path(file).read_text()))
-    return min(limits, default=8 << 30) // 4
+    return available_memory() // 4
 
 
 def versions() -> dict[str, str]:

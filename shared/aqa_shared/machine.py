@@ -1,7 +1,10 @@
-"""What this process may use of the machine: cores and a device."""
+"""What this process may use of the machine: cores, memory and a device."""
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from aqa_shared.errors import EnvironmentFault
@@ -15,6 +18,38 @@ def available_cores() -> int:
     import joblib  # type: ignore[import-untyped]
 
     return int(joblib.cpu_count())
+
+
+def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of main memory this process may use: what the machine has free, within the limit of every control group.
+
+    A batch job's limit is that of its own group or of one above it, far below the root that a container sees.
+    `proc` and `cgroups` are where Linux shows these; elsewhere the machine's whole memory counts.
+    """
+    limits = []
+    with suppress(AttributeError, ValueError, OSError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError):
+        fields = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines() if ":" in line)
+        if available := fields.get("MemAvailable", "").split():
+            limits.append(int(available[0]) * 1024)
+    for file in _memory_limit_files(proc, cgroups):
+        # `max`, and the groups that a container cannot see, are no limits.
+        with suppress(ValueError, OSError):
+            limits.append(int(file.read_text()))
+    return min(limits, default=4 << 30)
+
+
+def _memory_limit_files(proc: Path, cgroups: Path) -> list[Path]:
+    """Where versions 1 and 2 of Linux's control groups keep the limits of ours and of those above, up to the root."""
+    v2, v1 = (cgroups, "memory.max"), (cgroups / "memory", "memory.limit_in_bytes")
+    ours = [(v2, PurePosixPath("/")), (v1, PurePosixPath("/"))]
+    with suppress(OSError):
+        for line in os.fsdecode((proc / "self" / "cgroup").read_bytes()).splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or "memory" in controllers.split(","):
+                ours.append((v1 if controllers else v2, PurePosixPath(path)))
+    return [root / group.relative_to("/") / name for (root, name), path in ours for group in (path, *path.parents)]
 
 
 def pick_device(name: str) -> torch.device:

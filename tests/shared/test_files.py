@@ -11,7 +11,7 @@ import pytest
 
 from aqa_shared.errors import EnvironmentFault, did_you_mean
 from aqa_shared.files import replace_text, replacing
-from aqa_shared.machine import available_cores, pick_device
+from aqa_shared.machine import available_cores, available_memory, pick_device
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -44,6 +44,51 @@ def test_cores_follow_the_affinity() -> None:
     run = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{core}}}); {code}"]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "1\n"
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_memory_is_what_is_free(tmp_path: Path) -> None:
+    _write(tmp_path / "proc" / "meminfo", "MemTotal:  9000 kB\nMemAvailable:    5000 kB\n")
+    assert available_memory(tmp_path / "proc", tmp_path / "cgroup") == 5000 * 1024
+    assert 0 < available_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert available_memory(tmp_path / "none", tmp_path / "none") > 0
+
+
+@pytest.mark.parametrize(
+    ("membership", "limits", "expected"),
+    [
+        # As SLURM with version 2 does it: the limit is the job's, the step below it says `max`.
+        (
+            "0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_0",
+            {"memory.max": "max", "system.slice/slurmstepd.scope/job_7/memory.max": "3000000",
+             "system.slice/slurmstepd.scope/job_7/step_0/memory.max": "max"},
+            3_000_000,
+        ),
+        ("0::/a/b", {"a/memory.max": "2000000", "a/b/memory.max": "1000000", "c/memory.max": "1"}, 1_000_000),
+        # Version 1: a hierarchy per controller, of which only memory's counts.
+        (
+            "9:cpu,cpuacct:/slurm/cpu\n8:memory:/slurm/uid_1/job_7\n1:name=systemd:/x:y\n0::/",
+            {"memory/memory.limit_in_bytes": "9223372036854771712",
+             "memory/slurm/uid_1/memory.limit_in_bytes": "4000000",
+             "memory/slurm/cpu/memory.limit_in_bytes": "1"},
+            4_000_000,
+        ),
+        # A container of version 1 names a group that only its host sees, and has its own at the root.
+        ("8:memory:/docker/f00", {"memory/memory.limit_in_bytes": "5000000"}, 5_000_000),
+        ("0::/", {"memory.max": "6000000"}, 6_000_000),
+    ],
+)  # fmt: skip
+def test_memory_is_within_the_limits_of_a_batch_job(
+    membership: str, limits: dict[str, str], expected: int, tmp_path: Path
+) -> None:
+    _write(tmp_path / "proc" / "self" / "cgroup", membership + "\n")
+    for name, value in limits.items():
+        _write(tmp_path / "cgroup" / name, value + "\n")
+    assert available_memory(tmp_path / "proc", tmp_path / "cgroup") == expected
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,11 @@ streamed, which depends on the machine, changes no result.
 from __future__ import annotations
 
 import json
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aqa_shared.errors import StoreError, UsageError
+from aqa_shared.machine import available_memory
 
 InMemory = Literal["auto", "yes", "no"]
 MEMORY_SHARE = 0.4
@@ -349,14 +348,4 @@ def _available(device: torch.device) -> int:
     """Bytes that may be used on the device, or in main memory."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    limits = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        line = next(x for x in meminfo.read_text().splitlines() if x.startswith("MemAvailable"))
-        limits.append(int(line.split()[1]) * 1024)
-    elif hasattr(os, "sysconf"):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    group = Path("/sys/fs/cgroup/memory.max")
-    if group.exists() and (text := group.read_text().strip()).isdigit():
-        limits.append(int(text))
-    return min(limits, default=2**32)
+    return available_memory()
