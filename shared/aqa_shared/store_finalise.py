@@ -116,11 +116,14 @@ class _Appender:
 
 
 class _OldRows:
-    """Rows of a finalised array, in rising order; keeps the last chunk, reads none that is not asked for."""
+    """Rows of a finalised array, in rising order; keeps the last chunk, looks at none that is not asked for.
+
+    So a chunk may be damaged as long as every video in it is replaced.
+    """
 
     def __init__(self, index: Index, name: str) -> None:
         self.index, self.name = index, name
-        self.array = index.array(name)
+        self.array = index.open(name)
         self.chunk, self.data = -1, np.empty(0)
 
     def read(self, start: int, stop: int) -> np.ndarray:

@@ -67,38 +67,38 @@ class Index:
 
         Raises StoreError naming the array, the file and the videos it holds.
         """
+        array = self.open(name)
+        self._refuse_missing(name, array)
+        return array
+
+    def open(self, name: str) -> Any:
+        """The zarr.Array at the root, after a look at its metadata alone; `read` looks at the chunks it needs."""
         folder = self.store / name
         try:
             if digest_of((folder / "zarr.json").read_bytes()) != self.attributes["integrity"][name]:
                 raise ValueError("its zarr.json was changed")
-            array = open_array(folder)
+            return open_array(folder)
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise damaged(self.store, name, str(e)) from e
-        for chunk, wrong in missing_chunks(folder, array):
-            raise damaged(self.store, name, wrong + self.where(array, chunk))
-        return array
 
     def read(self, name: str, rows: slice | None = None, *, array: Any = None) -> np.ndarray:
-        """Rows of a root array. Raises StoreError where a checksum fails, naming the videos concerned."""
-        array = self.array(name) if array is None else array
+        """Rows of a root array; chunks that hold none of them may be damaged.
+
+        Raises StoreError where a chunk is absent or a checksum fails, naming the videos concerned.
+        """
+        array = self.open(name) if array is None else array
+        chunks = _chunks_of(array, rows)
+        self._refuse_missing(name, array, chunks)
         try:
             return read_array(array, rows)
         except (OSError, ValueError, TypeError, RuntimeError) as e:
-            bad = self.bad_chunks(array)
-            seen = f"chunk {bad[0]}{self.where(array, bad[0])}: {e}" if bad else str(e)
+            bad = _first_bad_chunk(array, chunks)
+            seen = f"chunk {bad}{self.where(array, bad)}: {e}" if bad is not None else str(e)
             raise damaged(self.store, name, seen) from e
 
-    def bad_chunks(self, array: Any) -> list[int]:
-        """Numbers of the chunks that cannot be read."""
-        bad = []
-        step = array.chunks[0]
-        for chunk, start in enumerate(range(0, array.shape[0], step)):
-            try:
-                read_array(array, slice(start, start + step))
-            except Exception:
-                # Damaged bytes can fail in any layer below; which one does not matter here.
-                bad.append(chunk)
-        return bad
+    def _refuse_missing(self, name: str, array: Any, chunks: range | None = None) -> None:
+        for chunk, wrong in missing_chunks(self.store / name, array, chunks):
+            raise damaged(self.store, name, wrong + self.where(array, chunk))
 
     def where(self, array: Any, chunk: int) -> str:
         """The videos a chunk of `array` holds, in words."""
@@ -114,6 +114,27 @@ class Index:
             return self.ids[first:end]
         touched = (self.offsets < end) & (self.offsets + self.lengths > first)
         return [self.ids[i] for i in np.flatnonzero(touched)]
+
+
+def _chunks_of(array: Any, rows: slice | None) -> range:
+    """Numbers of the chunks that hold `rows`."""
+    wanted = range(array.shape[0])[rows or slice(None)]
+    if not wanted:
+        return range(0)
+    step, (low, high) = array.chunks[0], sorted((wanted[0], wanted[-1]))
+    return range(low // step, high // step + 1)
+
+
+def _first_bad_chunk(array: Any, chunks: range) -> int | None:
+    """The first of `chunks` that cannot be read."""
+    step = array.chunks[0]
+    for chunk in chunks:
+        try:
+            read_array(array, slice(chunk * step, (chunk + 1) * step))
+        except Exception:
+            # Damaged bytes can fail in any layer below; which one does not matter here.
+            return chunk
+    return None
 
 
 def damaged(store: Path, name: str, seen: str) -> StoreError:

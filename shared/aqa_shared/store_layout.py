@@ -251,14 +251,16 @@ def chunk_files(array: Any) -> list[str]:
     return [f"c.{i}{tail}" for i in range(math.ceil(array.shape[0] / array.chunks[0]))]
 
 
-def missing_chunks(folder: Path, array: Any) -> list[tuple[int, str]]:
-    """(chunk number, what is wrong) for chunk files that are absent or of the wrong size.
+def missing_chunks(folder: Path, array: Any, chunks: range | None = None) -> list[tuple[int, str]]:
+    """(chunk number, what is wrong) for chunk files that are absent or of the wrong size; of `chunks`, or of all.
 
     Zarr reads an absent chunk as fill values without a word. A `stat` per file costs microseconds.
     """
     size = None if array.dtype.kind in "TOU" else math.prod(array.chunks) * array.dtype.itemsize + 4
+    names = chunk_files(array)
     wrong = []
-    for i, name in enumerate(chunk_files(array)):
+    for i in range(len(names)) if chunks is None else chunks:
+        name = names[i]
         try:
             found = (folder / name).stat().st_size
         except OSError as e:

@@ -115,6 +115,25 @@ def test_a_deleted_chunk_is_not_read_as_fill_values_lazily_either(store: Path) -
         reader.video("v0.mp4", "rgb")
 
 
+def test_a_chunk_that_vanishes_after_the_first_read_is_not_read_as_fill_values(store: Path) -> None:
+    """As where a cluster clears its scratch disk under a long training."""
+    reader = FeatureStore.open(store)
+    reader.video("v0.mp4", "rgb")
+    (store / "rgb/c.1.0").unlink()
+    np.testing.assert_array_equal(reader.video("v0.mp4", "rgb"), arrays_of(0, 1)["rgb"])
+    with pytest.raises(StoreError, match=r"c\.1\.0 cannot be read.*v2\.mp4, v3\.mp4"):
+        reader.video("v2.mp4", "rgb")
+
+
+def test_the_error_names_the_damage_in_the_rows_that_were_asked_for(store: Path) -> None:
+    for chunk in (store / "rgb/c.0.0", store / "rgb/c.2.0"):
+        data = bytearray(chunk.read_bytes())
+        data[5] ^= 4
+        chunk.write_bytes(data)
+    with pytest.raises(StoreError, match=r"rgb is damaged: chunk 2 "):
+        FeatureStore.open(store).video("v4.mp4", "rgb")
+
+
 def test_a_damaged_staged_video_is_named(store: Path) -> None:
     chunk = store / "videos" / video_key("late.mp4") / "frame_index/c.0.0"
     chunk.unlink()
