@@ -6,7 +6,7 @@ comparable exactly when their `ExtractSettings` and weight digests are equal.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +14,9 @@ Stream = Literal["rgb", "flow", "actor-rgb", "actor-flow"]
 STREAMS: tuple[Stream, ...] = ("rgb", "flow", "actor-rgb", "actor-flow")
 
 Protocol = Literal["even", "dense", "mtl-aqa", "rhythmic-gymnastics", "jigsaws", "finediving", "aqa-7", "finefs"]
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+"""JSON has neither infinity nor NaN, and no setting or label means anything with them."""
 
 
 class Record(BaseModel):
@@ -34,11 +37,11 @@ class Video(Record):
     """Where the file is, absolute (surrogate-escaped where the name is not UTF-8)."""
     start: int | None = Field(default=None, ge=0)
     end: int | None = Field(default=None, ge=1)
-    start_time: float | None = Field(default=None, ge=0)
-    end_time: float | None = Field(default=None, gt=0)
-    score: float | None = Field(default=None, allow_inf_nan=False)
+    start_time: Finite | None = Field(default=None, ge=0)
+    end_time: Finite | None = Field(default=None, gt=0)
+    score: Finite | None = None
     """In the dataset's own units; None is an unlabelled video."""
-    difficulty: float | None = Field(default=None, allow_inf_nan=False)
+    difficulty: Finite | None = None
     split: str | None = None
     """`train`, `test` or `val` as the dataset gives it."""
     category: str | None = None
@@ -75,7 +78,7 @@ class Sampling(Record):
     """Frames of a segment; I3D needs at least 9."""
     step: int = Field(default=16, ge=1)
     """Distance between segment starts of `dense`, in frames of the timeline."""
-    fps: float | None = Field(default=None, gt=0)
+    fps: Finite | None = Field(default=None, gt=0)
     """Resample by timestamp to this rate first; None keeps every frame, or the protocol's own rate."""
     last_start: Literal[86, 87] = 86
     """Where the tenth clip of `mtl-aqa` and `aqa-7` starts: 86 in CoRe's code, 87 in MUSDL's."""
@@ -111,7 +114,7 @@ class FlowSettings(Record):
 
     mode: Literal["off", "fast", "parity"] = "off"
     quantise: Literal["mediapipe", "round", "none"] = "mediapipe"
-    bound: float = Field(default=20.0, gt=0)
+    bound: Finite = Field(default=20.0, gt=0)
     """Displacements are clipped to ±bound pixels, then scaled to [-1, 1]."""
 
 
@@ -120,9 +123,9 @@ class ActorSettings(Record):
 
     every: int = Field(default=4, ge=1)
     """Detect on every k-th of the frames that segments use, interpolate between."""
-    min_score: float = Field(default=0.1, ge=0, le=1)
+    min_score: Finite = Field(default=0.1, ge=0, le=1)
     """Detections below are ignored; low because dives and flips defeat COCO detectors."""
-    enlarge: float = Field(default=1.25, ge=1)
+    enlarge: Finite = Field(default=1.25, ge=1)
     """The square crop's side over the box's longer side."""
 
 
@@ -138,7 +141,7 @@ class ExtractSettings(Record):
     flow_weights: str = "default"
     actor_weights: str = "default"
     """Registry names or files; which source served them, with its digest, is provenance."""
-    bn_eps: float = Field(default=1e-3, gt=0)
+    bn_eps: Finite = Field(default=1e-3, gt=0)
     """1e-3 is I3D's own; 1e-5 reproduces features of CoRe-style code."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     logits: bool = False
