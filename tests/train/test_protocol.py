@@ -133,3 +133,20 @@ def test_a_file_of_folds_tests_every_fold_once(make_store: MakeStore, tmp_path: 
     found = prepare(config, lambda message: None).splits
     assert [s.test for s in found] == [tuple(f"{i:03d}.mp4" for i in range(k, 12, 3)) for k in range(3)]
     assert not any(s.validation for s in found)
+
+
+def test_videos_without_a_group_are_on_their_own(make_store: MakeStore) -> None:
+    """Empty cells of a group column: None in the store."""
+    labels = [{"extra": {"trial": f"t{i // 2}" if i < 12 else None}} for i in range(24)]
+    scores = [None if i in (3, 13) else float(i) for i in range(24)]
+    found = FeatureSet.from_store(FeatureStore.open(make_store(labels=labels, scores=scores)))
+    drawn = splits(found, folds=4, group="trial")[0]
+    # 5 whole pairs, one half and 11 videos are dealt out 4 at a time.
+    assert sorted(len({i if i >= "012" else int(i[:3]) // 2 for i in s.test}) for s in drawn) == [4, 4, 4, 5]
+    for split in drawn:
+        learned = {*split.labelled, *split.unlabelled}
+        assert "013.mp4" in learned
+        assert ("003.mp4" in learned) == ("002.mp4" not in split.test)
+    none = make_store(labels=[{"extra": {"trial": None}} for _ in range(24)], name="none.zarr")
+    with pytest.raises(UsageError, match="have no column 'trial'"):
+        splits(FeatureSet.from_store(FeatureStore.open(none)), folds=4, group="trial")

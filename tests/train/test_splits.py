@@ -147,6 +147,25 @@ def test_groups_share_a_fold() -> None:
     assert np.bincount(folds).tolist() == [10] * 4
 
 
+def test_videos_of_no_group_are_dealt_out_one_by_one() -> None:
+    group = np.array(["a", "a", *[""] * 10], dtype=object)
+    folds = score_folds(np.arange(12.0), 3, np.random.default_rng(0), group=group)
+    assert folds[0] == folds[1]
+    assert sorted(np.bincount(folds).tolist()) == [3, 4, 5]
+
+
+def test_groups_of_several_categories_are_dealt_out_together() -> None:
+    """Half of the athletes show both apparatus; which row comes first says nothing about them."""
+    group = np.array([f"athlete{i // 2}" for i in range(32)], dtype=object)
+    both = ["ball", "hoop", "hoop", "ball"] * 4
+    category = np.array(both + ["ball"] * 16, dtype=object)
+    folds = score_folds(np.arange(32.0), 4, np.random.default_rng(0), category, group)
+    assert (folds[::2] == folds[1::2]).all()
+    assert np.bincount(folds[:16]).tolist() == np.bincount(folds[16:]).tolist() == [4] * 4
+    # Neighbours in score among those of both go to different folds.
+    assert sorted(folds[:8:2].tolist()) == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(("n", "folds"), [(3, 4), (1, 2), (5, 1)])
 def test_too_many_folds_are_refused(n: int, folds: int) -> None:
     with pytest.raises(UsageError, match="fold"):

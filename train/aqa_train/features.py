@@ -144,9 +144,9 @@ class FeatureSet:
         if name in self.table:
             return np.asarray(self.table[name])
         if "extra" in self.table and name not in ("split", "category"):
-            values = [json.loads(e).get(name, "") if e else "" for e in self.table["extra"]]
-            if any(v != "" for v in values):
-                return np.array([str(v) for v in values], dtype=object)
+            values = [json.loads(e).get(name) if e else None for e in self.table["extra"]]
+            if any(v not in (None, "") for v in values):
+                return np.array(["" if v is None else str(v) for v in values], dtype=object)
         if name in ("score", "difficulty"):
             return np.full(len(self.ids), np.nan)
         return np.full(len(self.ids), "", dtype=object)

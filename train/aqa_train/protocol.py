@@ -174,6 +174,24 @@ def _category(features: FeatureSet) -> NDArray[np.object_] | None:
     return category if len(set(category.tolist())) > 1 else None
 
 
+def _group(config: RunConfig, features: FeatureSet) -> NDArray[np.object_] | None:
+    """The group of every video, "" where it has none."""
+    if config.group is None:
+        return None
+    group = features.column(config.group).astype(object)
+    if all(g == "" for g in group):
+        raise UsageError(f"the videos have no column {config.group!r}", fix="name a column of the labels file")
+    return group
+
+
+def _same_group(group: NDArray[np.object_] | None, rows: Rows, others: Rows) -> NDArray[np.bool_]:
+    """Which of `rows` share a group with one of `others`."""
+    if group is None:
+        return np.zeros(len(rows), dtype=bool)
+    wanted = set(group[others]) - {""}
+    return np.array([g in wanted for g in group[rows]], dtype=bool)
+
+
 def _folds(
     config: RunConfig, features: FeatureSet, category: NDArray[np.object_] | None, say: Say
 ) -> list[tuple[Rows, Rows, Rows]]:
@@ -189,25 +207,19 @@ def _folds(
         raise UsageError(
             f"--group {config.group} says nothing without --folds", fix="give --folds too, or leave it away"
         )
+    group = _group(config, features)
     if config.split is None and config.folds is None:
         _refuse_unknown_roles(features, role)
     if config.split is not None:
         found = [_from_file(fold, features, config.split, say) for fold in read_split_file(Path(config.split))]
     elif config.folds is not None:
-        group = None
-        if config.group is not None:
-            group = features.column(config.group).astype(object)[scored]
-            if all(g == "" for g in group):
-                raise UsageError(f"the videos have no column {config.group!r}", fix="name a column of the labels file")
         kinds = None if category is None else category[scored]
-        number = score_folds(scores[scored], config.folds, rng, kinds, group)
+        number = score_folds(scores[scored], config.folds, rng, kinds, None if group is None else group[scored])
         found = []
         for k in range(config.folds):
-            tested, rest = scored[number == k], unscored
-            if config.group is not None:
-                # A view without a score of what is tested would be learned from all the same.
-                name = features.column(config.group).astype(object)
-                rest = unscored[~np.isin(name[unscored].astype(str), name[tested].astype(str)) | (name[unscored] == "")]
+            tested = scored[number == k]
+            # A view without a score of what is tested would be learned from all the same.
+            rest = unscored[~_same_group(group, unscored, tested)]
             found.append((np.sort(np.concatenate([scored[number != k], rest])), _NONE, tested))
     elif (role == "test").any():
         free = scored[role[scored] == ""]

@@ -166,23 +166,36 @@ def score_folds(
 ) -> NDArray[np.int64]:
     """The fold (0 … folds−1) of every score: neighbours in score go to different folds.
 
-    Videos of one `group` (two views of one trial, one athlete) share a fold.
+    Videos of one `group` (two views of one trial, one athlete) share a fold; those of the group "" are on their own.
     """
-    names = np.arange(len(scores)) if group is None else np.unique(group.astype(str), return_inverse=True)[1]
-    units = np.unique(names)
-    if folds < 2 or folds > len(units):
+    unit, mean, kind = _units(scores, category, group)
+    number = len(mean)
+    if folds < 2 or folds > number:
         raise UsageError(
-            f"{folds} folds of {len(units)} scored {'video' if group is None else 'group'}(s) are not possible",
-            fix=f"choose --folds between 2 and {len(units)}" if len(units) > 1 else "score more videos",
+            f"{folds} folds of {number} scored {'video' if group is None else 'group'}(s) are not possible",
+            fix=f"choose --folds between 2 and {number}" if number > 1 else "score more videos",
         )
-    mean = np.array([scores[names == u].mean() for u in units])
-    kind = np.array([0 if category is None else str(category[np.flatnonzero(names == u)[0]]) for u in units])
-    order = np.lexsort((rng.random(len(units)), mean, kind))
-    fold_of_unit = np.empty(len(units), dtype=np.int64)
-    for start in range(0, len(units), folds):
+    order = np.lexsort((rng.random(number), mean, kind))
+    fold_of_unit = np.empty(number, dtype=np.int64)
+    for start in range(0, number, folds):
         block = order[start : start + folds]
         fold_of_unit[block] = rng.permutation(folds)[: len(block)]
-    return fold_of_unit[np.searchsorted(units, names)]
+    return fold_of_unit[unit]
+
+
+def _units(
+    scores: NDArray[np.float64], category: NDArray[np.object_] | None, group: NDArray[np.object_] | None
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.str_]]:
+    """What is parted as one, a group or a video without one: the unit of every score, each unit's mean and kind."""
+    unit = np.arange(len(scores))
+    if group is not None:
+        name = group.astype(str)
+        grouped = np.unique(name, return_inverse=True)[1]
+        unit = np.unique(np.where(name == "", len(scores) + unit, grouped), return_inverse=True)[1]
+    members = [np.flatnonzero(unit == u) for u in range(unit.max(initial=-1) + 1)]
+    # An athlete of several apparatus is compared with those of the same several.
+    kind = ["" if category is None else "\n".join(sorted({str(c) for c in category[m]})) for m in members]
+    return unit, np.array([scores[m].mean() for m in members]), np.array(kind, dtype=str)
 
 
 def hold_out(scores: NDArray[np.float64], fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
