@@ -221,6 +221,55 @@ def test_signals_save_and_resuming_gives_the_same(
     assert (cut / "metrics.json").exists()
 
 
+def test_sigterm_to_every_process_at_once_loses_nothing(make_store: MakeStore, tmp_path: Path) -> None:
+    """Batch systems signal the whole group, so a worker hears it twice; wide networks take a moment to save."""
+    wide = ["--set", "widths=1024,1024", "--set", "batch=8", "--device", "cpu"]
+    common = ["--features", make_store(videos=20), "--seeds", 2, "--epochs", 12, *wide]
+    cut = tmp_path / "cut off"
+    command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--jobs", "2", "--out", str(cut)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    while not (line := process.stderr.readline()).startswith("epochs"):
+        assert line, "it ended before it trained"
+    os.killpg(process.pid, signal.SIGTERM)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 143, rest
+    said = " ".join(rest.split())
+    assert "every training saved where it stands" in said
+    assert f"aqa-train --resume '{cut}'" in said
+    # A second process may not have begun yet.
+    assert any(cut.rglob("state.safetensors"))
+    aqa_train("--resume", cut, "--jobs", 1, "--device", "cpu")
+    aqa_train(*common, "--out", tmp_path / "whole", "--jobs", 1)
+    assert results(cut) == results(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
+def test_work_that_was_lost_is_not_said_to_be_saved(make_store: MakeStore, tmp_path: Path) -> None:
+    options = ["--features", make_store(videos=20), "--seeds", 2, "--epochs", 5000, "--out", tmp_path / "run"]
+    command = [sys.executable, "-m", "aqa_train.cli", *map(str, [*options, "--jobs", 2, *FAST])]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while not (line := process.stderr.readline()).startswith("epochs"):
+        assert line, "it ended before it trained"
+    # The parent is held, so that it sees both signals only when one of its processes is gone.
+    process.send_signal(signal.SIGSTOP)
+    killed = worker_ids(process.pid)[0]
+    os.kill(killed, signal.SIGKILL)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 143, rest
+    said = " ".join(rest.split())
+    assert "saved where it stands" not in said
+    assert "code -9, and what it did since its last save is lost: s4aqa/fold0-seed0" in said
+
+
+def worker_ids(parent: int) -> list[int]:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
 @pytest.mark.parametrize("wait", [0.0, 0.7])
 def test_ctrl_c_while_processes_start_is_no_error(make_store: MakeStore, tmp_path: Path, wait: float) -> None:
@@ -228,13 +277,7 @@ def test_ctrl_c_while_processes_start_is_no_error(make_store: MakeStore, tmp_pat
     options = ["--features", make_store(videos=12), "--out", tmp_path / "run", "--seeds", 2, "--jobs", 2, *FAST]
     command = [sys.executable, "-m", "aqa_train.cli", *map(str, options)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-
-    def started() -> list[bytes]:
-        lines = [Path(f"/proc/{c}/cmdline").read_bytes() for c in children.read_text().split()]
-        return [line for line in lines if b"spawn_main" in line]
-
-    while len(started()) < 2:
+    while len(worker_ids(process.pid)) < 2:
         assert process.poll() is None
         time.sleep(0.01)
     time.sleep(wait)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -139,7 +140,7 @@ def run(
     try:
         run_all(experiment, placed, out, where, jobs, in_memory)
     except Stopped as e:
-        e.fix = f"aqa-train --resume {out}"
+        e.fix = f"aqa-train --resume {shlex.quote(str(out))}"
         raise
     results = [work.run_training(experiment, t, placed, out, where) for t in experiment.trainings]
     compared = work.run_baselines(experiment, placed)

@@ -8,33 +8,71 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextmanager
-def asked_to_stop(ignore_interrupt: bool = False) -> Iterator[Callable[[], int]]:
-    """Yields a function giving the signal received, or 0. A second signal acts at once, as it did before.
+def asked_to_stop() -> Iterator[Callable[[], int]]:
+    """Yields a function giving the signal received, or 0. Ctrl-C after that acts at once, as it did before.
 
-    `ignore_interrupt` is for workers: Ctrl-C reaches the whole process group, and their parent decides.
+    A second SIGTERM changes nothing: `timeout` sends two, and who cannot wait for the save sends SIGKILL.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
     received = 0
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {s: signal.getsignal(s) for s in signals}
+    before = {s: signal.getsignal(s) for s in SIGNALS}
 
     def remember(number: int, frame: FrameType | None) -> None:
         nonlocal received
-        if received:
-            signal.signal(number, before[signal.Signals(number)])
+        if received and number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
             signal.raise_signal(number)
-        received = number
+        received = received or number
 
-    for s in signals:
+    for s in SIGNALS:
         signal.signal(s, remember)
-    if ignore_interrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield lambda: received
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """Processes started here never see Ctrl-C, not even while they import, and SIGTERM from `worker_asked_to_stop` on;
+    ours waits until they are started.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def worker_asked_to_stop() -> Iterator[Callable[[], int]]:
+    """`asked_to_stop` for all that a worker does.
+
+    The whole process group is often signalled, and their parent signals them besides: Ctrl-C is for the parent to
+    decide, and no number of SIGTERMs may cut off a save.
+    """
+    received = 0
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = number
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, remember)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    try:
+        yield lambda: received
+    finally:
+        # Python's own end takes a moment, and would put the default back: everything is saved by now.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from aqa_train.config import RunConfig
 from aqa_train.experiment import Experiment, OneTraining, place, prepare, run_training
 from aqa_train.features import FeatureSet, InMemory
 from aqa_train.outputs import refuse_other_data
-from aqa_train.signals import asked_to_stop
+from aqa_train.signals import asked_to_stop, starting_workers, worker_asked_to_stop
 from aqa_train.trainer import Stopped
 
 
@@ -76,7 +75,7 @@ def _in_processes(
         context.Process(target=_work, args=(config, n, out, device, jobs, in_memory, messages), daemon=True)
         for n in names
     ]
-    with _no_interrupt():
+    with starting_workers():
         for w in workers:
             w.start()
     failure: AqaError | None = None
@@ -111,20 +110,18 @@ def _in_processes(
     if failure is not None:
         raise failure
     if number := stop():
-        raise Stopped(number, f"stopped by signal {number}; every training saved where it stands")
+        raise Stopped(number, f"stopped by signal {number}; {_kept(workers, names, out)}")
 
 
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Processes started here never see Ctrl-C, not even while they import; ours waits until they are started."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _kept(workers: Sequence[BaseProcess], names: list[list[str]], out: Path) -> str:
+    """What is saved after all processes ended."""
+    lost = [
+        f"a process ended with code {w.exitcode}, and what it did since its last save is lost: "
+        + ", ".join(n for n in own if not (out / "models" / n / "result.json").exists())
+        for w, own in zip(workers, names, strict=True)
+        if w.exitcode != 0
+    ]
+    return "; ".join(lost) or "every training saved where it stands"
 
 
 def _work(
@@ -132,7 +129,9 @@ def _work(
 ) -> None:
     """A process: its trainings, one after the other."""
     try:
-        with asked_to_stop(ignore_interrupt=True) as stop:
+        with worker_asked_to_stop() as stop:
+            if stop():
+                return
             experiment = prepare(config, lambda message: None)
             refuse_other_data(experiment, out)
             torch.set_num_threads(config.training.threads)
@@ -141,6 +140,8 @@ def _work(
             for training in experiment.trainings:
                 if training.name not in names:
                     continue
+                if stop():
+                    return
                 pending = 0
 
                 def report(epoch: int, row: dict[str, float], name: str = training.name) -> None:
@@ -153,6 +154,6 @@ def _work(
 
                 run_training(experiment, training, features, out, where, stop, report)
     except Stopped:
-        sys.exit(0)
+        return
     except AqaError as e:
         messages.put(("error", e.cause, e.fix, int(e.exit_code)))
