@@ -160,6 +160,9 @@ def _from_table(table: Table, rows: dict[str, str]) -> list[Video]:
         if not row.path:
             problems.add(number, "path", None, "is empty")
             continue
+        if "\0" in row.path:
+            problems.add(number, "path", row.path, "holds a NUL byte, which no file name can")
+            continue
         path = local_path(row.path, folder)
         try:
             video = Video(

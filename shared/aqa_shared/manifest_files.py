@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
+from aqa_shared.errors import UsageError
+
 VIDEO_SUFFIXES = frozenset(
     f".{name}"
     for name in (
@@ -146,14 +148,20 @@ def by_pattern(pattern: str) -> Found:
 def in_list(path: Path) -> Found:
     """The files of a text list, one path a line, relative to the list's folder; `#` begins a comment line.
 
-    Bytes that are not UTF-8 are taken as they are: file names are bytes.
+    Bytes that are not UTF-8 are taken as they are: file names are bytes. Raises UsageError for a NUL byte,
+    which no file name can hold.
     """
     root = os.path.abspath(path.parent)
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     found = Found(root)
-    for line in data.decode("utf-8", "surrogateescape").split("\n"):
+    for number, line in enumerate(data.decode("utf-8", "surrogateescape").split("\n"), 1):
         text = line.strip("\r\t ")
         if text and not text.startswith("#"):
+            if "\0" in text:
+                raise UsageError(
+                    f"{shown(path)}: row {number} ({shown(text)[:60]}) holds a NUL byte, which no file name can",
+                    fix="save the list as plain UTF-8 text, one path a line",
+                )
             found.paths.append(local_path(text, root))
     found.paths = list(dict.fromkeys(found.paths))
     return found

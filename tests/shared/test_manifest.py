@@ -225,6 +225,15 @@ def test_a_text_list(tmp_path: Path) -> None:
     assert "none of its 2 files exists" in refused(NoInputError, listed).cause
 
 
+def test_a_nul_byte_in_a_list_is_the_lists_fault(tmp_path: Path) -> None:
+    files(tmp_path, "a.mp4")
+    listed = tmp_path / "list.txt"
+    listed.write_bytes(b"# comment\na.mp4\nb\0c.mp4\n")
+    assert r"list.txt: row 3 (b\x00c.mp4) holds a NUL byte" in refused(UsageError, listed).cause
+    listed.write_bytes("a.mp4\n".encode("utf-16"))
+    assert "UTF-8" in refused(UsageError, listed).fix
+
+
 # --- manifests --------------------------------------------------------------------------------------------
 
 
@@ -296,6 +305,22 @@ def test_no_more_than_twenty_rows_are_shown(tmp_path: Path) -> None:
     error = refused(UsageError, table(tmp_path, "path,score\n" + "a.mp4,x\n" * 50))
     assert error.cause.count("is not a number") == 20
     assert "… and 30 more" in error.cause
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("manifest.csv", "path,score\na.mp4,1\nb\0c.mp4,2\n"),
+        ("manifest.tsv", "score\tvideo\n1\ta.mp4\n2\tb\0c.mp4\n"),
+        ("manifest.jsonl", '\n{"path": "a.mp4"}\n{"path": "b\\u0000c.mp4"}\n'),
+    ],
+)
+def test_a_nul_byte_in_a_path_is_named_with_its_row(tmp_path: Path, name: str, text: str) -> None:
+    files(tmp_path, "a.mp4")
+    error = refused(UsageError, table(tmp_path, text, name))
+    assert name in error.cause
+    assert "row 3, column path: 'b" in error.cause
+    assert "holds a NUL byte" in error.cause
 
 
 def test_rows_as_long_as_the_header(tmp_path: Path) -> None:
