@@ -88,7 +88,7 @@ def array_specs(settings: ExtractSettings) -> list[ArraySpec]:
                 ("frame", "corner"),
                 (frames, 4),
                 "float32",
-                {"long_name": "x1, y1, x2, y2 of the crop, in 0..1 of the displayed frame"},
+                {"long_name": "x1, y1, x2, y2 of the crop, displayed frame = 0..1; outside where it leaves the frame"},
             )
         )
         specs.append(ArraySpec("actor_score", ("frame",), (frames,), "float32", {}))
