@@ -60,9 +60,13 @@ def test_fisher_mean_guards_one_and_undefined() -> None:
     both = fisher_mean([1.0, -1.0])
     assert both is not None
     assert abs(both) < 1e-9
-    one = fisher_mean([1.0])
-    assert one is not None
-    assert 0.99 < one < 1
+    # atanh(0.99999) is 6.1: tanh of half of it.
+    assert fisher_mean([1.0, 0.0]) == pytest.approx(0.99554, abs=1e-5)
+
+
+@pytest.mark.parametrize("values", [[1.0], [None, -1.0], [0.99999999, None]])
+def test_a_single_correlation_is_its_own_mean(values: list[float | None]) -> None:
+    assert fisher_mean(values) in values
 
 
 def test_mean_and_deviation() -> None:

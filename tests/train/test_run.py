@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from aqa_shared.errors import AqaError, EnvironmentFault, StoreError, UsageError
 from aqa_shared.records import Sampling
@@ -23,6 +24,7 @@ from aqa_shared.store import FeatureStore
 from aqa_train.cli import app
 from aqa_train.experiment import enough_memory
 from aqa_train.metrics import spearman
+from aqa_train.outputs import MEASURES, as_table, summarise
 from aqa_train.predict import load_checkpoint
 from aqa_train.splits import Split
 
@@ -497,6 +499,28 @@ def test_a_constant_test_set_is_null(make_store: MakeStore, tmp_path: Path) -> N
     summary = json.loads((tmp_path / "o" / "metrics.json").read_text())
     assert summary["rows"][0]["spearman"]["mean"] is None
     assert summary["rows"][0]["mae"]["mean"] > 0
+
+
+def test_undefined_folds_and_seeds_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two folds of two seeds: the baseline lacks a fold, a method's correlation is undefined but once."""
+
+    def run(method: str, fold: int, seed: int, **metrics: dict[str, float | None]) -> dict[str, Any]:
+        return {"method": method, "fold": fold, "seed": seed, "ids": ["a"], "metrics": metrics}
+
+    measured = dict.fromkeys(MEASURES, 1.0)
+    constant = {**measured, "spearman": None}
+    results = [run("aa", f, s, last=measured if f == s == 0 else constant) for s in (0, 1) for f in (0, 1)]
+    results[0]["metrics"]["best-on-validation"] = measured
+    results += [run("difficulty only", 0, s, baseline=measured) for s in (0, 1)]
+    last, best, difficulty = summarise(results)
+    assert last["spearman"] == {"mean": 1.0, "std": None, "by_seed": [1.0, None], "defined": 1, "of": 4}
+    assert (last["mae"]["defined"], best["mae"]["defined"], difficulty["mae"]["defined"]) == (4, 1, 2)
+    protocol = dict.fromkeys(("labelled", "unlabelled", "test", "seeds", "folds"), 1)
+    Console(file=sys.stdout, width=200).print(as_table({"protocol": protocol, "rows": [last, best, difficulty]}))
+    lines = capsys.readouterr().out.splitlines()
+    assert next(x for x in lines if " last " in x).split()[2:] == ["1.000", "(1", "of", "4)", "1.00", "±", "0.00",
+                                                                   "1.00", "±", "0.00"]  # fmt: skip
+    assert next(x for x in lines if "difficulty" in x).count("(2 of 4)") == 3
 
 
 def test_nothing_is_written_into_a_foreign_folder(make_store: MakeStore, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_CLIP = 0.999
+_CLIP = 1 - 1e-5
+"""Of correlations that are averaged: atanh(±1) is infinite, and one perfect fold would hide all others."""
 
 
 def _pair(predicted: ArrayLike, true: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -58,13 +59,15 @@ def relative_l2(predicted: ArrayLike, true: ArrayLike, low: float, high: float) 
 
 
 def fisher_mean(correlations: Sequence[float | None]) -> float | None:
-    """tanh of the mean of atanh, over the defined ones; None when there is none.
+    """tanh of the mean of atanh, over the defined ones; None when there is none, the value itself when there is one.
 
-    ±1, which tiny folds reach by chance, would be infinite: clipped to ±0.999.
+    ±1, which tiny folds reach by chance, counts as ±0.99999 in an average of several.
     """
     defined = [r for r in correlations if r is not None and np.isfinite(r)]
     if not defined:
         return None
+    if len(defined) == 1:
+        return float(defined[0])
     return float(np.tanh(np.arctanh(np.clip(defined, -_CLIP, _CLIP)).mean()))
 
 

@@ -94,8 +94,11 @@ def _commit() -> str | None:
 def summarise(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a method and selection: over the folds of a seed Fisher mean of correlations, mean of errors; then
     mean and deviation over seeds.
+
+    Undefined values are left out, so every measure says how many of the run's folds × seeds are `defined`.
     """
     results = list(results)
+    runs = len({(r["fold"], r["seed"]) for r in results})
     rows = []
     for method in dict.fromkeys(r["method"] for r in results):
         mine = [r for r in results if r["method"] == method]
@@ -105,12 +108,11 @@ def summarise(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             row["seeds"], row["folds"] = len(seeds), len({r["fold"] for r in mine})
             row["test_videos"] = sum(len(r["ids"]) for r in mine) // len(seeds)
             for measure in MEASURES:
-                by_seed = [
-                    _over_folds(measure, [r["metrics"].get(selection, {}).get(measure) for r in mine if r["seed"] == s])
-                    for s in seeds
-                ]
+                values = [(r["seed"], r["metrics"].get(selection, {}).get(measure)) for r in mine]
+                by_seed = [_over_folds(measure, [v for of, v in values if of == s]) for s in seeds]
                 mean, deviation = mean_std(by_seed)
-                row[measure] = {"mean": mean, "std": deviation, "by_seed": by_seed}
+                defined = sum(v is not None for _, v in values)
+                row[measure] = {"mean": mean, "std": deviation, "by_seed": by_seed, "defined": defined, "of": runs}
             rows.append(row)
     return rows
 
@@ -135,11 +137,12 @@ def write_results(
     }
     write_json(out / "metrics.json", summary)
     counts = ("method", "selection", "seeds", "folds", "test_videos")
+    statistics = ("mean", "std", "defined", "of")
     _write_csv(
         out / "metrics.csv",
-        [*counts, *(f"{m}_{s}" for m in MEASURES for s in ("mean", "std"))],
+        [*counts, *(f"{m}_{s}" for m in MEASURES for s in statistics)],
         (
-            [*(r[c] for c in counts), *(r[m][s] for m in MEASURES for s in ("mean", "std"))]
+            [*(r[c] for c in counts), *(r[m][s] for m in MEASURES for s in statistics)]
             for r in rows
         ),
     )  # fmt: skip
@@ -224,7 +227,8 @@ def _cell(value: dict[str, Any], digits: int) -> str:
     if value["mean"] is None:
         return "–"
     spread = "" if value["std"] is None else f" ± {value['std']:.{digits}f}"
-    return f"{value['mean']:.{digits}f}{spread}"
+    part = "" if value["defined"] == value["of"] else f" ({value['defined']} of {value['of']})"
+    return f"{value['mean']:.{digits}f}{spread}{part}"
 
 
 def read_config(out: Path) -> RunConfig:
