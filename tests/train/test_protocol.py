@@ -150,3 +150,42 @@ def test_videos_without_a_group_are_on_their_own(make_store: MakeStore) -> None:
     none = make_store(labels=[{"extra": {"trial": None}} for _ in range(24)], name="none.zarr")
     with pytest.raises(UsageError, match="have no column 'trial'"):
         splits(FeatureSet.from_store(FeatureStore.open(none)), folds=4, group="trial")
+
+
+def test_a_saved_split_given_back_is_the_same_split(tmp_path: Path) -> None:
+    athlete = np.array([f"a{i // 3}" for i in range(24)], dtype=object)
+    scores = [np.nan if i % 3 == 2 else float(i) for i in range(24)]
+    found = features(["train", "test"] * 12, scores=scores, n=24, athlete=athlete)
+    for split in splits(found, group="athlete", folds=4, labelled=1.0)[0]:
+        file = tmp_path / f"fold{split.fold}.json"
+        split.save(file)
+        for group in (None, "athlete"):
+            (back,), said = splits(found, split=str(file), group=group, labelled=1.0)
+            assert back.digest == split.digest
+        assert f"{file}: 2 unscored video(s) of the store are not in it and are left out" in said
+
+
+def test_unlisted_videos_that_may_be_tested_are_not_learned_from(tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"train": ids(*range(5)), "val": ids(5), "test": ids(6, 7)}))
+    trial = np.array([f"t{i}" for i in (0, 1, 2, 3, 4, 5, 6, 7, 6, 5, 0, 9)], dtype=object)
+    scores = [*range(8), *[np.nan] * 4]
+
+    def unlisted(roles: list[str], **settings: Any) -> set[str]:
+        (split,), said = splits(features([""] * 8 + roles, scores=scores, trial=trial), split=str(file), **settings)
+        learned = set(split.unlabelled) & set(ids(8, 9, 10, 11))
+        left = 4 - len(learned)
+        assert (f"{file}: {left} unscored video(s) of the store are not in it and are left out" in said) == (left > 0)
+        return learned
+
+    assert unlisted(["train", "", "", ""]) == set(ids(8, 9, 10, 11))
+    assert unlisted(["Test", "val", "validation", "train"]) == set(ids(11))
+    assert unlisted([""] * 4, group="trial") == set(ids(10, 11))
+
+
+def test_a_split_file_that_parts_a_group_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"train": ids(*range(6)), "test": ids(*range(6, 12))}))
+    trial = np.array([f"t{i % 6}" if i in (2, 8) else "" for i in range(12)], dtype=object)
+    with pytest.raises(UsageError, match=r"parts 1 group\(s\): t2"):
+        splits(features(trial=trial), split=str(file), group="trial")

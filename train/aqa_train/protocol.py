@@ -203,15 +203,17 @@ def _folds(
     rng = np.random.default_rng([config.seed, 2**16])
     if config.split is not None and config.folds is not None:
         raise UsageError("--split and --folds both say what is test", fix="give one of them")
-    if config.group is not None and config.folds is None:
+    if config.group is not None and config.folds is None and config.split is None:
         raise UsageError(
-            f"--group {config.group} says nothing without --folds", fix="give --folds too, or leave it away"
+            f"--group {config.group} says nothing without --folds or --split",
+            fix="give one of them too, or leave it away",
         )
     group = _group(config, features)
     if config.split is None and config.folds is None:
         _refuse_unknown_roles(features, role)
     if config.split is not None:
-        found = [_from_file(fold, features, config.split, say) for fold in read_split_file(Path(config.split))]
+        path = Path(config.split)
+        found = [_from_file(fold, features, role, group, path, say) for fold in read_split_file(path)]
     elif config.folds is not None:
         kinds = None if category is None else category[scored]
         number = score_folds(scores[scored], config.folds, rng, kinds, None if group is None else group[scored])
@@ -282,7 +284,14 @@ def _scored(rows: Rows, scores: NDArray[np.float64], role: str, say: Say) -> Row
     return kept
 
 
-def _from_file(fold: FileFold, features: FeatureSet, path: str, say: Say) -> tuple[Rows, Rows, Rows]:
+def _from_file(
+    fold: FileFold,
+    features: FeatureSet,
+    role: NDArray[np.object_],
+    group: NDArray[np.object_] | None,
+    path: Path,
+    say: Say,
+) -> tuple[Rows, Rows, Rows]:
     known = set(features.ids)
     refuse_overlap(sorted(set(fold.test) & {*fold.train, *fold.val}))
     missing = [i for i in (*fold.train, *fold.val, *fold.test) if i not in known]
@@ -297,9 +306,29 @@ def _from_file(fold: FileFold, features: FeatureSet, path: str, say: Say) -> tup
             f"{features.ids[0]})",
             fix="use the store's ids; aqa info STORE lists them",
         )
-    scores = features.column("score").astype(np.float64)
-    unlisted = np.setdiff1d(np.arange(len(scores)), np.concatenate([train, validation, test]))
-    without = unlisted[np.isnan(scores[unlisted])]
-    if len(without) < len(unlisted):
-        say(f"{path}: {len(unlisted) - len(without)} scored video(s) of the store are not in it and are left out")
-    return np.union1d(train, without), validation, test
+    if group is not None:
+        _refuse_parted(group, train, validation, test, path)
+    unscored = np.isnan(features.column("score").astype(np.float64))
+    unlisted = np.setdiff1d(np.arange(len(unscored)), np.concatenate([train, validation, test]))
+    # Learned from without being named, unless that may be what is tested: another view of it, or the store says so.
+    taken = unlisted[unscored[unlisted] & np.isin(role[unlisted].astype(str), ["train", ""])]
+    taken = taken[~_same_group(group, taken, np.union1d(validation, test))]
+    if fold.saved:
+        taken = _NONE
+    left = np.setdiff1d(unlisted, taken)
+    for kind, number in (("scored", (~unscored[left]).sum()), ("unscored", unscored[left].sum())):
+        if number:
+            say(f"{path}: {number} {kind} video(s) of the store are not in it and are left out")
+    return np.union1d(train, taken), validation, test
+
+
+def _refuse_parted(group: NDArray[np.object_], train: Rows, validation: Rows, test: Rows, path: Path) -> None:
+    """A file that gives the views of one trial different roles contradicts --group."""
+    learned, chosen, tested = (set(group[rows]) - {""} for rows in (train, validation, test))
+    parted = sorted((learned & chosen) | (learned & tested) | (chosen & tested))
+    if parted:
+        more = f" and {len(parted) - 5} more" if len(parted) > 5 else ""
+        raise UsageError(
+            f"{path} parts {len(parted)} group(s): {', '.join(map(str, parted[:5]))}{more}",
+            fix="give all videos of a group the same role, or leave --group away",
+        )
