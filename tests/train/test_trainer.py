@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from aqa_shared.errors import UsageError
@@ -227,6 +229,29 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
 )
 def test_batch_sizes(labelled: int, unlabelled: int, batch: int, expected: tuple[list[int], list[int]]) -> None:
     assert _sizes(labelled, unlabelled, Training(batch=batch)) == expected
+
+
+@given(labelled=st.integers(2, 300), unlabelled=st.integers(0, 300), batch=st.integers(2, 64), larger=st.booleans())
+def test_batches_take_every_video_once_and_none_is_alone(
+    labelled: int, unlabelled: int, batch: int, larger: bool
+) -> None:
+    training = Training(batch=batch, epoch_of="larger" if larger else "labelled")
+    sizes = _sizes(labelled, unlabelled, training)
+    assert len(sizes[0]) == len(sizes[1])
+    n, of_the_epoch = max((labelled, sizes[0]), (unlabelled, sizes[1])) if larger else (labelled, sizes[0])
+    assert sum(of_the_epoch) == n
+    for n, found in zip((labelled, unlabelled), sizes, strict=True):
+        assert min(found) >= min(n, 2)
+        assert max(found) <= (3 if batch == 2 else batch)
+
+
+def test_an_odd_number_of_videos_of_one_segment_trains_in_twos() -> None:
+    x, scores = synthetic(9, 1, 16)
+    found = FeatureSet.from_arrays({"rgb": x}, {"score": scores})
+    one = Task(found, np.arange(5), np.arange(5, 8), np.arange(0), scores)
+    config = replace(TINY, recovery_weight=0.0)
+    fitted = fit(lambda: S4AQA([16], 1, config), one, Training(epochs=1, batch=2), seed=[0], device=CPU)
+    assert len(fitted.history) == 1
 
 
 def test_score_scale_is_linear_and_back() -> None:

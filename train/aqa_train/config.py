@@ -24,7 +24,7 @@ class Training(Record):
 
     epochs: int = Field(default=1000, ge=1)
     batch: int = Field(default=32, ge=2)
-    """Labelled videos a step, and as many unlabelled (ours)."""
+    """Labelled videos a step, and as many unlabelled (ours); of an odd number in twos, one step takes three."""
     epoch_of: Literal["larger", "labelled"] = "larger"
     """An epoch is one pass over the larger of the two sets, or over the labelled; the other is cycled (ours)."""
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"

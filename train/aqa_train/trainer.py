@@ -329,9 +329,12 @@ class _Loop:
 
 
 def _sizes(labelled: int, unlabelled: int, training: Training) -> tuple[list[int], list[int]]:
-    """Sizes of the labelled and the unlabelled batches of an epoch, as even as possible: none is a stray video."""
+    """Sizes of the labelled and the unlabelled batches of an epoch, as even as possible.
+
+    None is a stray video, which batch normalisation refuses: of an odd number in twos, one batch takes three.
+    """
     larger = max(labelled, unlabelled) if training.epoch_of == "larger" else labelled
-    steps = math.ceil(larger / training.batch)
+    steps = max(1, min(math.ceil(larger / training.batch), larger // 2))
 
     def sizes(n: int) -> list[int]:
         if n == larger:
