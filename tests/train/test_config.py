@@ -96,6 +96,10 @@ def test_the_papers_training_is_the_default() -> None:
         ({"folds": 1}, [], "folds"),
         ({"draw": "uniform"}, [], "'uniform'"),
         ({"score_range": (5, 5)}, [], "greater"),
+        ({"score_range": ("0", "inf")}, [], r"score_range\.1: .*finite number, got 'inf'"),
+        ({}, ["save_every=inf"], r"save_every: .*finite number, got 'inf'"),
+        ({}, ["lr=inf"], "lr: .*finite"),
+        ({"training": {"score_max": float("inf")}}, [], "score_max: .*finite"),
         ({"training": {"epoch": 3}}, [], "did you mean epochs"),
     ],
 )

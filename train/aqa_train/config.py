@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import Record
@@ -21,6 +21,8 @@ ENVIRONMENT = "AQA_TRAIN_"
 
 class Training(Record):
     """How a method is trained; the values are S4AQA's for MTL-AQA (section IV-A) unless marked (ours)."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     epochs: int = Field(default=1000, ge=1)
     batch: int = Field(default=32, ge=2)
@@ -49,6 +51,8 @@ class Training(Record):
 
 class RunConfig(Record):
     """A whole run of aqa-train: data, protocol, methods."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     features: str
     methods: tuple[str, ...] = ("s4aqa",)
