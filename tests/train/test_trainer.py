@@ -249,7 +249,7 @@ def test_an_odd_number_of_videos_of_one_segment_trains_in_twos() -> None:
     x, scores = synthetic(9, 1, 16)
     found = FeatureSet.from_arrays({"rgb": x}, {"score": scores})
     one = Task(found, np.arange(5), np.arange(5, 8), np.arange(0), scores)
-    config = replace(TINY, recovery_weight=0.0)
+    config = replace(TINY, recovery_weight=0.0, norm="separate")
     fitted = fit(lambda: S4AQA([16], 1, config), one, Training(epochs=1, batch=2), seed=[0], device=CPU)
     assert len(fitted.history) == 1
 
