@@ -37,6 +37,7 @@ from aqa_shared.store_finalise import build_arrays, content_digest, label_column
 from aqa_shared.store_identity import refuse_different, refuse_foreign, root_attributes
 from aqa_shared.store_index import read_index
 from aqa_shared.store_layout import (
+    JOURNAL,
     QUARANTINE,
     STAGING,
     STAGING_GROUP,
@@ -244,7 +245,9 @@ class StoreWriter:
     def close(self) -> None:
         """Give up the private folder. Committed videos stay; nothing is finalised."""
         if self._alive is not None:
-            remove(self._session)
+            # A change that an error stopped half-way still needs what it was to move; the next writer cleans up.
+            if not (self.path / JOURNAL).exists():
+                remove(self._session)
             self._alive.close()
             self._alive = None
 

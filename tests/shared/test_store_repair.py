@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from aqa_shared import store_layout
 from aqa_shared.errors import StoreError
 from aqa_shared.store import ArraySpec, FeatureStore, StoreWriter, verify
 
-from .store_cases import arrays_of, meta_of, open_writer, tree
+from .store_cases import arrays_of, label, make_store, meta_of, open_writer, tree
 
 VIDEOS = 300
 ARRAYS = (
@@ -91,3 +93,42 @@ def test_damage_in_rows_that_are_kept_is_refused_and_nothing_is_lost(store: Path
         _commit(writer, bad[-1:])
         writer.finalise({})
     assert tree(store) == tree(whole)
+
+
+_STOPPED = """
+import sys
+from pathlib import Path
+from tests.shared.store_cases import arrays_of, label, meta_of, open_writer
+
+path = Path(sys.argv[1])
+error = {"error": OSError(16, "Device or resource busy"), "signal": KeyboardInterrupt()}[sys.argv[2]]
+
+def stop(event, arguments):
+    if event == "os.rename" and str(arguments[1]) == str(path / "score"):
+        raise error
+
+sys.addaudithook(stop)
+with open_writer(path) as writer:
+    writer.commit("v9.mp4", arrays_of(9), meta_of(9))
+    writer.finalise({"v0.mp4": label("v0.mp4", score=5)})
+"""
+
+
+@pytest.mark.parametrize("how", ["error", "signal"])
+def test_a_swap_that_an_error_stops_is_completed_by_the_next_writer(tmp_path: Path, how: str) -> None:
+    """A network file system refuses to remove a folder that a reader has open; Ctrl-C comes when it likes."""
+    for path in (tmp_path / "s", tmp_path / "undisturbed"):
+        make_store(path, 3)
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", _STOPPED, str(tmp_path / "s"), how]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert ("Device or resource busy" if how == "error" else "KeyboardInterrupt") in done.stderr
+    assert (tmp_path / "s/videos/.work/journal.json").exists()
+    with open_writer(tmp_path / "s") as writer:
+        assert "v9.mp4" in writer.committed
+    with open_writer(tmp_path / "undisturbed") as writer:
+        writer.commit("v9.mp4", arrays_of(9), meta_of(9))
+        writer.finalise({"v0.mp4": label("v0.mp4", score=5)})
+    assert verify(tmp_path / "s") == []
+    assert tree(tmp_path / "s") == tree(tmp_path / "undisturbed")
+    assert [p.name for p in (tmp_path / "s/videos/.work").iterdir()] == ["lock"]
