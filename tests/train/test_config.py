@@ -121,6 +121,27 @@ def test_tables_cannot_come_from_the_environment(name: str, monkeypatch: pytest.
         resolve(None, BASE)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("LR", "fast", r"lr \(from AQA_TRAIN_LR\): .*'fast'"),
+        ("FOLDS", "1", r"folds \(from AQA_TRAIN_FOLDS\)"),
+        ("METHODS", "s4aq", r"methods \(from AQA_TRAIN_METHODS\): .*did you mean s4aqa"),
+        ("SEDS", "1", r"AQA_TRAIN_SEDS: there is no setting 'seds'; did you mean seed"),
+    ],
+)
+def test_wrong_variables_of_the_environment_are_named(name: str, value: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        resolve(None, BASE, environment={f"AQA_TRAIN_{name}": value})
+
+
+def test_what_wins_over_the_environment_is_blamed_alone() -> None:
+    environment = {"AQA_TRAIN_LR": "0.1", "AQA_TRAIN_SEEDS": "2"}
+    with pytest.raises(UsageError) as e:
+        resolve(None, {**BASE, "seeds": 0}, ["lr=fast"], environment=environment)
+    assert "AQA_TRAIN" not in e.value.cause
+
+
 def test_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         resolve(tmp_path / "none.toml", BASE)

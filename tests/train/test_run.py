@@ -313,6 +313,17 @@ def test_resuming_with_other_settings_or_labels_is_refused(make_store: MakeStore
         aqa_train("--resume", tmp_path)
 
 
+def test_resuming_ignores_the_environment(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    aqa_train("--features", make_store(videos=16), "--seeds", 1, "--epochs", 1, "--out", out, "--jobs", 1, *FAST)
+    for name, value in {"SEEDS": "4", "LR": "0.1", "NONSENSE": "1"}.items():
+        monkeypatch.setenv(f"AQA_TRAIN_{name}", value)
+    aqa_train("--resume", out, "--seeds", 1)
+    assert len(list((out / "models" / "s4aqa").iterdir())) == 1
+
+
 @pytest.mark.parametrize("change", [{"seed": 9}, {"scores": [float(90 - i) for i in range(16)]}])
 def test_resuming_on_other_features_or_scores_of_the_same_videos_is_refused(
     make_store: MakeStore, tmp_path: Path, change: dict[str, Any]
@@ -391,6 +402,13 @@ def test_dry_run_writes_nothing(make_store: MakeStore, tmp_path: Path, capsys: p
     assert "6 training(s) of 1000 epochs" in shown
     assert "5 labelled, 7 unlabelled, 0 validation, 4 test" in shown
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_part_that_is_held_out_is_an_option(make_store: MakeStore, capsys: pytest.CaptureFixture[str]) -> None:
+    aqa_train("--features", make_store(videos=20), "--method", "aa", "--test-fraction", 0.5, "--dry-run", *FAST)
+    assert "10 test" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"test_fraction: .*less than 1"):
+        aqa_train("--print-config", "--test-fraction", 1)
 
 
 def test_print_config_needs_no_features(capsys: pytest.CaptureFixture[str]) -> None:

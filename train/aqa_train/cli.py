@@ -49,6 +49,10 @@ def train(
         Path | None, typer.Option(help="File of train and test ids: JSON, or CSV of id,split or id,fold.")
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Cross-validate over this many score-stratified folds.")] = None,
+    test_fraction: Annotated[
+        float,
+        typer.Option(help="Part of the scored videos held out where no store, file or --folds says what is test."),
+    ] = 0.25,
     group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold.")] = None,
     draw: Annotated[
         str, typer.Option(help="How labelled videos are drawn: stratified, systematic, random or nested.")
@@ -66,7 +70,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A method's or training's setting; again for more."),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags and AQA_TRAIN_* win.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. \\[default: runs/<time>-<method>]")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
@@ -75,7 +79,11 @@ def train(
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as TOML and stop.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, write nothing.")] = False,
 ) -> None:
-    """Train methods on features, test them, and write a run folder with metrics, predictions and checkpoints."""
+    """Train methods on features, test them, and write a run folder with metrics, predictions and checkpoints.
+
+    Settings also come from the environment, as AQA_TRAIN_SEEDS=3 or AQA_TRAIN_LR=1e-3: every name that
+    --print-config shows outside of \\[settings]. They win over --config, options win over them, --resume ignores them.
+    """
     flags = _given(context)
     if resume is not None:
         from aqa_train.outputs import read_config
@@ -186,7 +194,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _refuse_changes(saved: RunConfig, flags: dict[str, Any], sets: list[str], resume: Path, out: Path | None) -> None:
-    """A resumed run keeps its settings; flags that repeat them are fine."""
+    """A resumed run keeps its settings, whatever the environment says now; flags that repeat them are fine."""
     from aqa_train.config import absolute, differences, resolve
 
     if out is not None and out.resolve() != resume.resolve():
@@ -195,7 +203,7 @@ def _refuse_changes(saved: RunConfig, flags: dict[str, Any], sets: list[str], re
     training = base.pop("training")
     own = base.pop("settings")
     training |= {k: flags.pop(k) for k in list(flags) if k in training}
-    wanted = resolve(None, {**base, **flags, "training": training, "settings": own}, sets)
+    wanted = resolve(None, {**base, **flags, "training": training, "settings": own}, sets, environment={})
     changed = differences(absolute(saved), absolute(wanted))
     if changed:
         raise UsageError(

@@ -113,11 +113,18 @@ def resolve(
     flags: Mapping[str, Any],
     sets: Iterable[str] = (),
     defaults: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> RunConfig:
-    """Merge defaults, file, environment, flags and `--set name=value` (which may name training settings too)."""
+    """Merge defaults, file, environment (None: this process's), flags and `--set name=value`.
+
+    `--set` may name training settings too.
+    """
     merged: dict[str, Any] = dict(defaults or {}) | (read_toml(file) if file else {})
-    merged.update(from_environment(os.environ))
+    outside = from_environment(os.environ if environment is None else environment)
+    merged.update(outside)
     merged.update(flags)
+    # Whoever reads an error looks for the value in the command first.
+    variables = {n: ENVIRONMENT + n.upper() for n in outside if n not in flags}
     training, settings = (_table(merged.pop(name, {}), name) for name in ("training", "settings"))
     for name in [n for n in merged if n in Training.model_fields]:
         training[name] = merged.pop(name)
@@ -126,17 +133,21 @@ def resolve(
         if not equals or not name:
             raise UsageError(f"--set {item!r} is not name=value", fix="for example --set dropout=0.5")
         (training if name in Training.model_fields else settings)[name] = value
+        variables.pop(name, None)
     unknown = [n for n in merged if n not in RunConfig.model_fields]
     if unknown:
         known = [*RunConfig.model_fields, *Training.model_fields]
-        raise UsageError(f"there is no setting {unknown[0]!r}{_instead(unknown[0], known)}")
+        where = f"{variables[unknown[0]]}: " if unknown[0] in variables else ""
+        raise UsageError(f"{where}there is no setting {unknown[0]!r}{_instead(unknown[0], known)}")
     for name in training:
         if name not in Training.model_fields:
             raise UsageError(f"there is no training setting {name!r}{_instead(name, Training.model_fields)}")
     try:
         config = RunConfig(**merged, training=Training(**training), settings=settings)
     except ValidationError as e:
-        raise UsageError(_explain(e), fix="aqa-train --print-config shows the settings and their values") from None
+        raise UsageError(
+            _explain(e, variables), fix="aqa-train --print-config shows the settings and their values"
+        ) from None
     for method in config.methods:
         method_config(config, method)
     _refuse_settings_without_effect(config)
@@ -264,10 +275,13 @@ def _toml(value: Any) -> str:
     return repr(value)
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, variables: Mapping[str, str] | None = None) -> str:
+    """What is wrong with which setting, and the environment variable that gave it."""
     problems = []
     for e in error.errors():
         where = ".".join(str(p) for p in e["loc"])
+        if e["loc"] and (variable := (variables or {}).get(str(e["loc"][0]))):
+            where += f" (from {variable})"
         given = "" if e["type"] in ("missing", "value_error") else f", got {e['input']!r}"
         problems.append(f"{where}: {e['msg'].removeprefix('Value error, ')}{given}")
     return "; ".join(problems)
