@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -156,13 +157,15 @@ def test_a_saved_split_given_back_is_the_same_split(tmp_path: Path) -> None:
     athlete = np.array([f"a{i // 3}" for i in range(24)], dtype=object)
     scores = [np.nan if i % 3 == 2 else float(i) for i in range(24)]
     found = features(["train", "test"] * 12, scores=scores, n=24, athlete=athlete)
-    for split in splits(found, group="athlete", folds=4, labelled=1.0)[0]:
+    for split in splits(found, group="athlete", folds=4, labelled=1.0, validation=0.2)[0]:
         file = tmp_path / f"fold{split.fold}.json"
         split.save(file)
         for group in (None, "athlete"):
             (back,), said = splits(found, split=str(file), group=group, labelled=1.0)
             assert back.digest == split.digest
-        assert f"{file}: 2 unscored video(s) of the store are not in it and are left out" in said
+        assert len(split.validation) == 2
+        # One view each of the two athletes tested and of the one who validates.
+        assert f"{file}: 3 unscored video(s) of the store are not in it and are left out" in said
 
 
 def test_unlisted_videos_that_may_be_tested_are_not_learned_from(tmp_path: Path) -> None:
@@ -189,3 +192,33 @@ def test_a_split_file_that_parts_a_group_is_refused(tmp_path: Path) -> None:
     trial = np.array([f"t{i % 6}" if i in (2, 8) else "" for i in range(12)], dtype=object)
     with pytest.raises(UsageError, match=r"parts 1 group\(s\): t2"):
         splits(features(trial=trial), split=str(file), group="trial")
+
+
+@pytest.mark.parametrize("labelled", [0.5, 1.0])
+def test_validation_holds_out_whole_groups(labelled: float) -> None:
+    athlete = np.array([f"a{i // 4}" for i in range(48)], dtype=object)
+    scores = [np.nan if i % 4 == 3 else float(i) for i in range(48)]
+    found = features(scores=scores, n=48, athlete=athlete)
+    drawn, said = splits(found, group="athlete", folds=3, labelled=labelled, validation=0.25, seeds=2)
+    assert any(re.fullmatch(r"\d+ other view\(s\) of validation videos are not learned from", s) for s in said)
+    for split in drawn:
+        shown = [{athlete[int(i[1:])] for i in getattr(split, r)} for r in ("labelled", "validation", "test")]
+        assert all(shown)
+        assert sum(map(len, shown)) == len(set().union(*shown))
+        assert not {athlete[int(i[1:])] for i in split.unlabelled} & (shown[1] | shown[2])
+        # Who neither validates nor is tested is learned from, with every view.
+        assert len(split.labelled) + len(split.unlabelled) == 4 * (12 - len(shown[1]) - len(shown[2]))
+
+
+def test_validation_is_drawn_within_categories() -> None:
+    category = np.array(["a"] * 30 + ["b"] * 10, dtype=object)
+    for split in splits(features(n=40, category=category), folds=2, labelled=1.0, validation=0.2, seeds=5)[0]:
+        kinds = [category[int(i[1:])] for i in split.validation]
+        assert (kinds.count("a"), kinds.count("b")) == (3, 1)
+
+
+def test_training_videos_without_a_score_are_said_to_be_too_few() -> None:
+    category = np.array(["a", "b"] * 6, dtype=object)
+    found = features(["train"] * 8 + ["test"] * 4, scores=[np.nan] * 8 + [1, 2, 3, 4], category=category)
+    with pytest.raises(UsageError, match="leaves 0 labelled"):
+        splits(found, validation=0.5)

@@ -17,6 +17,7 @@ from aqa_train.splits import (
     Split,
     hold_out,
     label,
+    label_groups,
     read_split_file,
     refuse_overlap,
     role_named,
@@ -43,7 +44,7 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
     assert config.labelled is not None
     scores = features.column("score").astype(np.float64)
     check_scores(features, say)
-    category = _category(features)
+    category, group = _category(features), _group(config, features)
     splits = []
     say = _once(say)
     for fold, (train, validation, test) in enumerate(_folds(config, features, category, say)):
@@ -60,16 +61,20 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
             # Tagged, so that it shares no numbers with the training of the same seed and fold.
             rng = np.random.default_rng([config.seed + i, fold, 1])
             scored = train[~np.isnan(scores[train])]
-            kinds = None if category is None else category[scored]
-            labelled = scored[label(scores[scored], config.labelled, rng, config.draw, kinds)]
+            labelled = scored[label(scores[scored], config.labelled, rng, config.draw, _at(category, scored))]
             held = validation
             if config.validation > 0 and not len(validation):
-                held = labelled[label(scores[labelled], config.validation, rng)]
+                kinds, names = _at(category, labelled), _at(group, labelled)
+                held = labelled[label_groups(scores[labelled], config.validation, rng, kinds, names)]
                 if not len(held):
                     say(f"--validation {config.validation:g} of {len(labelled)} labelled is none: no best epoch")
+            # The epoch would be chosen on what was learned from, were another view of it among the unlabelled.
+            views = np.setdiff1d(train[_same_group(group, train, held)], held)
+            if len(views):
+                say(f"{len(views)} other view(s) of validation videos are not learned from")
             labelled = np.setdiff1d(labelled, held)
             check_labelled(scores[labelled], config, len(scored))
-            unlabelled = np.setdiff1d(train, np.concatenate([labelled, held]))
+            unlabelled = np.setdiff1d(train, np.concatenate([labelled, held, views]))
             if config.transductive:
                 unlabelled = np.union1d(unlabelled, test)
             splits.append(
@@ -184,6 +189,10 @@ def _group(config: RunConfig, features: FeatureSet) -> NDArray[np.object_] | Non
     return group
 
 
+def _at(column: NDArray[np.object_] | None, rows: Rows) -> NDArray[np.object_] | None:
+    return None if column is None else column[rows]
+
+
 def _same_group(group: NDArray[np.object_] | None, rows: Rows, others: Rows) -> NDArray[np.bool_]:
     """Which of `rows` share a group with one of `others`."""
     if group is None:
@@ -215,8 +224,7 @@ def _folds(
         path = Path(config.split)
         found = [_from_file(fold, features, role, group, path, say) for fold in read_split_file(path)]
     elif config.folds is not None:
-        kinds = None if category is None else category[scored]
-        number = score_folds(scores[scored], config.folds, rng, kinds, None if group is None else group[scored])
+        number = score_folds(scores[scored], config.folds, rng, _at(category, scored), _at(group, scored))
         found = []
         for k in range(config.folds):
             tested = scored[number == k]

@@ -100,7 +100,7 @@ def label(
     if not 0 < fraction <= 1:
         raise UsageError(f"a labelled fraction of {fraction:g} is not in (0, 1]", fix="for example --labelled 0.4")
     groups = [np.arange(len(scores))]
-    if category is not None:
+    if category is not None and len(category):
         groups = [np.flatnonzero(category == c) for c in sorted(set(category.tolist()))]
     count = round(fraction * len(scores))
     if draw == "nested":
@@ -113,6 +113,18 @@ def label(
         ordered = group[np.argsort(scores[group], kind="stable")]
         drawn.append(ordered[_positions(len(group), count, rng, draw)])
     return np.sort(np.concatenate(drawn)).astype(np.int64)
+
+
+def label_groups(
+    scores: NDArray[np.float64],
+    fraction: float,
+    rng: np.random.Generator,
+    category: NDArray[np.object_] | None = None,
+    group: NDArray[np.object_] | None = None,
+) -> NDArray[np.int64]:
+    """As `label`, by whole groups: positions of the videos of that fraction of the groups."""
+    unit, mean, kind = _units(scores, category, group)
+    return np.flatnonzero(np.isin(unit, label(mean, fraction, rng, category=kind.astype(object))))
 
 
 def _ranking(
