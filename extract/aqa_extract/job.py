@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from aqa_extract.identity import Identity, same_bytes
@@ -50,19 +51,28 @@ class Job:
 
 
 def without_twins(jobs: Sequence[Job]) -> list[Job]:
-    """Byte-identical files are extracted once; the others become twins of the first."""
+    """Byte-identical files are extracted once; the others become twins of the first.
+
+    Only files of equal size are read, and each once.
+    """
+    paths: dict[tuple[Any, ...], set[str]] = {}
+    for job in jobs:
+        paths.setdefault(_size_and_part(job), set()).add(job.video.path)
+    equal = cache(same_bytes)
     first: dict[tuple[Any, ...], int] = {}
     kept: list[Job] = []
     for job in jobs:
-        v = job.video
-        if job.identity is None:
-            kept.append(job)
-            continue
-        key = (job.identity.size, job.identity.fingerprint, v.start, v.end, v.start_time, v.end_time)
-        at = first.setdefault(key, len(kept))
-        if at < len(kept) and same_bytes(kept[at].video.path, v.path):
-            kept[at] = replace(kept[at], twins=(*kept[at].twins, (v, job.identity)))
+        v, identity, alike = job.video, job.identity, _size_and_part(job)
+        content = v.path if identity is None or len(paths[alike]) == 1 else identity.fingerprint
+        at = first.setdefault((*alike, content), len(kept))
+        if identity is not None and at < len(kept) and equal(kept[at].video.path, v.path):
+            kept[at] = replace(kept[at], twins=(*kept[at].twins, (v, identity)))
             note(f"{v.id} has the same bytes as {kept[at].video.id}: extracted once, stored for both")
         else:
             kept.append(job)
     return kept
+
+
+def _size_and_part(job: Job) -> tuple[Any, ...]:
+    v = job.video
+    return (job.identity.size if job.identity else None, v.start, v.end, v.start_time, v.end_time)

@@ -9,15 +9,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from aqa_extract import quarantine
-from aqa_extract.identity import identify, stat_matches
+from aqa_extract.identity import Identity, identify, stat_matches
 from aqa_extract.job import Job, without_twins
 from aqa_extract.streams import array_specs
 from aqa_shared import __version__, console
@@ -83,7 +84,7 @@ class Plan:
     def text(self) -> str:
         """For --dry-run."""
         videos = sum(len(job.ids) for job in self.jobs)
-        size = sum(job.identity.size for job in self.jobs if job.identity)
+        size = sum({job.video.path: job.identity.size for job in self.jobs if job.identity}.values())
         rows = [
             f"store        {self.store}",
             f"to extract   {videos} videos, {size / 1e6:.1f} MB",
@@ -140,34 +141,48 @@ def plan(videos: Sequence[Video], out: Path, settings: ExtractSettings, options:
     damaged = {damage.id for damage in verify(out)} if known and options.repair else set()
     result = Plan(out, [], [], [], damaged=damaged)
     fresh: list[Job] = []
+    look = cache(identify)  # a manifest may have hundreds of rows of one file
+    recorded = {i: meta for i, meta in known.committed.items() if i not in damaged} if known else {}
+    refusals = _refusals([video for video in videos if video.id in recorded], recorded, look)
     for video in videos:
-        recorded = known.committed.get(video.id) if known and video.id not in damaged else None
         failed = before.get(video.id)
-        if recorded is not None:
-            reason = _refusal(video, recorded)
-            if reason is None:
-                result.already.append(video.id)
-            else:
-                result.refused.append(Job(video, identify(video.path)).failed(reason, "probe", REFUSALS[reason]))
+        if reason := refusals.get(video.id):
+            result.refused.append(Job(video, look(video.path)).failed(reason, "probe", REFUSALS[reason]))
+        elif video.id in recorded:
+            result.already.append(video.id)
         elif failed is not None and not options.retry_failed and _would_fail_again(video, failed, options):
             result.kept_out.append(failed)
         else:
-            fresh.append(Job(video, identify(video.path)))
+            fresh.append(Job(video, look(video.path)))
     result.jobs = without_twins(fresh)
     return result
 
 
-def _refusal(video: Video, recorded: Mapping[str, Any]) -> str | None:
-    """None where the store's features are of this part of this file, or of one that is gone since."""
-    if any(recorded.get(name) != getattr(video, name) for name in PART):
-        return "id_conflict"
-    was = recorded.get("identity") or {}
-    if stat_matches(video.path, was) or not os.path.lexists(video.path):
-        return None
-    now = identify(video.path)
-    if now is None:
-        return "unreadable"
-    return None if now.matches(was) else "id_conflict"
+def _refusals(
+    videos: Sequence[Video], recorded: Mapping[str, Mapping[str, Any]], look: Callable[[str], Identity | None]
+) -> dict[str, str]:
+    """Id → reason, for every video of which the store's features may be those of another part or file.
+
+    Features of a file that is gone since are as good as ever.
+    """
+    found: dict[str, str] = {}
+    touched: list[tuple[Video, Mapping[str, Any]]] = []
+    for video in videos:
+        was = recorded[video.id].get("identity") or {}
+        if any(recorded[video.id].get(name) != getattr(video, name) for name in PART):
+            found[video.id] = "id_conflict"
+        elif not stat_matches(video.path, was) and os.path.lexists(video.path):
+            touched.append((video, was))
+    if touched:  # these are read, which takes a while where a whole folder was copied
+        with console.progress("compare with the store", len(touched)) as advance:
+            for video, was in touched:
+                now = look(video.path)
+                if now is None or now.fingerprint is None:
+                    found[video.id] = "unreadable"
+                elif not now.matches(was):
+                    found[video.id] = "id_conflict"
+                advance()
+    return found
 
 
 def _would_fail_again(video: Video, failed: Failure, options: Options) -> bool:

@@ -114,9 +114,14 @@ class Work:
 
 
 def _refuse_changed(job: Job, prepared: Prepared) -> None:
-    """The file must be the one that was looked at when the run was planned."""
+    """The file must be the one that was looked at when the run was planned, and still be it.
+
+    Its fingerprint is taken here, when it has just been read, and not for all files before the first video.
+    """
     known, probe = job.identity, prepared.probe
-    if known is not None and (probe.size, probe.mtime_ns) != (known.size, known.mtime_ns):
+    if known is None:
+        return
+    if (probe.size, probe.mtime_ns) != (known.size, known.mtime_ns) or known.fingerprint is None:
         detail = "the file changed since the run began; rerun once it is whole"
         raise JobFailed(job.failed("changed_during_read", "decode", detail))
 

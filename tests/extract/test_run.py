@@ -236,6 +236,47 @@ def test_equal_files_are_extracted_once_and_stored_under_both_ids(clips: Path, t
     assert np.array_equal(store.video("a.mp4", "rgb"), store.video("b.mp4", "rgb"))
 
 
+def bytes_read() -> int:
+    """By this process so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts reads as Linux does")
+def test_planning_reads_no_file_that_has_no_equal_in_size(tmp_path: Path) -> None:
+    for i in range(20):
+        with (tmp_path / f"{i}.mp4").open("wb") as f:
+            f.truncate((8 << 20) + i)
+    videos = find_videos(tmp_path).videos
+    before = bytes_read()
+    assert len(plan(videos, tmp_path / "s.zarr", SETTINGS, Options()).jobs) == 20
+    assert bytes_read() - before < 1 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts reads as Linux does")
+def test_planning_reads_a_file_of_many_rows_once(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        with (tmp_path / name).open("wb") as f:
+            f.write(name.encode())
+            f.truncate(8 << 20)
+    videos = [
+        Video(id=f"{name}-{i}", path=str(tmp_path / name), start=i) for name in ("a.mp4", "b.mp4") for i in range(50)
+    ]
+    before = bytes_read()
+    intended = plan(videos, tmp_path / "s.zarr", SETTINGS, Options())
+    assert bytes_read() - before < 8 << 20
+    assert len(intended.jobs) == 100
+    assert "100 videos, 16.8 MB" in intended.text()
+
+
+def test_a_copied_folder_is_known_by_content(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(clips, tmp_path / "in", copy_function=shutil.copy)
+    for path in (tmp_path / "in").rglob("*.mp4"):
+        os.utime(path, ns=(1, 1))
+    videos = [v for v in find_videos(tmp_path / "in").videos if v.id != "broken.mp4"]
+    intended = plan(videos, undisturbed, SETTINGS, Options(), dry=True)
+    assert (len(intended.already), intended.jobs, intended.refused) == (5, [], [])
+
+
 def test_a_file_that_changed_is_refused_not_mixed_in(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     target = tmp_path / "in" / "a.mp4"
