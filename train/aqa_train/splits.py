@@ -241,7 +241,7 @@ class _Saved(BaseModel):
     labelled: Ids
     unlabelled: Ids
     test: Ids
-    validation: Ids
+    validation: Ids = Field(default_factory=list)
 
     def fold(self) -> FileFold:
         # A transductive run learned from its test videos too; they are given back as what they are.
