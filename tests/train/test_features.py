@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aqa_shared.errors import StoreError, UsageError
+from aqa_shared.errors import EnvironmentFault, StoreError, UsageError
 from aqa_shared.store import FeatureStore
 from aqa_train import features as module
-from aqa_train.features import FeatureSet, _blocks
+from aqa_train.features import FeatureSet, _blocks, enough_memory
 
 from .conftest import MakeStore, synthetic
 
@@ -206,6 +207,57 @@ def test_features_that_are_all_zero_are_said() -> None:
     said: list[str] = []
     FeatureSet.from_arrays({"rgb": x}, {}, [f"v{i}.mp4" for i in range(6)], say=said.append).place(CPU, "yes")
     assert said == ["1 video(s) have features that are all zero: v3.mp4"]
+
+
+def test_features_that_are_all_zero_are_said_once_however_often_they_are_read() -> None:
+    x, _ = synthetic(6, 2, 3)
+    x[[0, 3]] = 0
+    said: list[str] = []
+    whole = FeatureSet.from_arrays({"rgb": x}, {}, [f"v{i}.mp4" for i in range(6)], say=said.append)
+    streamed = in_blocks(whole, 2, 1)
+    for seed in range(3):
+        list(streamed.batches(np.arange(6), [3, 3], np.random.default_rng(seed), CPU))
+    streamed.place(CPU, "yes")
+    assert sorted(said) == [f"1 video(s) have features that are all zero: v{i}.mp4" for i in (0, 3)]
+
+
+def test_warnings_are_no_results(make_store: MakeStore, capsys: pytest.CaptureFixture[str]) -> None:
+    FeatureSet.from_store(FeatureStore.open(make_store(videos=5, pending=2)))
+    FeatureSet.from_arrays({"rgb": np.zeros((1, 4, 3), np.float32)}, {}).place(CPU, "yes")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    said = " ".join(shown.err.split())
+    assert "2 extracted video(s)" in said
+    assert "all zero" in said
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 2), (2, 4, 2), (3, 4), (12, 1, 2)])
+def test_streams_of_other_videos_or_segments_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"got rgb \(3, 4, 2\), flow \("):
+        FeatureSet.from_arrays({"rgb": np.ones((3, 4, 2)), "flow": np.ones(shape)}, {})
+
+
+def _gpu_is_full() -> None:
+    raise torch.OutOfMemoryError("tried 9 GiB\nmore")
+
+
+@pytest.mark.parametrize(
+    ("allocate", "said"),
+    [
+        (lambda: torch.zeros(2**50), "can't allocate memory"),
+        (lambda: np.zeros(2**50), "Unable to allocate"),
+        (_gpu_is_full, "tried 9 GiB\n"),
+    ],
+)
+def test_too_little_memory_is_an_environment_fault(allocate: Callable[[], object], said: str) -> None:
+    with pytest.raises(EnvironmentFault, match=said) as e, enough_memory("use less"):
+        allocate()
+    assert e.value.fix == "use less"
+
+
+def test_other_errors_are_not_called_a_lack_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), enough_memory("use less"):
+        raise RuntimeError("shapes differ")
 
 
 def test_unfinished_and_empty_stores_are_said(make_store: MakeStore) -> None:

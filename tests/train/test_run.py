@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -22,7 +23,8 @@ from aqa_shared.errors import AqaError, EnvironmentFault, StoreError, UsageError
 from aqa_shared.records import Sampling
 from aqa_shared.store import FeatureStore
 from aqa_train.cli import app
-from aqa_train.experiment import enough_memory
+from aqa_train.config import resolve
+from aqa_train.experiment import place, prepare
 from aqa_train.metrics import spearman
 from aqa_train.outputs import MEASURES, as_table, summarise
 from aqa_train.predict import load_checkpoint
@@ -389,9 +391,30 @@ def test_a_folder_that_cannot_be_written_is_a_store_error(make_store: MakeStore,
     assert e.value.exit_code == 6
 
 
-def test_too_little_memory_is_an_environment_fault() -> None:
-    with pytest.raises(EnvironmentFault, match="tried 9 GiB"), enough_memory():
-        raise torch.OutOfMemoryError("tried 9 GiB\nmore")
+def test_features_too_large_for_memory_are_an_environment_fault(make_store: MakeStore, tmp_path: Path) -> None:
+    config = resolve(None, {"features": str(make_store(videos=12)), "methods": ("aa",)})
+    experiment = prepare(config, lambda message: None)
+    huge = dataclasses.replace(experiment.features, lengths=np.full(12, 2**46))
+    with pytest.raises(EnvironmentFault, match="can't allocate memory") as e:
+        place(dataclasses.replace(experiment, features=huge), torch.device("cpu"), "yes", 1)
+    assert "--in-memory no" in e.value.fix
+
+
+def test_networks_too_large_for_memory_are_an_environment_fault(make_store: MakeStore, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="can't allocate memory"):
+        aqa_train("--features", make_store(videos=12), "--set", f"regressor_width={2**45}", "--out", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_scoring_without_enough_memory_is_an_environment_fault(finished: Path) -> None:
+    class Greedy(torch.nn.Module):
+        def forward(self, x: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
+            return torch.zeros(2**50)
+
+    model = dataclasses.replace(load_checkpoint(finished), network=Greedy())
+    with pytest.raises(EnvironmentFault, match="can't allocate memory") as e:
+        model.score({"rgb": np.ones((2, 4, 16), np.float32)})
+    assert "fewer videos" in e.value.fix
 
 
 def test_dry_run_writes_nothing(make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aqa_shared.errors import EnvironmentFault, UsageError
+from aqa_shared.errors import UsageError
 from aqa_shared.files import replace_text
 from aqa_shared.records import ExtractSettings
 from aqa_train import baselines, metrics, protocol
 from aqa_train.batch import Batch
 from aqa_train.checkpoint import writing
 from aqa_train.config import RunConfig, method_config
-from aqa_train.features import FeatureSet, InMemory
+from aqa_train.features import FeatureSet, InMemory, enough_memory
 from aqa_train.methods import METHODS
 from aqa_train.predict import save_model
 from aqa_train.splits import Split
 from aqa_train.trainer import Fitted, Standardiser, Task, fit, predict
 
 Say = Callable[[str], None]
+LESS_MEMORY = "use --in-memory no, a smaller --set batch, or fewer --jobs"
 NOT_STOPPED: Callable[[], int] = lambda: 0  # noqa: E731
 
 
@@ -97,19 +97,7 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
     return experiment
 
 
-@contextmanager
-def enough_memory() -> Iterator[None]:
-    """Running out of memory is the machine's fault, not ours: say what needs less."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as e:
-        raise EnvironmentFault(
-            f"not enough memory: {(str(e) or 'main memory is full').splitlines()[0]}",
-            fix="use --in-memory no, a smaller --set batch, or fewer --jobs",
-        ) from e
-
-
-@enough_memory()
+@enough_memory(LESS_MEMORY)
 def run_training(
     experiment: Experiment,
     training: OneTraining,
@@ -196,6 +184,7 @@ def run_training(
     return result
 
 
+@enough_memory(LESS_MEMORY)
 def run_baselines(experiment: Experiment, features: FeatureSet) -> list[dict[str, Any]]:
     """The rows every method is compared with, on the same splits."""
     means = baselines.mean_features(features)
@@ -227,7 +216,7 @@ def run_baselines(experiment: Experiment, features: FeatureSet) -> list[dict[str
     return found
 
 
-@enough_memory()
+@enough_memory(LESS_MEMORY)
 def place(experiment: Experiment, device: torch.device, in_memory: InMemory, jobs: int) -> FeatureSet:
     """The features where training wants them, and a word when they are streamed."""
     placed = experiment.features.place(device, in_memory, jobs)
@@ -272,7 +261,8 @@ def _probe(experiment: Experiment, method: str) -> None:
         none = Batch(x[:0], torch.empty(0), None if present is None else present[:0])
         unlabelled = Batch(x, torch.full((2,), torch.nan), present)
         try:
-            model = METHODS[method].load()(channels, features.segments, config)
-            model.losses(labelled, unlabelled if split.unlabelled else none)
+            with enough_memory("use smaller --set widths"):
+                model = METHODS[method].load()(channels, features.segments, config)
+                model.losses(labelled, unlabelled if split.unlabelled else none)
         except (ValueError, RuntimeError) as e:
             raise UsageError(f"method {method} cannot work with these features: {e}") from e

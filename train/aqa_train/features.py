@@ -12,6 +12,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -22,7 +23,8 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aqa_shared.errors import StoreError, UsageError
+from aqa_shared import console
+from aqa_shared.errors import EnvironmentFault, StoreError, UsageError
 from aqa_shared.machine import available_memory
 
 InMemory = Literal["auto", "yes", "no"]
@@ -38,6 +40,19 @@ _CHECKED = 4096
 
 Rows = NDArray[np.int64]
 Loaded = tuple[Float[Tensor, "batch time channels"], Bool[Tensor, "batch time"] | None]
+
+
+@contextmanager
+def enough_memory(fix: str) -> Iterator[None]:
+    """Running out of memory is the machine's fault, not ours: say what needs less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as e:
+        # Torch has a class for a GPU's memory only; main memory's allocator says its name.
+        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(e):
+            raise
+        cause = (str(e) or "main memory is full").splitlines()[0]
+        raise EnvironmentFault(f"not enough memory: {cause}", fix=fix) from e
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,9 @@ class FeatureSet:
     window: int = WINDOW_BLOCKS
     resident: Loaded | None = field(default=None, repr=False)
     """All features, on the training device, when they fit."""
-    say: Callable[[str], None] = field(default=print, repr=False, compare=False)
+    say: Callable[[str], None] = field(default=console.warn, repr=False, compare=False)
+    said: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Videos that were warned of: streamed ones are read again every epoch."""
 
     @property
     def segments(self) -> int:
@@ -78,7 +95,9 @@ class FeatureSet:
         return len(self.ids) * self.segments * sum(self.channels.values()) * 4
 
     @classmethod
-    def from_store(cls, store: Any, streams: Sequence[str] = (), *, say: Callable[[str], None] = print) -> FeatureSet:
+    def from_store(
+        cls, store: Any, streams: Sequence[str] = (), *, say: Callable[[str], None] = console.warn
+    ) -> FeatureSet:
         """Open `streams` (default: rgb, and flow where there is no rgb) of an `aqa_shared.store.FeatureStore`."""
         names = [s.replace("-", "_") for s in streams] or [n for n in ("rgb", *store.streams) if n in store.streams][:1]
         missing = [n for n in names if n not in store.streams]
@@ -106,12 +125,19 @@ class FeatureSet:
         table: Mapping[str, NDArray[Any]],
         ids: Sequence[str] | None = None,
         *,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = console.warn,
     ) -> FeatureSet:
         """From arrays (videos, segments, channels) by stream: for features made elsewhere."""
         import dask.array as da
 
-        n, t, _ = next(iter(features.values())).shape
+        shapes = {k: v.shape for k, v in features.items()}
+        if any(len(s) != 3 for s in shapes.values()) or len({s[:2] for s in shapes.values()}) != 1:
+            raise UsageError(
+                "streams must be arrays (videos, segments, channels) of the same videos and segments, got "
+                + ", ".join(f"{k} {s}" for k, s in shapes.items()),
+                fix="extract or cut all streams with the same sampling",
+            )
+        n, t, _ = next(iter(shapes.values()))
         flat = {k: da.from_array(v.reshape(n * t, -1), chunks=(64 * t, -1)) for k, v in features.items()}
         names = tuple(ids) if ids is not None else tuple(f"{i:06d}" for i in range(n))
         return cls._build(names, flat, np.full(n, t), np.arange(n) * t, table, say)
@@ -320,8 +346,9 @@ class FeatureSet:
                 f"{len(broken)} video(s) have NaN or infinite features: {', '.join(broken[:5])}",
                 fix="run aqa verify on the store, then extract these videos again",
             )
-        empty = [self.ids[first + i] for i in np.flatnonzero(by_video == 0)]
+        empty = [i for i in (self.ids[first + at] for at in np.flatnonzero(by_video == 0)) if i not in self.said]
         if empty:
+            self.said.update(empty)
             self.say(f"{len(empty)} video(s) have features that are all zero: {', '.join(empty[:5])}")
 
 

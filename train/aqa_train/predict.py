@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from aqa_shared.errors import StoreError, UsageError
 from aqa_shared.records import ExtractSettings
 from aqa_train import checkpoint
-from aqa_train.features import FeatureSet
+from aqa_train.features import FeatureSet, enough_memory
 from aqa_train.methods import METHODS
 from aqa_train.trainer import ScoreScale, Standardiser, predict
 
@@ -39,6 +39,7 @@ class Model:
     meta: dict[str, Any]
     """The whole record: method, settings, fold, seed, epoch, split digest, …"""
 
+    @enough_memory("score fewer videos at a time")
     def score(self, features: Mapping[str, NDArray[np.floating]] | Any, device: str = "cpu") -> NDArray[np.float64]:
         """Scores in the dataset's units, one a video.
 
