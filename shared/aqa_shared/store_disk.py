@@ -201,6 +201,8 @@ def apply_change(store: Path, *, moves: Sequence[tuple[str, str]], root: bytes, 
     Everything in `moves` must be durable already. Once the journal exists the change will happen: the next
     writer repeats the steps, each of which does nothing when it has been done.
     """
+    for name in (*(n for move in moves for n in move), *removals):
+        _inside(store, name)  # before there is a journal: one that is refused would stay for ever
     journal = {"moves": [list(m) for m in moves], "root": root.decode(), "removals": list(removals)}
     write_atomically(store / JOURNAL, json.dumps(sealed(journal)).encode())
     roll_forward(store)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,23 @@ def merged_order(index: Index, staged: Mapping[str, Staged]) -> list[Place]:
 
 
 def label_columns(index: Index, order: Sequence[Place], labels: Mapping[str, Video]) -> dict[str, np.ndarray]:
-    """The label columns, shape (videos,) each: the given ones, else the old ones, else unknown."""
+    """The label columns, shape (videos,) each: the given ones, else the old ones, else unknown.
 
-    def value(place: Place, name: str, column: Column) -> float | bool | str:
-        video = labels.get(place.id)
-        if video is not None:
-            given = getattr(video, name)
-            return column.cast(given or None if name == "extra" else given)
-        old = index.rows.get(place.id)
-        return column.cast(None) if old is None else index.labels[name][old]
+    Where every label is given, the old columns are not read, and so may be damaged.
+    """
+    kept = any(p.id in index.rows and p.id not in labels for p in order)
 
-    return {n: _column(c, [value(p, n, c) for p in order]) for n, c in LABEL_COLUMNS.items()}
+    def values(name: str, column: Column) -> Iterator[float | bool | str]:
+        before = index.column(name) if kept else ()
+        for place in order:
+            video, old = labels.get(place.id), index.rows.get(place.id)
+            if video is not None:
+                given = getattr(video, name)
+                yield column.cast(given or None if name == "extra" else given)
+            else:
+                yield column.cast(None) if old is None else before[old]
+
+    return {n: _column(c, list(values(n, c))) for n, c in LABEL_COLUMNS.items()}
 
 
 def _column(column: Column, values: Sequence[Any]) -> np.ndarray:
@@ -81,6 +87,23 @@ def meta_columns(metas: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         return found
 
     return {n: _column(c, [c.cast(value(m, n)) for m in metas]) for n, c in META_COLUMNS.items()}
+
+
+def following_arrays(index: Index, order: Sequence[Place], labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every array that follows from `labels`, the metas and the lengths: damaged, it can be written anew."""
+    old = index.metas()
+    columns = meta_columns([p.staged.meta if p.staged else old[p.id] for p in order])
+    owner = np.repeat(np.arange(len(order), dtype=np.int64), [p.length for p in order])
+    return {**labels, **columns, "segment_video": owner}
+
+
+def holds(index: Index, name: str, values: np.ndarray) -> bool:
+    """Whether the root array `name` can be read and has these values."""
+    try:
+        old = index.column(name)
+    except StoreError:
+        return False
+    return np.array_equal(values, old.astype(values.dtype), equal_nan=values.dtype.kind == "f")
 
 
 def content_digest(order: Sequence[Place], index: Index, labels: Mapping[str, np.ndarray]) -> str:
@@ -146,23 +169,21 @@ def build_arrays(
     index: Index,
     staged: Mapping[str, Staged],
     order: Sequence[Place],
-    labels: Mapping[str, np.ndarray],
+    following: Mapping[str, np.ndarray],
 ) -> None:
-    """Write the root arrays of the next state into the folder `new`.
+    """Write the root arrays of the next state into the folder `new`: those `following`; with staged videos the rest.
 
-    Where no video is staged only the labels differ, and only they are written. Every video's digest is
-    checked on the way. Raises StoreError; damaged staged videos are removed first, so that they are
-    extracted again.
+    Every video's digest is checked on the way. Raises StoreError; damaged staged videos are removed first, so
+    that they are extracted again.
     """
     new.mkdir(parents=True)
-    for name, values in labels.items():
-        _write_column(new, name, values, LABEL_COLUMNS[name])
+    for name, values in following.items():
+        if name == "segment_video":
+            _write(new, name, values, {"long_name": "position of the segment's video"}, "segment")
+        else:
+            _write_column(new, name, values, {**LABEL_COLUMNS, **META_COLUMNS}[name])
     if not staged:
         return
-    old_metas = index.metas()
-    metas = [p.staged.meta if p.staged else old_metas[p.id] for p in order]
-    for name, values in meta_columns(metas).items():
-        _write_column(new, name, values, META_COLUMNS[name])
     old_digests = index.digests()
     digests = [p.staged.digests if p.staged else old_digests[p.old or 0] for p in order]
     lengths = np.array([p.length for p in order], dtype=np.int64)
@@ -171,8 +192,6 @@ def build_arrays(
     _write_column(new, "digest", text_array(map(to_json, digests)), Column("s", "BLAKE2b of each array, as JSON"))
     _write(new, "length", lengths, {"long_name": "segments of the video", "sample_dimension": "segment"})
     _write(new, "offset", offsets, {"long_name": "row of the video's first segment"})
-    owner = np.repeat(np.arange(len(order), dtype=np.int64), lengths)
-    _write(new, "segment_video", owner, {"long_name": "position of the segment's video"}, "segment")
     _write_segments(new, store, specs, index, order, digests, int(lengths.sum()))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from aqa_shared.errors import StoreError
 from aqa_shared.store_disk import read_root
-from aqa_shared.store_layout import LABEL_COLUMNS, digest_of, missing_chunks, open_array
+from aqa_shared.store_layout import LABEL_COLUMNS, META_COLUMNS, digest_of, missing_chunks, open_array
 
 
 def read_array(array: Any, rows: slice | None = None) -> np.ndarray:
@@ -43,13 +43,8 @@ class Index:
         """Id → position."""
         return {video_id: i for i, video_id in enumerate(self.ids)}
 
-    @cached_property
-    def labels(self) -> dict[str, np.ndarray]:
-        """The label columns."""
-        return {name: self.column(name) for name in LABEL_COLUMNS}
-
     def column(self, name: str) -> np.ndarray:
-        """A whole array with one entry per video, shape (videos,)."""
+        """A whole array with one entry per video, or per segment; empty where nothing was finalised yet."""
         if not self.exists:
             return np.zeros(0, dtype=object)
         return self.read(name)
@@ -139,10 +134,15 @@ def _first_bad_chunk(array: Any, chunks: range) -> int | None:
 
 def damaged(store: Path, name: str, seen: str) -> StoreError:
     """The error for bytes that are not what was written."""
-    return StoreError(
-        f"{store}: {name} is damaged: {seen}",
-        fix=f"aqa verify {store} names every damaged video; extract them again, or restore a backup",
-    )
+    if name in LABEL_COLUMNS:
+        fix = "run aqa-extract again with the labels of all its videos, or restore a backup"
+    elif name in ("the index", "video_id", "length", "offset", "digest", "meta"):
+        fix = "restore a backup, or extract everything again with --overwrite"
+    elif name in META_COLUMNS or name == "segment_video":
+        fix = "run the same aqa-extract command again, which writes it anew from the rest of the store"
+    else:
+        fix = f"aqa verify {store} names every damaged video; aqa-extract --repair extracts them again"
+    return StoreError(f"{store}: {name} is damaged: {seen}", fix=fix)
 
 
 def read_index(store: Path) -> Index:

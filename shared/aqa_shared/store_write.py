@@ -33,7 +33,7 @@ from aqa_shared.store_disk import (
     sync_tree,
     write_atomically,
 )
-from aqa_shared.store_finalise import build_arrays, content_digest, label_columns, merged_order
+from aqa_shared.store_finalise import build_arrays, content_digest, following_arrays, holds, label_columns, merged_order
 from aqa_shared.store_identity import refuse_different, refuse_foreign, root_attributes
 from aqa_shared.store_index import read_index
 from aqa_shared.store_layout import (
@@ -188,7 +188,8 @@ class StoreWriter:
         """Merge all committed videos, sorted by id, into contiguous arrays with `labels` beside them.
 
         A video's labels are replaced as a whole by its entry in `labels`, or kept where it has none; entries
-        of unknown videos are ignored. Nothing is written where nothing changed. Equal videos and labels give
+        of unknown videos are ignored. Nothing is written where nothing changed; a damaged array that follows from
+        the rest of the store is written anew. Equal videos and labels give
         equal bytes, whatever the order of the commits. Needs room for a second copy of the features. Raises
         StoreError; a staged video found damaged is dropped, so that the next extraction makes it again.
         """
@@ -205,17 +206,22 @@ class StoreWriter:
             staged = staged_videos(self.path, self._family)
             order = merged_order(index, staged)
             columns = label_columns(index, order, labels)
-            if not staged and _same_columns(columns, index.labels):
-                return
+            following = following_arrays(index, order, columns)
+            if not staged:
+                following = {n: values for n, values in following.items() if not holds(index, n, values)}
+                if not following:
+                    return
             new = self._session / f"new-{time.monotonic_ns()}"
             try:
-                build_arrays(new, self.path, self._specs, index, staged, order, columns)
+                build_arrays(new, self.path, self._specs, index, staged, order, following)
                 sync_tree(new)
             except BaseException:
                 remove(new)
                 raise
             built = {p.name: p for p in sorted(new.iterdir())}
             kept = {n: self.path / n for n in attributes.get("integrity", {}) if n not in built}
+            for name in kept:
+                index.open(name)  # else the new root would vouch for metadata that something else has changed
             runs = [attributes["provenance"], *attributes["runs"]]
             for s in staged.values():
                 if s.provenance not in runs:
@@ -258,10 +264,6 @@ class StoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _same_columns(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> bool:
-    return all(np.array_equal(v, old[n].astype(v.dtype), equal_nan=v.dtype.kind == "f") for n, v in new.items())
 
 
 def _remove_torn(path: Path, family: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from aqa_shared import store_layout
 from aqa_shared.errors import StoreError
+from aqa_shared.records import Video
 from aqa_shared.store import ArraySpec, FeatureStore, StoreWriter, verify
 
 from .store_cases import arrays_of, label, make_store, meta_of, open_writer, tree
@@ -132,3 +134,65 @@ def test_a_swap_that_an_error_stops_is_completed_by_the_next_writer(tmp_path: Pa
     assert verify(tmp_path / "s") == []
     assert tree(tmp_path / "s") == tree(tmp_path / "undisturbed")
     assert [p.name for p in (tmp_path / "s/videos/.work").iterdir()] == ["lock"]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Three finalised videos with scores."""
+    make_store(tmp_path / "small", 3, labels=_scores(1.0))
+    return tmp_path / "small"
+
+
+def _scores(value: float) -> dict[str, Video]:
+    return {f"v{i}.mp4": label(f"v{i}.mp4", score=value, category="vault") for i in range(3)}
+
+
+@pytest.mark.parametrize("name", ["segment_video", "fps", "path"])
+@pytest.mark.parametrize("part", ["c.0", "zarr.json"])
+def test_an_array_that_follows_from_others_is_written_anew_by_the_next_run(small: Path, name: str, part: str) -> None:
+    good = tree(small)
+    (small / name / part).unlink()
+    assert verify(small)
+    with open_writer(small) as writer:
+        writer.finalise({})
+    assert verify(small) == []
+    assert tree(small) == good
+
+
+def test_damaged_labels_are_replaced_by_given_ones_and_never_guessed(small: Path) -> None:
+    good = tree(small)
+    (small / "score/c.0").unlink()
+    few = {k: v for k, v in _scores(1.0).items() if k != "v1.mp4"}
+    with open_writer(small) as writer:
+        with pytest.raises(StoreError, match="score is damaged") as caught:
+            writer.finalise(few)
+        assert "labels of all its videos" in caught.value.fix
+        writer.finalise(_scores(1.0))
+    assert verify(small) == []
+    assert tree(small) == good
+
+
+def test_new_labels_do_not_vouch_for_metadata_that_something_else_changed(small: Path) -> None:
+    good, metadata = tree(small), small / "rgb/zarr.json"
+    metadata.write_text(metadata.read_text().replace('"stream": "rgb"', '"stream": "rbg"'))
+    bad = {damage.id for damage in verify(small)} - {""}
+    assert len(bad) == 3
+    with open_writer(small) as writer:
+        with pytest.raises(StoreError, match=r"rgb is damaged: its zarr\.json was changed"):
+            writer.finalise(_scores(2.0))
+        assert bad <= {damage.id for damage in verify(small)}
+        writer.forget(bad)
+        for i in range(3):
+            writer.commit(f"v{i}.mp4", arrays_of(i, 1 + i), meta_of(i))
+        writer.finalise({})
+    assert verify(small) == []
+    assert tree(small) == good
+
+
+def test_a_root_that_names_what_lies_outside_leaves_no_journal(small: Path) -> None:
+    root = json.loads((small / "zarr.json").read_text())
+    root["attributes"]["integrity"]["../x"] = ""
+    (small / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(StoreError, match="outside the store"):
+        open_writer(small, overwrite=True)
+    assert not (small / "videos/.work/journal.json").exists()
