@@ -50,17 +50,32 @@ class Device(Protocol[Taken, Given]):
     def flush(self) -> Sequence[Given]: ...
 
 
+class TooLarge(Exception):
+    """One video wants more bytes than the process can spare for it, however long it waits."""
+
+    def __init__(self, wanted: int, ceiling: int) -> None:
+        super().__init__(f"{wanted} bytes, the most is {ceiling}")
+        self.wanted = wanted
+        self.ceiling = ceiling
+
+
 class ByteBudget:
-    """Lets loaders run ahead of the device by at most `limit` bytes (one video always may)."""
+    """Lets loaders run ahead of the device by at most `limit` bytes; a video that is alone may take twice that.
+
+    With a quarter of the memory as `limit` (run.memory_budget) half of it is the most for one video.
+    """
 
     def __init__(self, limit: int, stop: threading.Event) -> None:
         self.limit = limit
+        self.ceiling = 2 * limit
         self.stop = stop
         self.used = 0
         self.changed = threading.Condition()
 
     def take(self, amount: int) -> None:
-        """Block until `amount` fits. Raises Stopped."""
+        """Block until `amount` fits. Raises Stopped, and TooLarge for what never will."""
+        if amount > self.ceiling:
+            raise TooLarge(amount, self.ceiling)
         with self.changed:
             while self.used and self.used + amount > self.limit:
                 if self.stop.is_set():

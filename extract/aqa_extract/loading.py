@@ -58,8 +58,8 @@ def load(
     """Decode `request` and resize as it arrives, so that full-size frames never pile up.
 
     `detector_size` is the side of the square the detector looks at, None where no stream follows the actor.
-    `reserve(bytes)` may block: it is called once the size is known and before the first frame is kept.
-    Raises DecodeFailure.
+    `reserve(bytes)` may block or refuse: it is called once the size is known and before the first frame is kept.
+    Raises DecodeFailure, and what `reserve` raises.
     """
     opened: Opened | None = None
     finished: Finished | None = None

@@ -13,7 +13,7 @@ import torch
 
 from aqa_extract.compute import Done, device_faults
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
-from aqa_extract.engine import ByteBudget, JobFailed, Stopped
+from aqa_extract.engine import ByteBudget, JobFailed, Stopped, TooLarge
 from aqa_extract.job import Job
 from aqa_extract.loading import Prepared, load
 from aqa_extract.streams import needs_flow
@@ -84,6 +84,8 @@ class Work:
                 seconds = time.monotonic() - started
                 limit = self.timeout if e.reason == "decode_timeout" else None
                 raise JobFailed(job.failed(e.reason, e.stage, e.detail, e.backend, seconds, limit)) from e
+            except TooLarge as e:
+                raise JobFailed(job.failed("too_long", "sampling", _too_long(e))) from e
             except (AqaError, Stopped, JobFailed):
                 raise
             except Exception as e:
@@ -111,6 +113,14 @@ class Work:
         """End every decode child, so that loaders stop waiting for them."""
         for decoder in self.decoders:
             decoder.interrupt()
+
+
+def _too_long(error: TooLarge) -> str:
+    return (
+        f"the frames that its segments use would take {error.wanted / 1e9:.3g} GB, one video may take "
+        f"{error.ceiling / 1e9:.3g} GB, half of the memory there is; cut it into parts with start and end in a "
+        "manifest, or use fewer segments or a smaller --short-side"
+    )
 
 
 def _refuse_changed(job: Job, prepared: Prepared) -> None:

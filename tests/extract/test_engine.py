@@ -16,12 +16,17 @@ from torch import Tensor, nn
 
 from aqa_extract.compute import Compute, Done
 from aqa_extract.decode.child import Decoder, DecodeRequest
-from aqa_extract.engine import ByteBudget, Engine, JobFailed, Stopped
+from aqa_extract.engine import ByteBudget, Engine, JobFailed, Stopped, TooLarge
 from aqa_extract.flow.tvl1 import TVL1Settings
+from aqa_extract.identity import identify
+from aqa_extract.job import Job
 from aqa_extract.loading import load
 from aqa_extract.networks import Networks
+from aqa_extract.streams import array_specs
+from aqa_extract.work import Work
 from aqa_shared.errors import EnvironmentFault, StoreError
 from aqa_shared.records import ExtractSettings, Failure, Pixels, Sampling, Video
+from aqa_shared.store import StoreWriter
 
 
 def _failure(job: int, reason: str = "bad") -> Failure:
@@ -196,21 +201,29 @@ def test_stop_keeps_what_is_committed_and_says_so() -> None:
     assert 4 <= len(bench.committed) < 1000
 
 
-def test_budget_blocks_until_there_is_room_but_lets_one_giant_pass() -> None:
+def test_budget_blocks_until_there_is_room_but_lets_one_large_pass() -> None:
     stop = threading.Event()
     budget = ByteBudget(10, stop)
-    budget.take(50)
+    budget.take(20)
     waiting = threading.Thread(target=budget.take, args=(1,), daemon=True)
     waiting.start()
     waiting.join(0.3)
     assert waiting.is_alive()
-    budget.give(50)
+    budget.give(20)
     waiting.join(5)
     assert not waiting.is_alive()
     assert budget.used == 1
     stop.set()
     with pytest.raises(Stopped):
         budget.take(10)
+
+
+def test_what_would_never_fit_is_refused_at_once() -> None:
+    budget = ByteBudget(10, threading.Event())
+    budget.take(1)
+    with pytest.raises(TooLarge, match="21 bytes, the most is 20"):
+        budget.take(21)
+    assert budget.used == 1
 
 
 def test_a_budget_can_be_taken_anew_by_who_holds_it() -> None:
@@ -262,12 +275,15 @@ class SmallMemory(nn.Module):
         return maps.mean(dim=(3, 4)).flatten(1)
 
 
+def networks(settings: ExtractSettings, network: SmallMemory) -> Networks:
+    return Networks(settings, torch.device("cpu"), {"rgb": network}, None, TVL1Settings.named("fast"), {})
+
+
 def features(path: Path, network: SmallMemory, batch: int) -> list[Done]:
     """The clip at `path` as 41 segments through `network`."""
     settings = ExtractSettings(sampling=Sampling(segments=41), pixels=Pixels(short_side=32, crop=32))
     cpu = torch.device("cpu")
-    networks = Networks(settings, cpu, {"rgb": network}, None, TVL1Settings.named("fast"), {})
-    compute = Compute(networks, settings, batch=batch, flow_batch=8)
+    compute = Compute(networks(settings, network), settings, batch=batch, flow_batch=8)
     request = DecodeRequest(str(path), Video(id="v", path=str(path)), settings.sampling)
     with Decoder() as decoder:
         prepared = load(decoder, request, settings, cpu, None, lambda _: None)
@@ -290,3 +306,36 @@ def test_no_room_for_a_single_segment_is_a_fault_of_the_device(clips: ModuleType
     with pytest.raises(EnvironmentFault, match="single segment"):
         features(clips.Clip(frames=60).write(tmp_path / "clip"), network, batch=4)
     assert network.calls == [4, 2, 1]
+
+
+@contextmanager
+def real_work(store: Path, settings: ExtractSettings) -> Iterator[Work]:
+    with StoreWriter.open(store, specs=array_specs(settings), settings=settings, provenance={}) as writer:
+        yield Work(settings, torch.device("cpu"), None, writer, "av", 60.0, threading.Event())
+
+
+def test_a_video_too_long_for_the_memory_is_named_and_the_others_go_on(clips: ModuleType, tmp_path: Path) -> None:
+    paths = [clips.Clip(frames=n).write(tmp_path / str(n)) for n in (20, 300, 24)]
+    jobs = [Job(Video(id=path.stem, path=str(path)), identify(str(path))) for path in paths]
+    settings = ExtractSettings(sampling=Sampling(protocol="dense"), pixels=Pixels(short_side=32, crop=32))
+    done: list[str] = []
+    with real_work(tmp_path / "store.zarr", settings) as work:
+        # 64x48 becomes 43x32: the 288 frames of 18 segments take 1.19 MB, more than twice the limit.
+        budget = ByteBudget(500_000, work.stop)
+        outcome = Engine(
+            loader=work.loader,
+            device=Compute(networks(settings, SmallMemory(room=2)), settings, batch=2, flow_batch=8),
+            commit=lambda finished: done.append(finished.prepared.job.video.id),
+            device_failure=lambda loaded, e: loaded.job.failed("internal_error", "features", str(e)),
+            report=lambda failure: None,
+            workers=2,
+            budget=budget,
+            bytes_of=lambda prepared: prepared.reserved,
+            stop=work.stop,
+        ).run(jobs)
+    assert sorted(done) == ["20", "24"]
+    (failure,) = outcome.failures
+    assert (failure.id, failure.reason, failure.stage) == ("300", "too_long", "sampling")
+    for said in ("0.00119 GB", "0.001 GB", "start and end", "fewer segments", "--short-side"):
+        assert said in failure.detail
+    assert budget.used == 0
