@@ -171,7 +171,8 @@ def extract(
     if dry_run:
         console.out.print(plan(manifest.videos, out, settings, options, dry=True).text(), markup=False)
         return
-    report = run_extract(manifest.videos, out, settings, options)
+    labelled = manifest.labels_source is not None
+    report = run_extract(manifest.videos, out, settings, options, labelled=labelled)
     console.out.print(report.text(), markup=False)
     raise typer.Exit(int(report.exit_code))
 

@@ -200,12 +200,20 @@ def _would_fail_again(video: Video, failed: Failure, options: Options) -> bool:
     return stat_matches(video.path, {"size": failed.size, "mtime_ns": failed.mtime_ns})
 
 
-def extract(videos: Sequence[Video], out: Path, settings: ExtractSettings, options: Options = Options()) -> Report:
+def extract(
+    videos: Sequence[Video],
+    out: Path,
+    settings: ExtractSettings,
+    options: Options = Options(),
+    *,
+    labelled: bool | None = None,
+) -> Report:
     """Extract `videos` into the store at `out`, going on where an earlier run stopped.
 
-    Labels (scores, splits …) of the videos replace those in the store; where no video carries any, the store keeps
-    what it has. Raises StoreError (incompatible, damaged, not writable), EnvironmentFault (device, weights, too many
-    failures in a row) and Interrupted after a signal; whatever was finished by then is committed.
+    Where `labelled`, the labels (scores, splits …) of the videos replace those in the store, empty ones too; else
+    the store keeps what it has. None means: if any video carries a label. Raises StoreError (incompatible, damaged,
+    not writable), EnvironmentFault (device, weights, too many failures in a row) and Interrupted after a signal;
+    whatever was finished by then is committed.
     """
     started = time.monotonic()
     if not videos:
@@ -215,7 +223,7 @@ def extract(videos: Sequence[Video], out: Path, settings: ExtractSettings, optio
     # What is known about a new version of a file says nothing about the features of the old one.
     refused = {failure.id for failure in todo.refused}
     labels = {video.id: video for video in videos if video.id not in refused}
-    if not any(video.has_labels for video in videos):
+    if not (any(video.has_labels for video in videos) if labelled is None else labelled):
         labels = {}
     in_store = set(todo.already)
     if todo.jobs:

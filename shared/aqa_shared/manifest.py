@@ -48,6 +48,7 @@ class Manifest:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(path, why) of what lay among the videos and is none."""
     labels_source: Path | None = None
+    """The table whose labels were read, also where every score in it is empty; None where there was none."""
     unmatched_labels: list[str] = field(default_factory=list)
     """Labels that fit no video."""
     warnings: list[str] = field(default_factory=list)
@@ -88,13 +89,13 @@ def find_videos(source: str | Path | Sequence[str | Path], *, labels: Path | Non
     given: list[Video] = []
     rows: dict[str, str] = {}
     warnings: list[str] = []
-    tables: list[Path] = []
+    own_labels: Path | None = None
     for item in (os.fspath(s) for s in sources):
         if PurePath(item).suffix.lower() in _TABLES and os.path.isfile(item):
             table = read_table(Path(item), [PATH_NAMES])
             given += _from_table(table, rows)
             warnings += table.odd_columns()
-            tables.append(Path(item))
+            own_labels = own_labels or (Path(item) if table.has_labels else None)
             found.append(Found(os.path.abspath(os.path.dirname(item))))
         else:
             found.append(_look(item))
@@ -105,8 +106,7 @@ def find_videos(source: str | Path | Sequence[str | Path], *, labels: Path | Non
     if not videos:
         raise _nothing(sources, found)
     source_of_labels = labels if labels is not None else None if given else _labels_beside(sources, root)
-    scored = any(v.score is not None for v in given)
-    unlabelled = Manifest(videos, Path(root), skipped, tables[0] if scored else None, [], warnings)
+    unlabelled = Manifest(videos, Path(root), skipped, own_labels, [], warnings)
     if source_of_labels is None:
         return unlabelled
     # A labels.csv beside the folder may be about something else altogether: it must not stop the run.

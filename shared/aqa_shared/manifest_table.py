@@ -81,6 +81,11 @@ class Table:
     columns: list[str]
     rows: list[tuple[int, Row]]
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether it says anything beyond which part of which file a video is, be it that the score is unknown."""
+        return any(c and c not in ("id", "path", "start", "end", "start_time", "end_time") for c in self.columns)
+
     def odd_columns(self) -> list[str]:
         """Columns that are kept as extras but look like a misspelt field."""
         odd = []

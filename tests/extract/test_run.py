@@ -345,6 +345,25 @@ def test_a_run_without_labels_keeps_those_of_the_store(clips: Path, tmp_path: Pa
     assert FeatureStore.open(tmp_path / "s.zarr").table["score"][0] == 7.0
 
 
+def test_an_emptied_score_is_emptied_in_the_store_and_a_missing_table_empties_nothing(
+    clips: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(clips / "clip0.mp4", tmp_path / "in" / "a.mp4")
+    store, table = tmp_path / "s.zarr", tmp_path / "in" / "labels.csv"
+
+    def score_after_a_run() -> float:
+        assert run_command(tmp_path / "in", store).returncode == ExitCode.OK
+        return FeatureStore.open(store).table["score"][0]
+
+    table.write_text("id,score\na.mp4,7\n")
+    assert score_after_a_run() == 7
+    table.rename(tmp_path / "away")
+    assert score_after_a_run() == 7
+    table.write_text("id,score\na.mp4,\n")
+    assert np.isnan(score_after_a_run())
+
+
 def test_a_broken_file_and_its_copy_are_both_named(tmp_path: Path, i3d_rgb_weights: str) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a.mp4", "b.mp4"):

@@ -263,6 +263,15 @@ def test_a_manifest_gives_parts_labels_and_extras(tmp_path: Path) -> None:
     assert manifest.labels_source == tmp_path / "manifest.csv"
 
 
+@pytest.mark.parametrize(("columns", "cells", "read"), [("path,score", ",", True), ("path,start", ",0", False)])
+def test_a_manifest_with_an_empty_score_column_is_a_label_table(
+    tmp_path: Path, columns: str, cells: str, read: bool
+) -> None:
+    files(tmp_path, "a.mp4")
+    manifest = table(tmp_path, f"{columns}\na.mp4{cells}\n")
+    assert find_videos(manifest).labels_source == (manifest if read else None)
+
+
 def test_json_lines_keep_their_types(tmp_path: Path) -> None:
     files(tmp_path, "a.mp4", "b.mp4")
     rows = [
