@@ -28,6 +28,7 @@ from aqa_train.experiment import place, prepare
 from aqa_train.metrics import spearman
 from aqa_train.outputs import MEASURES, as_table, summarise
 from aqa_train.predict import load_checkpoint
+from aqa_train.signals import asked_to_stop
 from aqa_train.splits import Split
 
 from .conftest import MakeStore
@@ -223,6 +224,17 @@ def test_signals_save_and_resuming_gives_the_same(
     aqa_train(*common, "--out", tmp_path / "whole", "--jobs", 1)
     assert results(cut) == results(tmp_path / "whole")
     assert (cut / "metrics.json").exists()
+
+
+def test_sigterm_may_come_twice_and_a_second_ctrl_c_acts_at_once() -> None:
+    with asked_to_stop() as stop:
+        assert stop() == 0
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop() == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_sigterm_to_every_process_at_once_loses_nothing(make_store: MakeStore, tmp_path: Path) -> None:
