@@ -222,3 +222,12 @@ def test_training_videos_without_a_score_are_said_to_be_too_few() -> None:
     found = features(["train"] * 8 + ["test"] * 4, scores=[np.nan] * 8 + [1, 2, 3, 4], category=category)
     with pytest.raises(UsageError, match="leaves 0 labelled"):
         splits(found, validation=0.5)
+
+
+def test_empty_cells_of_a_labels_file_are_no_group(make_store: MakeStore, tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("id,score,trial\n" + "".join(f"{i:03d}.mp4,{i},{'t' if i < 2 else ''}\n" for i in range(12)))
+    config = RunConfig(features=str(make_store(videos=12)), labels=str(file), folds=3, group="trial", methods=("aa",))
+    found = prepare(config, lambda message: None)
+    assert found.features.column("trial").tolist() == ["t"] * 2 + [""] * 10
+    assert sorted(len(s.test) for s in found.splits if s.seed == 0) == [3, 4, 5]

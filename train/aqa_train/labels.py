@@ -38,5 +38,6 @@ def relabel(features: FeatureSet, path: Path) -> FeatureSet:
     for name in ("split", "category"):
         table[name] = np.array([getattr(v, name) or "" for v in found.videos], dtype=object)
     for name in {k for v in found.videos for k in v.extra} - set(table):
-        table[name] = np.array([str(v.extra.get(name, "")) for v in found.videos], dtype=object)
+        values = [v.extra.get(name) for v in found.videos]
+        table[name] = np.array(["" if v is None else str(v) for v in values], dtype=object)
     return replace(features, table=table)
