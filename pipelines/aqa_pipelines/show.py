@@ -49,5 +49,7 @@ def damage_text(store: Path, damage: Sequence[Damage]) -> str:
         return f"{name}: whole"
     videos = sorted({d.id for d in damage if d.id})
     rows = [f"{printable(d.id) if d.id else '(store)'}  {d.array or '–'}  {printable(d.detail)}" for d in damage]
-    rows.append(f"{name}: damaged ({len(videos)} videos); restore it from a copy, or extract it again with --overwrite")
+    # A rerun writes labels and what follows from the videos anew; features come from the videos alone.
+    again = "aqa-extract with its videos and --repair" if videos else "aqa-extract with its videos"
+    rows.append(f"{name}: damaged ({len(videos)} videos); run {again}, restore a copy, or start over with --overwrite")
     return "\n".join(rows)
