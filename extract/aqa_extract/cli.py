@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args
 import typer
 import typer.core
 
+from aqa_extract.signals import caught
 from aqa_shared import console
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import STREAMS, ExtractSettings, Protocol, Stream
@@ -54,6 +55,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 @app.command(cls=_Command, epilog="aqa-extract videos/ --out feats.zarr --streams rgb,flow,actor-rgb --device cuda")
+@caught()
 def extract(
     videos: Annotated[
         list[str],

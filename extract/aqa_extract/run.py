@@ -6,11 +6,9 @@ videos ─▶ plan: in already / quarantined before / to do ─▶ engine ─▶
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from aqa_extract import quarantine
 from aqa_extract.identity import Identity, identify, stat_matches
 from aqa_extract.job import Job, without_twins
+from aqa_extract.signals import Interrupted, Signals, caught
 from aqa_extract.streams import array_specs
 from aqa_shared import __version__, console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, NoInputError
@@ -30,7 +29,6 @@ from aqa_shared.store import StoreWriter, disk_errors, peek, refuse_foreign, ref
 if TYPE_CHECKING:
     import torch
 
-    from aqa_extract.work import Work
 
 PART = ("start", "end", "start_time", "end_time")
 REFUSALS = {
@@ -41,14 +39,6 @@ REFUSALS = {
 }
 """Reasons why an id that the store holds is not taken for what is asked; looked at anew by every run."""
 PACKAGES = ("torch", "torchvision", "av", "decord", "zarr", "numpy")
-
-
-class Interrupted(AqaError):
-    """A signal ended the run; what was finished is committed."""
-
-    def __init__(self, number: int, cause: str) -> None:
-        super().__init__(cause, fix="rerun the same command to go on")
-        self.exit_code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
 
 
 @dataclass(frozen=True)
@@ -218,29 +208,35 @@ def extract(
     started = time.monotonic()
     if not videos:
         raise NoInputError("no videos were given", fix="name a folder, files, a list or a manifest; see --help")
-    todo = plan(videos, out, settings, options)
-    report = Report(out, 0, len(todo.already), todo.kept_out + todo.refused, {f.id for f in todo.kept_out})
-    # What is known about a new version of a file says nothing about the features of the old one.
-    refused = {failure.id for failure in todo.refused}
-    labels = {video.id: video for video in videos if video.id not in refused}
-    if not (any(video.has_labels for video in videos) if labelled is None else labelled):
-        labels = {}
-    in_store = set(todo.already)
-    if todo.jobs:
-        in_store |= _run(todo, settings, options, labels, report)
-    elif (known := peek(out)) is not None:
-        # Nothing to extract, but the labels may have changed.
-        with StoreWriter.open(
-            out, specs=array_specs(settings), settings=settings, provenance=known.provenance
-        ) as writer:
-            writer.finalise(labels)
-    quarantine.settle(out, report.failures, in_store)
+    with caught() as signals:
+        todo = plan(videos, out, settings, options)
+        report = Report(out, 0, len(todo.already), todo.kept_out + todo.refused, {f.id for f in todo.kept_out})
+        # What is known about a new version of a file says nothing about the features of the old one.
+        refused = {failure.id for failure in todo.refused}
+        labels = {video.id: video for video in videos if video.id not in refused}
+        if not (any(video.has_labels for video in videos) if labelled is None else labelled):
+            labels = {}
+        in_store = set(todo.already)
+        if todo.jobs:
+            in_store |= _run(todo, settings, options, labels, report, signals)
+        elif (known := peek(out)) is not None:
+            # Nothing to extract, but the labels may have changed.
+            with StoreWriter.open(
+                out, specs=array_specs(settings), settings=settings, provenance=known.provenance
+            ) as writer:
+                writer.finalise(labels)
+        quarantine.settle(out, report.failures, in_store)
     report.seconds = time.monotonic() - started
     return report
 
 
 def _run(
-    todo: Plan, settings: ExtractSettings, options: Options, labels: Mapping[str, Video], report: Report
+    todo: Plan,
+    settings: ExtractSettings,
+    options: Options,
+    labels: Mapping[str, Video],
+    report: Report,
+    signals: Signals,
 ) -> set[str]:
     """The part that needs torch and the networks; returns the ids it committed."""
     import torch
@@ -280,52 +276,55 @@ def _run(
         )
         jobs = {job.video.id: job for job in todo.jobs}
         begun = time.monotonic()
-        with _signals(stop, work) as received:
-            with console.progress("extract", len(todo.jobs)) as advance:
 
-                def ended(failed: Failure | None) -> None:
-                    for one in _with_twins(jobs[failed.id], failed) if failed is not None else ():
-                        if one.id not in work.committed:
-                            quarantine.append(report.store, one)
-                            report.failures.append(one)
-                            console.warn(f"{one.id}: {one.reason} — {console.printable(one.detail)}")
-                    seconds = max(time.monotonic() - begun, 1e-9)
-                    rate = f"{len(work.committed) / seconds:.2f} videos/s, {compute.frames / seconds:.0f} frames/s"
-                    advance(1, note=rate)
+        def end() -> None:
+            stop.set()
+            work.kill_decoders()
 
-                outcome = Engine(
-                    loader=work.loader,
-                    device=compute,
-                    commit=work.commit,
-                    device_failure=lambda p, e: p.job.failed("internal_error", "features", f"{type(e).__name__}: {e}"),
-                    report=ended,
-                    workers=workers,
-                    budget=ByteBudget(memory_budget(device), stop),
-                    bytes_of=lambda prepared: prepared.reserved,
-                    stop=stop,
-                    drivers=min(cores, len(todo.jobs)) if device.type == "cpu" else 1,
-                    stop_after=options.stop_after,
-                    on_stop=work.kill_decoders,
-                ).run(todo.jobs)
-            report.stages = vars(outcome.times)
-            report.extracted = len(work.committed)
-            if received:
-                raise Interrupted(
-                    received[0], f"interrupted; {report.extracted} videos of this run are in {report.store}"
-                )
-            if outcome.stopped_by:
-                last = report.failures[-1]
-                raise EnvironmentFault(
-                    f"stopped after {outcome.stopped_by}; the last was {last.id}: {last.reason} — {last.detail}",
-                    fix="mend the cause and rerun with --retry-failed, or go on regardless with --stop-after 0",
-                )
-            lost = {id for job in todo.jobs for id in job.ids} - work.committed - {f.id for f in report.failures}
-            if lost:
-                raise AqaError(
-                    f"{len(lost)} videos were neither extracted nor quarantined: {', '.join(sorted(lost)[:5])}"
-                )
-            # A signal that comes only now finds the work done: the run ends as if it had not come.
-            writer.finalise(labels)
+        signals.hand_to(end)
+        with console.progress("extract", len(todo.jobs)) as advance:
+
+            def ended(failed: Failure | None) -> None:
+                for one in _with_twins(jobs[failed.id], failed) if failed is not None else ():
+                    if one.id not in work.committed:
+                        quarantine.append(report.store, one)
+                        report.failures.append(one)
+                        console.warn(f"{one.id}: {one.reason} — {console.printable(one.detail)}")
+                seconds = max(time.monotonic() - begun, 1e-9)
+                rate = f"{len(work.committed) / seconds:.2f} videos/s, {compute.frames / seconds:.0f} frames/s"
+                advance(1, note=rate)
+
+            outcome = Engine(
+                loader=work.loader,
+                device=compute,
+                commit=work.commit,
+                device_failure=lambda p, e: p.job.failed("internal_error", "features", f"{type(e).__name__}: {e}"),
+                report=ended,
+                workers=workers,
+                budget=ByteBudget(memory_budget(device), stop),
+                bytes_of=lambda prepared: prepared.reserved,
+                stop=stop,
+                drivers=min(cores, len(todo.jobs)) if device.type == "cpu" else 1,
+                stop_after=options.stop_after,
+                on_stop=work.kill_decoders,
+            ).run(todo.jobs)
+        report.stages = vars(outcome.times)
+        report.extracted = len(work.committed)
+        if signals.received:
+            raise Interrupted(
+                signals.received[0], f"interrupted; {report.extracted} videos of this run are in {report.store}"
+            )
+        if outcome.stopped_by:
+            last = report.failures[-1]
+            raise EnvironmentFault(
+                f"stopped after {outcome.stopped_by}; the last was {last.id}: {last.reason} — {last.detail}",
+                fix="mend the cause and rerun with --retry-failed, or go on regardless with --stop-after 0",
+            )
+        lost = {id for job in todo.jobs for id in job.ids} - work.committed - {f.id for f in report.failures}
+        if lost:
+            raise AqaError(f"{len(lost)} videos were neither extracted nor quarantined: {', '.join(sorted(lost)[:5])}")
+        # A signal that comes only now finds the work done: the run ends as if it had not come.
+        writer.finalise(labels)
     return work.committed
 
 
@@ -338,28 +337,6 @@ def _with_twins(job: Job, failed: Failure) -> list[Failure]:
             for v, i in job.twins
         ),
     ]
-
-
-@contextmanager
-def _signals(stop: threading.Event, work: Work) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM (and SIGUSR1, SLURM's warning) end the run in order; yields the signals received."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def on_signal(number: int, _: object) -> None:
-        received.append(number)
-        stop.set()
-        work.kill_decoders()
-
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-    before = {number: signal.signal(number, on_signal) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def memory_budget(device: torch.device) -> int:

@@ -193,6 +193,50 @@ def test_sigterm_keeps_what_is_finished_and_says_how_to_go_on(clips: Path, undis
     assert contents(store) == contents(undisturbed)
 
 
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, ExitCode.INTERRUPTED),
+        (signal.SIGTERM, ExitCode.TERMINATED),
+        (signal.SIGUSR1, ExitCode.TERMINATED),
+    ],
+)
+def test_a_signal_before_the_first_video_ends_in_order(
+    clips: Path, tmp_path: Path, number: signal.Signals, code: ExitCode
+) -> None:
+    """A labels table that never comes holds the command where it looks for its videos."""
+    os.mkfifo(tmp_path / "labels.csv")
+    process = subprocess.Popen(
+        [BIN / "aqa-extract", clips, "--out", tmp_path / "s", *SMALL, "--labels", tmp_path / "labels.csv"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with (tmp_path / "labels.csv").open("wb"):  # opens when the command does
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert "rerun the same command" in stderr
+
+
+def test_a_signal_ends_a_callers_planning_in_order(undisturbed: Path, clips: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "s")
+    (tmp_path / "s" / "quarantine.jsonl").unlink()
+    os.mkfifo(tmp_path / "s" / "quarantine.jsonl")
+    code = (
+        "from pathlib import Path; from aqa_extract.run import extract; from aqa_shared.manifest import find_videos\n"
+        "from aqa_extract.signals import Interrupted; from aqa_shared.store import peek\n"
+        f"store = Path({str(tmp_path / 's')!r})\n"
+        "try:\n"
+        f"    extract(find_videos({str(clips)!r}).videos, store, peek(store).settings)\n"
+        "except Interrupted as e:\n"
+        "    raise SystemExit(int(e.exit_code))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    with (tmp_path / "s" / "quarantine.jsonl").open("wb"):
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(timeout=60) == ExitCode.TERMINATED
+
+
 def test_videos_appended_later_give_the_same_store(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
     store = tmp_path / "grown.zarr"
     videos = find_videos(clips).videos
