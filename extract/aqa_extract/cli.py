@@ -175,7 +175,7 @@ def extract(
         return
     labelled = manifest.labels_source is not None
     report = run_extract(manifest.videos, out, settings, options, labelled=labelled)
-    console.out.print(report.text(), markup=False)
+    console.summary(report.text())
     raise typer.Exit(int(report.exit_code))
 
 

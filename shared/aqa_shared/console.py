@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,7 +20,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from aqa_shared.errors import AqaError, ExitCode
+from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 out = Console(soft_wrap=True, highlight=False)
 """Results only."""
@@ -43,6 +47,14 @@ def note(message: str) -> None:
 def warn(message: str) -> None:
     """Something the user should know before trusting the result."""
     err.print(f"[yellow]warning:[/] {escape(message)}")
+
+
+def summary(text: str) -> None:
+    """What was done, on stdout; where that cannot be written, it was done all the same."""
+    try:
+        out.print(text, markup=False)
+    except EnvironmentFault as e:
+        warn(e.cause)
 
 
 @contextmanager
@@ -76,8 +88,48 @@ def progress(description: str, total: int | None) -> Iterator[Callable[..., None
     yield advance
 
 
+class _Output(io.FileIO):
+    """stdout or stderr, whose reader may leave: what `aqa-extract … | head` did is no less done for that.
+
+    Drops what is written after the first error, so that Python does not fail once more at exit.
+    """
+
+    _gone = False
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Raises EnvironmentFault where stdout refuses results for another reason, a full disk above all."""
+        if not self._gone:
+            try:
+                return super().write(data)
+            except OSError as e:
+                self._gone = True
+                if self.fileno() == 1 and not isinstance(e, BrokenPipeError):
+                    raise EnvironmentFault(
+                        f"cannot write to stdout: {e.strerror}", fix="make room where stdout goes, and rerun"
+                    ) from e
+        return memoryview(data).nbytes
+
+
+def _survive_readers() -> None:
+    """Under every way to print, because typer and rich each answer a closed pipe with an exit code of 1."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper) or stream is not getattr(sys, f"__{name}__"):
+            continue  # closed by the caller, or not ours
+        stream.flush()
+        guarded = io.TextIOWrapper(
+            io.BufferedWriter(_Output(stream.fileno(), "wb", closefd=False)),
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, guarded)
+
+
 def run(app: Callable[[], object]) -> NoReturn:
     """Run a typer app; turn our errors into cause, fix and exit code, without a traceback unless AQA_DEBUG=1."""
+    _survive_readers()
     try:
         app()
     except AqaError as e:
@@ -90,10 +142,6 @@ def run(app: Callable[[], object]) -> NoReturn:
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(int(ExitCode.INTERRUPTED))
-    except BrokenPipeError:
-        # `aqa … | head` closed our stdout: not an error of ours, and Python must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(int(ExitCode.OK))
     except Exception as e:
         if os.environ.get("AQA_DEBUG") == "1":
             raise

@@ -511,6 +511,21 @@ def test_many_failures_in_a_row_stop_the_run(tmp_path: Path, i3d_rgb_weights: st
         extract(videos, tmp_path / "s.zarr", SETTINGS, Options(stop_after=3, workers=1))
 
 
+@pytest.mark.parametrize("device", ["closed", "full"])
+def test_a_report_that_nobody_reads_leaves_the_exit_code(clips: Path, undisturbed: Path, device: str) -> None:
+    if device == "full":
+        target = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, target = os.pipe()
+        os.close(reader)
+    done = subprocess.run(
+        [BIN / "aqa-extract", clips, "--out", undisturbed, *SMALL], stdout=target, stderr=subprocess.PIPE, text=True
+    )
+    os.close(target)
+    assert done.returncode == ExitCode.QUARANTINED, done.stderr
+    assert ("warning: cannot write to stdout" in done.stderr) == (device == "full")
+
+
 def test_other_settings_are_refused_with_the_difference(clips: Path, undisturbed: Path) -> None:
     videos = find_videos(clips).videos
     other = SETTINGS.model_copy(update={"bn_eps": 1e-5})

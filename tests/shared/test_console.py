@@ -1,0 +1,55 @@
+"""Exit codes of a command whose reader leaves, as processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = """
+import sys, typer
+from aqa_shared import console
+app = typer.Typer()
+@app.command()
+def work(code: int):
+    console.note("working")
+    for _ in range(3):
+        {say}
+    raise typer.Exit(code)
+sys.argv[1:] = ["3"]
+console.run(app)
+"""
+WAYS = ["console.out.print('a result')", "typer.echo('a result')", "print('a result')"]
+
+
+def ran(say: str, stdout: int, stderr: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", COMMAND.format(say=say)], stdout=stdout, stderr=stderr, text=True)
+
+
+@pytest.fixture
+def closed() -> int:
+    """A pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize("say", WAYS)
+def test_a_reader_that_leaves_changes_no_exit_code(say: str, closed: int) -> None:
+    done = ran(say, closed, subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (3, "working\n")
+    assert ran(say, closed, closed).returncode == 3
+    done = ran(say, subprocess.PIPE, closed)
+    assert (done.returncode, done.stdout) == (3, "a result\n" * 3)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("say", WAYS[:2])
+def test_results_that_cannot_be_written_are_an_error_with_its_cause(say: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = ran(say, full.fileno(), subprocess.PIPE)
+    assert done.returncode == 5
+    assert "cannot write to stdout: No space left on device" in done.stderr
+    assert "Exception ignored" not in done.stderr
