@@ -34,7 +34,10 @@ PROTOCOLS = get_args(Protocol)
 
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
-    """TOML keys are option names; the file gives way to AQA_EXTRACT_* variables, and those to flags."""
+    """TOML keys are option names, a list is what commas separate on the command line.
+
+    The file gives way to AQA_EXTRACT_* variables, and those to flags.
+    """
     if path is None:
         return None
     import tomllib
@@ -44,7 +47,12 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     except (OSError, ValueError) as e:
         raise UsageError(f"cannot read the configuration {path}: {e}") from e
     known = {parameter.name for parameter in context.command.params}
+    several = {parameter.name for parameter in context.command.params if parameter.nargs != 1}
     values = {key.replace("-", "_"): value for key, value in values.items()}
+    values = {
+        key: ",".join(map(str, value)) if isinstance(value, list) and key not in several else value
+        for key, value in values.items()
+    }
     if unknown := sorted(set(values) - known):
         raise UsageError(
             f"{path} sets {unknown[0]!r}, which is no option of aqa-extract",
@@ -90,7 +98,7 @@ def extract(
     short_side: Annotated[int, typer.Option(help="Frames are resized to this short side.")] = 256,
     crop: Annotated[int, typer.Option(help="Square that I3D sees.")] = 224,
     normalise: Annotated[str, typer.Option(help="kinetics ([-1, 1]) or imagenet (CoRe-style code).")] = "kinetics",
-    antialias: Annotated[bool, typer.Option("--antialias", help="Smooth when reducing frames.")] = False,
+    antialias: Annotated[bool, typer.Option(help="Smooth when reducing frames.")] = False,
     actor_every: Annotated[int, typer.Option(help="Detect the actor on every k-th frame.")] = 4,
     actor_min_score: Annotated[float, typer.Option(help="Detections below are ignored.")] = 0.1,
     actor_enlarge: Annotated[float, typer.Option(help="Side of the actor's crop over its box.")] = 1.25,
@@ -99,8 +107,8 @@ def extract(
     actor_weights: Annotated[str, typer.Option(help="Name or file.")] = "default",
     bn_eps: Annotated[float, typer.Option(help="I3D batch-norm epsilon; 1e-5 matches CoRe-style features.")] = 1e-3,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16 for I3D.")] = "fp32",
-    logits: Annotated[bool, typer.Option("--logits", help="Also store the 400 Kinetics logits.")] = False,
-    maps: Annotated[bool, typer.Option("--maps", help="Also store the map before the pool.")] = False,
+    logits: Annotated[bool, typer.Option(help="Also store the 400 Kinetics logits.")] = False,
+    maps: Annotated[bool, typer.Option(help="Also store the map before the pool.")] = False,
     decoder: Annotated[
         str, typer.Option(help="auto, av or decord; auto uses decord only where both give the same frames.")
     ] = "auto",
@@ -109,11 +117,11 @@ def extract(
     workers: Annotated[int | None, typer.Option(min=1, help="Decode processes; default by cores.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for a video's decoder.")] = 300.0,
     stop_after: Annotated[int, typer.Option(min=0, help="Failures in a row that stop the run; 0 never.")] = 20,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try quarantined videos again.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Extract again what `aqa verify` finds damaged.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as JSON and stop.")] = False,
+    retry_failed: Annotated[bool, typer.Option(help="Try quarantined videos again.")] = False,
+    repair: Annotated[bool, typer.Option(help="Extract again what `aqa verify` finds damaged.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing store.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be done; write nothing.")] = False,
+    print_config: Annotated[bool, typer.Option(help="Print the settings as JSON and stop.")] = False,
     config: Annotated[
         Path | None,
         typer.Option(help="TOML file of these options.", is_eager=True, callback=_load_config),
@@ -121,7 +129,8 @@ def extract(
 ) -> None:
     """Extract I3D features of every video into a Zarr store. Rerun the same command to resume or append.
 
-    Options may also come from a TOML file (--config) or from AQA_EXTRACT_<OPTION> in the environment; flags win.
+    Options may also come from a TOML file (--config) or from AQA_EXTRACT_<OPTION> in the environment; flags win,
+    --no-logits over `logits = true`.
     Exit codes: 0 done, 2 usage, 3 some videos quarantined, 4 no videos, 5 environment, 6 store.
     """
     settings = settings_from(

@@ -634,8 +634,18 @@ def test_configuration_file_gives_way_to_environment_and_that_to_flags(clips: Pa
     assert (settings.sampling.segments, settings.pixels.short_side, settings.bn_eps) == (3, 48, 0.01)
 
 
+def test_flags_switch_off_what_the_configuration_or_environment_switches_on(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('streams = ["rgb", "flow"]\nlogits = true\nmaps = true\nantialias = true\n')
+    config = ("--config", str(tmp_path / "c.toml"), "--print-config")
+    done = run_command(clips, tmp_path / "s", *config, "--no-logits", "--no-antialias", AQA_EXTRACT_ANTIALIAS="1")
+    assert done.returncode == 0, done.stderr
+    settings = ExtractSettings.model_validate_json(done.stdout)
+    assert settings.streams == ("rgb", "flow")
+    assert (settings.logits, settings.pixels.antialias, settings.maps) == (False, False, True)
+
+
 def test_a_typo_in_the_configuration_is_named(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("segmnts = 3\n")
     done = run_command(clips, tmp_path / "s", "--config", str(tmp_path / "c.toml"))
     assert done.returncode == ExitCode.USAGE
-    assert "did you mean 'segments'" in done.stderr
+    assert "did you mean segments?" in done.stderr
