@@ -127,6 +127,8 @@ def too_large(width: int, height: int, max_pixels: int) -> DecodeFailure:
 
 def _not_opened(head: bytes, error: Exception) -> DecodeFailure:
     """The most useful reason for a file that FFmpeg would not open."""
+    # Its message goes on with the name that FFmpeg was given, which is not the user's.
+    said = getattr(error, "strerror", None) or str(error)
     text = head.lstrip(b"\xef\xbb\xbf \r\n\t")
     if text.startswith((b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0")) or b"ffconcat" in head[:200]:
         return DecodeFailure("forbidden_format", "probe", "a playlist, which would make the decoder read other files")
@@ -136,11 +138,11 @@ def _not_opened(head: bytes, error: Exception) -> DecodeFailure:
             return DecodeFailure("forbidden_format", "probe", f"a {name} picture; convert it to a video first")
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"):
         return DecodeFailure(
-            "no_moov", "probe", f"its index (moov) is missing or broken, mostly an incomplete download: {error}"
+            "no_moov", "probe", f"its index (moov) is missing or broken, mostly an incomplete download: {said}"
         )
     if isinstance(error, av.error.ArgumentError):
         return DecodeFailure("forbidden_format", "probe", f"not one of the containers {FORMATS}")
-    return DecodeFailure("not_a_video", "probe", f"not recognised as a video: {error}")
+    return DecodeFailure("not_a_video", "probe", f"not recognised as a video: {said}")
 
 
 def packets_of(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet | None]:
