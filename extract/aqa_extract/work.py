@@ -21,7 +21,7 @@ from aqa_shared.errors import AqaError
 from aqa_shared.records import ExtractSettings
 from aqa_shared.store import StoreWriter
 
-RETRYABLE = frozenset({"decoder_crashed", "out_of_memory"})
+RETRYABLE = frozenset({"decoder_crashed", "decoder_not_started", "out_of_memory"})
 """Failures that may be the machine's rather than the video's: one more try in a clean process."""
 
 

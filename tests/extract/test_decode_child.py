@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from aqa_extract.decode import child as parent_side
+from aqa_extract.decode import process as processes
 from aqa_extract.decode.child import Chunk, DecodeFailure, Decoder, DecodeRequest, Opened
+from aqa_extract.decode.process import Clock
 from aqa_shared.records import Sampling, Video
 
 EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
@@ -125,7 +127,43 @@ def test_a_child_that_stands_still_is_killed_at_the_deadline(clip: Path, clips: 
         with pytest.raises(DecodeFailure) as e:
             clips.take(events)
         assert e.value.reason == "decode_timeout"
+        assert "more than 1 s in all" in e.value.detail
+        assert "raise --timeout" in e.value.detail
         assert gone(process)
+
+
+def test_a_child_that_never_answers_is_told_from_a_slow_one(clip: Path) -> None:
+    with Decoder() as decoder:
+        decoder.probe(str(clip))
+        os.kill(pid(decoder), signal.SIGSTOP)
+        with pytest.raises(DecodeFailure, match="no answer within 1 s; raise --timeout") as e:
+            decoder.probe(str(clip), deadline=1.0)
+        assert e.value.reason == "decode_timeout"
+
+
+def test_the_deadline_grows_with_the_work(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Decoder() as decoder:
+        probe = decoder.probe(str(clip))
+        assert parent_side.decode_seconds(probe) == pytest.approx(120 * 160 * 120 * 1e-7)
+        assert parent_side.decord_seconds(probe) == pytest.approx(10 + 120 * 160 * 120 * 1e-7)
+        for work, limit in ((3600.0, 3600.0), (1.0, 60.0)):
+            monkeypatch.setattr(parent_side, "decode_seconds", lambda probe, work=work: work)
+            clock = Clock(60.0)
+            with decoder._killed_unless_answered() as child:
+                assert isinstance(next(parent_side._decode_once(child, request(clip), "av", clock, [], set())), Opened)
+            assert clock.limit == limit
+
+
+def test_a_child_that_does_not_start_in_time_is_not_blamed_on_the_video(
+    clip: Path, clips: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Decoder() as decoder:
+        with monkeypatch.context() as patched:
+            patched.setattr(processes, "START_SECONDS", 0.0)
+            with pytest.raises(DecodeFailure, match="--workers") as e:
+                decoder.probe(str(clip))
+        assert e.value.reason == "decoder_not_started"
+        assert clips.take(decoder.decode(request(clip))).finished.decoded == 120
 
 
 def test_auto_gives_decord_up_and_says_so(clip: Path, clips: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +199,23 @@ def test_memory_is_limited(clips: ModuleType, tmp_path: Path) -> None:
         assert e.value.reason == "out_of_memory"
         # The same child is given more for the next one.
         assert clips.take(decoder.decode(request(large, sampling=sampling))).finished.decoded == 3
+
+
+LIMITED = """
+import resource, sys
+from aqa_extract.decode.child import *
+from aqa_shared.records import *
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+request = DecodeRequest(sys.argv[1], Video(id="v", path=sys.argv[1]), Sampling(protocol="dense"))
+assert request.max_bytes > 3 << 30
+with Decoder() as decoder:
+    print([event.decoded for event in decoder.decode(request) if isinstance(event, Finished)])
+"""
+
+
+def test_a_lower_limit_of_the_system_is_kept(clip: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(clip)], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[120]\n", "")
 
 
 def test_time_that_the_caller_takes_does_not_count(clip: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from aqa_extract.compute import Compute, Done
+from aqa_extract.decode import child, process
 from aqa_extract.decode.child import Decoder, DecodeRequest
 from aqa_extract.engine import ByteBudget, Engine, JobFailed, Stopped, TooLarge
 from aqa_extract.flow.tvl1 import TVL1Settings
@@ -312,6 +313,28 @@ def test_no_room_for_a_single_segment_is_a_fault_of_the_device(clips: ModuleType
 def real_work(store: Path, settings: ExtractSettings) -> Iterator[Work]:
     with StoreWriter.open(store, specs=array_specs(settings), settings=settings, provenance={}) as writer:
         yield Work(settings, torch.device("cpu"), None, writer, "av", 60.0, threading.Event())
+
+
+def test_a_decoder_that_starts_late_is_tried_again(
+    clips: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = clips.Clip(frames=20).write(tmp_path / "clip")
+    starts: list[float] = []
+
+    def late_at_first() -> process.Child:
+        starts.append(60.0 if starts else 0.0)
+        monkeypatch.setattr(process, "START_SECONDS", starts[-1])
+        return process.Child()
+
+    monkeypatch.setattr(child, "Child", late_at_first)
+    settings = ExtractSettings(sampling=Sampling(protocol="dense"), pixels=Pixels(short_side=32, crop=32))
+    with (
+        real_work(tmp_path / "store.zarr", settings) as work,
+        work.loader(ByteBudget(1 << 30, work.stop)) as load_one,
+    ):
+        prepared = load_one(Job(Video(id="v", path=str(path)), identify(str(path))))
+    assert prepared.finished.decoded == 20
+    assert starts == [0.0, 60.0]
 
 
 def test_a_video_too_long_for_the_memory_is_named_and_the_others_go_on(clips: ModuleType, tmp_path: Path) -> None:

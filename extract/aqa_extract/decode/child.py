@@ -39,7 +39,8 @@ class DecodeRequest:
     need_next: bool = False
     """Also deliver the timeline's next frame after every used one, for optical flow."""
     deadline: float = 300.0
-    """Seconds that may be spent waiting for the child; what the caller does with chunks does not count."""
+    """Seconds that may be spent waiting for the child, or `decode_seconds` where that is more; what the caller does
+    with chunks does not count."""
     max_bytes: int = 4 << 30
     """Address space of the child; 0 is no limit."""
     max_pixels: int = 4096 * 4096
@@ -157,9 +158,14 @@ class Decoder:
             raise
 
 
+def decode_seconds(probe: Probe) -> float:
+    """How long reading all frames may take: ten times what it needs on a slow core, six hours for one of 1080p."""
+    return probe.n_expected * probe.width * probe.height * 1e-7
+
+
 def decord_seconds(probe: Probe) -> float:
-    """How long decord may take in `auto` before PyAV gets its turn: ten times what it needs on a slow core."""
-    return 10.0 + probe.n_expected * probe.width * probe.height * 1e-7
+    """How long decord may take in `auto` before PyAV gets its turn."""
+    return 10.0 + decode_seconds(probe)
 
 
 def _decode_once(
@@ -171,6 +177,7 @@ def _decode_once(
     seen: set[tuple[int, int]],
 ) -> Iterator[Opened | Chunk | Finished]:
     probe = _ask_probe(child, request.path, request.max_bytes, request.max_pixels, clock)
+    clock.limit = max(clock.limit, decode_seconds(probe))
     seen.add((probe.size, probe.mtime_ns))
     if len(seen) > 1:
         detail = "the file changed between two attempts to read it; run again once it is whole"

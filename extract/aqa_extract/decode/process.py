@@ -26,6 +26,8 @@ class Clock:
 
     def __init__(self, limit: float) -> None:
         self.limit, self.spent = limit, 0.0
+        self.heard = 0.0
+        """What had been spent when the last answer came."""
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -75,8 +77,11 @@ class Child:
         clock = Clock(START_SECONDS)
         try:
             self.receive(clock, clock, "probe", "")
-        except BaseException:
+        except BaseException as e:
             self.kill()
+            if isinstance(e, DecodeFailure) and e.reason == "decode_timeout":
+                detail = f"no decoder started within {START_SECONDS:.0f} s: use fewer --workers on a machine this busy"
+                raise DecodeFailure("decoder_not_started", "probe", detail) from None
             raise
 
     def send(self, message: dict[str, Any], stage: Stage, payload: bytes = b"") -> None:
@@ -91,14 +96,10 @@ class Child:
             with clock.running(), limit.running() if limit is not clock else contextlib.nullcontext():
                 message, payload = self.channel.receive(max(0.0, limit.left))
         except TimeoutError:
-            raise DecodeFailure(
-                "decode_timeout",
-                stage,
-                f"no answer from the decoder within {limit.limit:.0f} s",
-                backend,
-            ) from None
+            raise DecodeFailure("decode_timeout", stage, _late(limit, limit is clock), backend) from None
         except Gone:
             raise self._death(stage, backend) from None
+        clock.heard, limit.heard = clock.spent, limit.spent
         if message.get("event") == "failed":
             raise Reported(DecodeFailure(message["reason"], message["stage"], message["detail"], message["backend"]))
         return message, payload
@@ -131,6 +132,16 @@ class Child:
             name = signal.Signals(-code).name
             return DecodeFailure("decoder_crashed", stage, f"the decoder died of {name}{tail}", backend)
         return DecodeFailure("decoder_crashed", stage, f"the decoder exited with {code}{tail}", backend)
+
+
+def _late(clock: Clock, is_the_videos: bool) -> str:
+    """What the caller's limit for the whole video, or ours for one backend, was spent on."""
+    if clock.heard:
+        silent = clock.spent - clock.heard
+        said = f"decoding took more than {clock.limit:.0f} s in all, the last {silent:.0f} s without an answer"
+    else:
+        said = f"the decoder gave no answer within {clock.limit:.0f} s"
+    return f"{said}; raise --timeout" if is_the_videos else said
 
 
 def _environment() -> dict[str, str]:

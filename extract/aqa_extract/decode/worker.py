@@ -111,7 +111,9 @@ class Worker:
             self.source = None
         if command["max_bytes"]:
             hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-            resource.setrlimit(resource.RLIMIT_AS, (command["max_bytes"], hard))
+            # A shell or a batch system may have set less, and nobody can go beyond that.
+            soft = command["max_bytes"] if hard == resource.RLIM_INFINITY else min(command["max_bytes"], hard)
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         self.max_pixels = command["max_pixels"]
         # The name travels with its undecodable bytes as surrogates, which JSON keeps.
         self.source = Source(command["path"])
