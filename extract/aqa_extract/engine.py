@@ -148,7 +148,8 @@ class _Run(Generic[Job, Loaded, Finished]):
         self.stop = engine.stop
         self.pending = iter(jobs)
         self.total = len(jobs)
-        self.handled = 0
+        self.driven = 0
+        """Jobs that came out of loading: when that is all of them, a stop would spare nothing."""
         self.ready: queue.Queue[Loaded | Failure | None] = queue.Queue(maxsize=engine.workers + 1)
         self.to_write: queue.Queue[Finished | None] = queue.Queue(maxsize=16)
         self.lock = threading.Lock()
@@ -226,6 +227,8 @@ class _Run(Generic[Job, Loaded, Finished]):
                 continue
             if item is None or self.stop.is_set():
                 return
+            with self.lock:
+                self.driven += 1
             if isinstance(item, Failure):
                 self._ended(item)
                 continue
@@ -272,7 +275,6 @@ class _Run(Generic[Job, Loaded, Finished]):
             self._ended(e.failure)
             return
         with self.lock:
-            self.handled += 1
             self.outcome.times.write += time.monotonic() - started
             self.outcome.finished += 1
             self.engine.report(None)
@@ -282,9 +284,8 @@ class _Run(Generic[Job, Loaded, Finished]):
             self.outcome.failures.append(failure)
             self.engine.report(failure)
             self.in_a_row += 1
-            self.handled += 1
             too_many = self.engine.stop_after and self.in_a_row >= self.engine.stop_after
-            if not too_many or self.handled == self.total:
+            if not too_many or self.driven == self.total:
                 return
             self.outcome.stopped_by = f"{self.in_a_row} failures in a row"
         self._halt()
