@@ -183,6 +183,8 @@ def _would_fail_again(video: Video, failed: Failure, options: Options) -> bool:
         return False
     if failed.backend == "decord" and options.decoder != "decord":  # `auto` turns to PyAV by itself
         return False
+    if failed.reason == "decoder_not_started":  # the machine was at fault
+        return False
     if failed.reason == "decode_timeout" and (failed.limit is None or options.timeout > failed.limit):
         return False
     if failed.size is None:  # there was no regular file; look again only if there is one now

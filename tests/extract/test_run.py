@@ -502,6 +502,16 @@ def test_a_failure_of_an_option_is_tried_again_with_another(clips: Path, tmp_pat
     assert "(quarantined before; --retry-failed tries again)" in extract(videos, store, SETTINGS).text()
 
 
+def test_a_failure_of_the_machine_is_tried_again(tmp_path: Path, i3d_rgb_weights: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.mp4").write_bytes(b"half a download")
+    videos, store = find_videos(tmp_path / "in").videos, tmp_path / "s.zarr"
+    failed = extract(videos, store, SETTINGS).failures[0]
+    assert plan(videos, store, SETTINGS, Options()).kept_out == [failed]
+    quarantine.append(store, failed.model_copy(update={"reason": "decoder_not_started"}))
+    assert len(plan(videos, store, SETTINGS, Options()).jobs) == 1
+
+
 def test_many_failures_in_a_row_stop_the_run(tmp_path: Path, i3d_rgb_weights: str) -> None:
     (tmp_path / "in").mkdir()
     for i in range(8):
