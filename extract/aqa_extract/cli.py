@@ -115,7 +115,7 @@ def extract(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     batch: Annotated[int | None, typer.Option(min=1, help="Segments per I3D call; default by device.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Decode processes; default by cores.")] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for a video's decoder.")] = 300.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds a decoder may take; long videos get more.")] = 300.0,
     stop_after: Annotated[int, typer.Option(min=0, help="Failures in a row that stop the run; 0 never.")] = 20,
     retry_failed: Annotated[bool, typer.Option(help="Try quarantined videos again.")] = False,
     repair: Annotated[bool, typer.Option(help="Extract again what `aqa verify` finds damaged.")] = False,
