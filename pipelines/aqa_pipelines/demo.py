@@ -118,9 +118,10 @@ def _where(out: Path) -> str:
     store, run = out / "feats.zarr", out / "run"
     places = {
         out / "videos": "the videos; labels.csv has their scores and what caused them",
-        store: f"the features; see `aqa info {store}`",
+        store: f"the features; see `{shlex.join(['aqa', 'info', str(store)])}`",
         run: "metrics.json, predictions.csv, splits, checkpoints, plots",
     }
     width = max(len(str(place)) for place in places)
     rows = [f"{place!s:{width}}  {what}" for place, what in places.items()]
-    return "\n".join(["", *rows, f"try: aqa predict {run / MODEL} {out / 'videos' / name_of(2)}"])
+    command = shlex.join(["aqa", "predict", str(run / MODEL), str(out / "videos" / name_of(2))])
+    return "\n".join(["", *rows, f"try: {command}"])

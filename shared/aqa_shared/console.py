@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 out = Console(soft_wrap=True, highlight=False)
 """Results only."""
-err = Console(stderr=True, highlight=False)
-"""Progress, notes, errors."""
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+"""Progress, notes, errors; lines are not broken, so that commands and paths can be copied."""
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Exit codes of a command whose reader leaves, as processes."""
+"""How commands talk as processes: exit codes when their reader leaves, lines that can be copied."""
 
 from __future__ import annotations
 
@@ -53,3 +53,12 @@ def test_results_that_cannot_be_written_are_an_error_with_its_cause(say: str) ->
     assert done.returncode == 5
     assert "cannot write to stdout: No space left on device" in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_a_command_to_copy_stays_in_one_line() -> None:
+    command = "aqa-train --resume " + "/".join(["a folder of a run"] * 8)
+    code = f"from aqa_shared import console; console.note({command!r}); console.warn({command!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "40"}, check=True
+    )
+    assert done.stderr.splitlines() == [command, f"warning: {command}"]
