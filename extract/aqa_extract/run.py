@@ -29,7 +29,6 @@ from aqa_shared.store import StoreWriter, disk_errors, peek, refuse_foreign, ref
 if TYPE_CHECKING:
     import torch
 
-
 PART = ("start", "end", "start_time", "end_time")
 REFUSALS = {
     "id_conflict": "the store holds this id from another version of the file, or another part of it; to extract it "
@@ -177,7 +176,9 @@ def _refusals(
 
 def _would_fail_again(video: Video, failed: Failure, options: Options) -> bool:
     """Whether neither the file nor the option that was at fault has changed."""
-    if failed.reason == "id_conflict":  # the store no longer holds what it was in conflict with
+    if failed.reason in REFUSALS:  # the store no longer holds what it was in conflict with
+        return False
+    if failed.reason == "changed_during_read":  # what it changed to has not been looked at yet
         return False
     if failed.stage == "sampling":  # the part or the protocol was at fault, and may have been mended
         return False

@@ -82,8 +82,7 @@ class Work:
                     decoder.close()
                     continue
                 seconds = time.monotonic() - started
-                limit = self.timeout if e.reason == "decode_timeout" else None
-                raise JobFailed(job.failed(e.reason, e.stage, e.detail, e.backend, seconds, limit)) from e
+                raise JobFailed(job.failed(e.reason, e.stage, e.detail, e.backend, seconds, e.limit)) from e
             except TooLarge as e:
                 raise JobFailed(job.failed("too_long", "sampling", _too_long(e))) from e
             except (AqaError, Stopped, JobFailed):

@@ -121,8 +121,8 @@ def _survive_readers() -> None:
             io.BufferedWriter(_Output(stream.fileno(), "wb", closefd=False)),
             encoding=stream.encoding,
             errors=stream.errors,
-            line_buffering=stream.line_buffering,
-            write_through=stream.write_through,
+            # PYTHONUNBUFFERED writes through, which would end in the buffer here.
+            line_buffering=stream.line_buffering or stream.write_through,
         )
         setattr(sys, name, guarded)
 

@@ -48,7 +48,7 @@ class Manifest:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(path, why) of what lay among the videos and is none."""
     labels_source: Path | None = None
-    """The table whose labels were read, also where every score in it is empty; None where there was none."""
+    """The table whose labels were read, also where every score in it is empty; None where none fits a video."""
     unmatched_labels: list[str] = field(default_factory=list)
     """Labels that fit no video."""
     warnings: list[str] = field(default_factory=list)
@@ -67,9 +67,8 @@ class Manifest:
             listed = ", ".join(f"{n} {reason}" for reason, n in why.most_common(6))
             note(f"passed over {len(self.skipped)}: {listed}{', …' if len(why) > 6 else ''}")
         if self.unmatched_labels:
-            listed = ", ".join(printable_id(x) for x in self.unmatched_labels[:5])
-            more = ", …" if len(self.unmatched_labels) > 5 else ""
-            warn(f"{self.labels_source}: {len(self.unmatched_labels)} label(s) fit no video: {listed}{more}")
+            few = _few(self.unmatched_labels)
+            warn(f"{self.labels_source}: {len(self.unmatched_labels)} label(s) fit no video: {few}")
         for warning in self.warnings[:20]:
             warn(warning)
         if len(self.warnings) > 20:
@@ -117,8 +116,10 @@ def find_videos(source: str | Path | Sequence[str | Path], *, labels: Path | Non
         if not beside:
             raise
         return replace(unlabelled, warnings=[*warnings, f"not used as labels: {e.cause}"])
-    if beside and not labelled.matched:
-        return unlabelled
+    if not labelled.matched:
+        # It says nothing about these videos, so a store keeps the labels it has.
+        found_none = f"{source_of_labels}: not used, none of its labels fits a video: {_few(labelled.unmatched)}"
+        return unlabelled if beside else replace(unlabelled, warnings=[*warnings, *labelled.warnings, found_none])
     at = os.path.abspath(source_of_labels)
     return Manifest(
         labelled.videos,
@@ -229,3 +230,7 @@ def _nothing(sources: Sequence[str | Path], found: Sequence[Found]) -> NoInputEr
         if images
         else f"videos are known by their suffix: {', '.join(sorted(VIDEO_SUFFIXES))}",
     )
+
+
+def _few(ids: Sequence[str]) -> str:
+    return ", ".join([*map(printable_id, ids[:5]), *(["…"] if len(ids) > 5 else [])])

@@ -83,8 +83,10 @@ class Table:
 
     @property
     def has_labels(self) -> bool:
-        """Whether it says anything beyond which part of which file a video is, be it that the score is unknown."""
-        return any(c and c not in ("id", "path", "start", "end", "start_time", "end_time") for c in self.columns)
+        """Whether it says anything beyond which part of which file a video is, be it that all scores are unknown."""
+        if not {"score", "difficulty", "split", "category"}.isdisjoint(self.columns):
+            return True
+        return any(value not in (None, "") for _, row in self.rows for value in row.extra.values())
 
     def odd_columns(self) -> list[str]:
         """Columns that are kept as extras but look like a misspelt field."""

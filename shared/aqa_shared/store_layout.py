@@ -243,24 +243,16 @@ def open_array(folder: Path) -> Any:
     return zarr.open_array(LocalStore(folder, read_only=True), mode="r")
 
 
-def chunk_files(array: Any) -> list[str]:
-    """Relative path of every chunk file, in row order; arrays are chunked along their first axis only."""
-    if array.shape[0] == 0:
-        return []
-    tail = ".0" * (array.ndim - 1)
-    return [f"c.{i}{tail}" for i in range(math.ceil(array.shape[0] / array.chunks[0]))]
-
-
 def missing_chunks(folder: Path, array: Any, chunks: range | None = None) -> list[tuple[int, str]]:
     """(chunk number, what is wrong) for chunk files that are absent or of the wrong size; of `chunks`, or of all.
 
     Zarr reads an absent chunk as fill values without a word. A `stat` per file costs microseconds.
     """
     size = None if array.dtype.kind in "TOU" else math.prod(array.chunks) * array.dtype.itemsize + 4
-    names = chunk_files(array)
+    tail = ".0" * (array.ndim - 1)  # arrays are chunked along their first axis only
     wrong = []
-    for i in range(len(names)) if chunks is None else chunks:
-        name = names[i]
+    for i in range(math.ceil(array.shape[0] / array.chunks[0])) if chunks is None else chunks:
+        name = f"c.{i}{tail}"
         try:
             found = (folder / name).stat().st_size
         except OSError as e:

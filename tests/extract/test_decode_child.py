@@ -128,6 +128,7 @@ def test_a_child_that_stands_still_is_killed_at_the_deadline(clip: Path, clips: 
             clips.take(events)
         assert e.value.reason == "decode_timeout"
         assert "more than 1 s in all" in e.value.detail
+        assert e.value.limit == 1.0
         assert "raise --timeout" in e.value.detail
         assert gone(process)
 

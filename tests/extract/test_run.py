@@ -406,6 +406,10 @@ def test_an_emptied_score_is_emptied_in_the_store_and_a_missing_table_empties_no
     assert score_after_a_run() == 7
     table.write_text("id,score\na.mp4,\n")
     assert np.isnan(score_after_a_run())
+    table.write_text("id,score\na.mp4,7\n")
+    assert score_after_a_run() == 7
+    table.write_text("id,score\nfrom another study.mp4,1\n")
+    assert score_after_a_run() == 7
 
 
 def test_a_broken_file_and_its_copy_are_both_named(tmp_path: Path, i3d_rgb_weights: str) -> None:

@@ -62,3 +62,10 @@ def test_a_command_to_copy_stays_in_one_line() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "40"}, check=True
     )
     assert done.stderr.splitlines() == [command, f"warning: {command}"]
+
+
+def test_an_unbuffered_process_loses_nothing_when_it_is_killed() -> None:
+    say = "import os, sys; print('a result'); print('a trace', file=sys.stderr); os._exit(9)"
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run([sys.executable, "-c", COMMAND.format(say=say)], capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (9, "a result\n", "working\na trace\n")

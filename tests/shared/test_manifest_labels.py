@@ -47,6 +47,19 @@ def test_labels_beside_the_folder_are_found_if_they_fit(folder: Path) -> None:
     assert scores(find_videos(folder)) == [9.0, None, None]
 
 
+def test_a_table_that_fits_no_video_is_said_and_not_used(folder: Path) -> None:
+    labels = table(folder, "id,score\nsomething,2\nelse,3\n", "labels.csv")
+    for manifest in (find_videos(folder), find_videos(folder, labels=labels)):
+        assert (scores(manifest), manifest.labels_source, manifest.unmatched_labels) == ([None] * 3, None, [])
+        assert manifest.warnings == [f"{labels}: not used, none of its labels fits a video: something, else"]
+
+
+@pytest.mark.parametrize(("cell", "says"), [("", False), ("calm", True)])
+def test_an_empty_column_of_a_manifest_is_no_label(folder: Path, cell: str, says: bool) -> None:
+    manifest = find_videos(table(folder, f"path,notes\na.mp4,{cell}\n", "m.csv"))
+    assert (manifest.labels_source is not None) is says
+
+
 def test_labels_beside_a_file_a_glob_and_a_list(folder: Path) -> None:
     table(folder, "id,score\na.mp4,9\n", "labels.csv")
     assert scores(find_videos(folder / "a.mp4")) == [9.0]

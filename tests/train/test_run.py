@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,26 @@ def test_work_that_was_lost_is_not_said_to_be_saved(make_store: MakeStore, tmp_p
     said = " ".join(rest.split())
     assert "saved where it stands" not in said
     assert "code -9, and what it did since its last save is lost: s4aqa/fold0-seed0" in said
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
+def test_a_second_ctrl_c_does_not_wait(make_store: MakeStore, tmp_path: Path) -> None:
+    """A worker that stands still would never save, and its parent would wait for it."""
+    options = ["--features", make_store(videos=20), "--seeds", 2, "--epochs", 5000, "--out", tmp_path / "run"]
+    command = [sys.executable, "-m", "aqa_train.cli", *map(str, [*options, "--jobs", 2, *FAST])]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while not (line := process.stderr.readline()).startswith("epochs"):
+        assert line, "it ended before it trained"
+    workers = worker_ids(process.pid)
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)  # one that came while Python ends would end it by the signal itself
+    assert process.returncode == 130
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
 def worker_ids(parent: int) -> list[int]:

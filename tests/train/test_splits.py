@@ -212,6 +212,10 @@ def test_split_files(tmp_path: Path) -> None:
     assert read_split_file(tmp_path / "saved.json") == [saved]
     Split(0, 0, ("a",), ("c",), ("b",)).save(tmp_path / "saved.json")
     assert read_split_file(tmp_path / "saved.json") == [saved]
+    for key in ("saved", "validation"):
+        listed.write_text(f'{{"train": ["a"], "test": ["b"], "{key}": true}}')
+        with pytest.raises(UsageError, match=key):
+            read_split_file(listed)
     listed.write_text('{"labelled": ["a"], "unlabelled": ["c"], "test": ["b"]}')
     assert read_split_file(listed) == [saved]
 

@@ -113,6 +113,8 @@ def run_training(
     if result_file.exists():
         found: dict[str, Any] = json.loads(result_file.read_text())
         return found
+    for left in folder.glob(".*.partial"):
+        left.unlink(missing_ok=True)  # of a process that was killed while it saved
     config, split = experiment.config, training.split
     torch.set_num_threads(config.training.threads)
     rows = {r: protocol.rows_of(features, getattr(split, r)) for r in ("labelled", "unlabelled", "validation", "test")}

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -221,16 +221,28 @@ def hold_out(scores: NDArray[np.float64], fraction: float, rng: np.random.Genera
 Ids = list[Annotated[str, Field(min_length=1)]]
 
 
-class FileFold(Record):
+@dataclass(frozen=True)
+class FileFold:
     """Who is what in one fold, as a file of splits says it."""
+
+    train: list[str]
+    test: list[str]
+    val: list[str] = field(default_factory=list)
+    saved: bool = False
+    """Written by an earlier run, so it names everyone who takes part."""
+
+
+class _Roles(Record):
+    """A fold as people write it; a key that is none of these is refused, as it may be a misspelt one."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
     train: Ids
     test: Ids
     val: Ids = Field(default_factory=list)
-    saved: bool = False
-    """Written by an earlier run, so it names everyone who takes part."""
+
+    def fold(self) -> FileFold:
+        return FileFold(self.train, self.test, self.val)
 
 
 class _Saved(BaseModel):
@@ -290,7 +302,8 @@ def _csv_folds(path: Path, text: str) -> list[FileFold]:
                 raise UsageError(f"{where}: split is {row['split']!r}", fix="use train, val or test")
         named.setdefault(value, []).append(name)
     if column == "split":
-        return [FileFold(**{role: named.get(role, []) for role in ROLES})] if named else []
+        train, test, val = (named.get(role, []) for role in ("train", "test", "val"))
+        return [FileFold(train, test, val)] if named else []
     return [
         FileFold(train=[i for n in sorted(named) if n != tested for i in named[n]], test=named[tested])
         for tested in sorted(named)
@@ -306,7 +319,7 @@ def _json_folds(path: Path, text: str) -> list[FileFold]:
     for number, fold in enumerate(record if isinstance(record, list) else [record]):
         saved = isinstance(fold, dict) and "labelled" in fold
         try:
-            result.append(_Saved.model_validate(fold).fold() if saved else FileFold.model_validate(fold))
+            result.append((_Saved if saved else _Roles).model_validate(fold).fold())
         except ValidationError as e:
             first = e.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the fold"

@@ -78,6 +78,23 @@ def _in_processes(
     with starting_workers():
         for w in workers:
             w.start()
+    try:
+        failure = _watch(workers, messages, stop, advance)
+    except KeyboardInterrupt:
+        # A second Ctrl-C does not wait for a save; what was saved before stays whole.
+        for w in workers:
+            w.kill()
+        raise
+    if failure is not None:
+        raise failure
+    if number := stop():
+        raise Stopped(number, f"stopped by signal {number}; {_kept(workers, names, out)}")
+
+
+def _watch(
+    workers: Sequence[BaseProcess], messages: Any, stop: Callable[[], int], advance: Callable[..., None]
+) -> AqaError | None:
+    """Until every process has ended: show progress, pass a signal on, and return the first failure."""
     failure: AqaError | None = None
     stopping = False
     while True:
@@ -107,10 +124,7 @@ def _in_processes(
                 w.terminate()
     for w in workers:
         w.join()
-    if failure is not None:
-        raise failure
-    if number := stop():
-        raise Stopped(number, f"stopped by signal {number}; {_kept(workers, names, out)}")
+    return failure
 
 
 def _kept(workers: Sequence[BaseProcess], names: list[list[str]], out: Path) -> str:

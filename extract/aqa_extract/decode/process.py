@@ -96,7 +96,8 @@ class Child:
             with clock.running(), limit.running() if limit is not clock else contextlib.nullcontext():
                 message, payload = self.channel.receive(max(0.0, limit.left))
         except TimeoutError:
-            raise DecodeFailure("decode_timeout", stage, _late(limit, limit is clock), backend) from None
+            detail = _late(limit, limit is clock)
+            raise DecodeFailure("decode_timeout", stage, detail, backend, limit=limit.limit) from None
         except Gone:
             raise self._death(stage, backend) from None
         clock.heard, limit.heard = clock.spent, limit.spent
