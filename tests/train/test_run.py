@@ -261,14 +261,20 @@ def test_sigterm_to_every_process_at_once_loses_nothing(make_store: MakeStore, t
     assert results(cut) == results(tmp_path / "whole")
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
-def test_work_that_was_lost_is_not_said_to_be_saved(make_store: MakeStore, tmp_path: Path) -> None:
-    options = ["--features", make_store(videos=20), "--seeds", 2, "--epochs", 5000, "--out", tmp_path / "run"]
-    command = [sys.executable, "-m", "aqa_train.cli", *map(str, [*options, "--jobs", 2, *FAST])]
+def two_at_a_time(store: Path, out: Path) -> subprocess.Popen[str]:
+    """A long run of two processes, one of which trains by now."""
+    options = ["--features", store, "--seeds", 2, "--epochs", 5000, "--out", out, "--jobs", 2, *FAST]
+    command = [sys.executable, "-m", "aqa_train.cli", *map(str, options)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while not (line := process.stderr.readline()).startswith("epochs"):
         assert line, "it ended before it trained"
+    return process
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
+def test_work_that_was_lost_is_not_said_to_be_saved(make_store: MakeStore, tmp_path: Path) -> None:
+    process = two_at_a_time(make_store(videos=20), tmp_path / "run")
     # The parent is held, so that it sees both signals only when one of its processes is gone.
     process.send_signal(signal.SIGSTOP)
     killed = worker_ids(process.pid)[0]
@@ -285,12 +291,7 @@ def test_work_that_was_lost_is_not_said_to_be_saved(make_store: MakeStore, tmp_p
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
 def test_a_second_ctrl_c_does_not_wait(make_store: MakeStore, tmp_path: Path) -> None:
     """A worker that stands still would never save, and its parent would wait for it."""
-    options = ["--features", make_store(videos=20), "--seeds", 2, "--epochs", 5000, "--out", tmp_path / "run"]
-    command = [sys.executable, "-m", "aqa_train.cli", *map(str, [*options, "--jobs", 2, *FAST])]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    while not (line := process.stderr.readline()).startswith("epochs"):
-        assert line, "it ended before it trained"
+    process = two_at_a_time(make_store(videos=20), tmp_path / "run")
     workers = worker_ids(process.pid)
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)
