@@ -162,6 +162,7 @@ def extract(
     if print_config:
         console.out.print_json(settings.model_dump_json())
         return
+    from aqa_extract.faults import environment_fault
     from aqa_extract.run import Options, plan
     from aqa_extract.run import extract as run_extract
     from aqa_shared.manifest import find_videos
@@ -185,6 +186,8 @@ def extract(
     labelled = manifest.labels_source is not None
     report = run_extract(manifest.videos, out, settings, options, labelled=labelled)
     console.summary(report.text())
+    if (fault := environment_fault(report.failures)) is not None:
+        raise fault
     raise typer.Exit(int(report.exit_code))
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from aqa_extract.faults import Fault, fault
 from aqa_shared.console import warn
 from aqa_shared.files import replacing
 from aqa_shared.records import Failure
@@ -47,8 +48,12 @@ def append(store: Path, failure: Failure) -> None:
 
 
 def settle(store: Path, new: Iterable[Failure], extracted: Collection[str]) -> None:
-    """One line an id, sorted, without those that have been extracted since; no file where none is left."""
-    kept = read(store) | {failure.id: failure for failure in new}
+    """One line an id, sorted, without those that have been extracted since; no file where none is left.
+
+    Failures that are no video's are not written down; what was known about the video before stays.
+    """
+    found = [*read(store).values(), *new]
+    kept = {failure.id: failure for failure in found if fault(failure.reason) is not Fault.OURS}
     lines = [_line(kept[id]) for id in sorted(kept) if id not in extracted]
     path = store / QUARANTINE
     with disk_errors(store, "write the quarantine"):

@@ -15,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from aqa_extract import quarantine
+from aqa_extract import faults, quarantine
+from aqa_extract.faults import Fault
 from aqa_extract.identity import Identity, identify, stat_matches
 from aqa_extract.job import Job, without_twins
 from aqa_extract.signals import Interrupted, Signals, caught
@@ -100,8 +101,8 @@ class Report:
 
     @property
     def exit_code(self) -> ExitCode:
-        """3 exactly when some video is quarantined."""
-        return ExitCode.QUARANTINED if self.failures else ExitCode.OK
+        """5 where a failure is the machine's or a library's, else 3 where some video is quarantined."""
+        return faults.exit_code(self.failures)
 
     def text(self) -> str:
         """The result as a person reads it."""
@@ -113,7 +114,10 @@ class Report:
             + (" (quarantined before; --retry-failed tries again)" if f.id in self.kept_out else "")
             for f in self.failures
         ]
-        return "\n".join([f"{head}, {len(self.failures)} quarantined ({self.seconds:.1f} s):", *rows])
+        ours = len(faults.ours(self.failures))
+        counts = [f"{len(self.failures) - ours} quarantined"] if ours < len(self.failures) else []
+        counts += [f"{ours} failed through no fault of theirs"] if ours else []
+        return "\n".join([f"{head}, {', '.join(counts)} ({self.seconds:.1f} s):", *rows])
 
 
 def plan(videos: Sequence[Video], out: Path, settings: ExtractSettings, options: Options, *, dry: bool = False) -> Plan:
@@ -176,17 +180,7 @@ def _refusals(
 
 def _would_fail_again(video: Video, failed: Failure, options: Options) -> bool:
     """Whether neither the file nor the option that was at fault has changed."""
-    if failed.reason in REFUSALS:  # the store no longer holds what it was in conflict with
-        return False
-    if failed.reason == "changed_during_read":  # what it changed to has not been looked at yet
-        return False
-    if failed.stage == "sampling":  # the part or the protocol was at fault, and may have been mended
-        return False
-    if failed.backend == "decord" and options.decoder != "decord":  # `auto` turns to PyAV by itself
-        return False
-    if failed.reason == "decoder_not_started":  # the machine was at fault
-        return False
-    if failed.reason == "decode_timeout" and (failed.limit is None or options.timeout > failed.limit):
+    if not faults.would_fail_again(failed, options.decoder, options.timeout):
         return False
     if failed.size is None:  # there was no regular file; look again only if there is one now
         return identify(video.path) is None
@@ -290,7 +284,8 @@ def _run(
             def ended(failed: Failure | None) -> None:
                 for one in _with_twins(jobs[failed.id], failed) if failed is not None else ():
                     if one.id not in work.committed:
-                        quarantine.append(report.store, one)
+                        if faults.fault(one.reason) is not Fault.OURS:
+                            quarantine.append(report.store, one)
                         report.failures.append(one)
                         console.warn(f"{one.id}: {one.reason} — {console.printable(one.detail)}")
                 seconds = max(time.monotonic() - begun, 1e-9)
@@ -319,9 +314,11 @@ def _run(
             )
         if outcome.stopped_by:
             last = report.failures[-1]
+            rerun = "the same command" if faults.fault(last.reason) is Fault.OURS else "with --retry-failed"
             raise EnvironmentFault(
                 f"stopped after {outcome.stopped_by}; the last was {last.id}: {last.reason} — {last.detail}",
-                fix="mend the cause and rerun with --retry-failed, or go on regardless with --stop-after 0",
+                fix=f"mend the cause (`aqa doctor` examines this machine) and rerun {rerun}, "
+                "or go on regardless with --stop-after 0",
             )
         lost = {id for job in todo.jobs for id in job.ids} - work.committed - {f.id for f in report.failures}
         if lost:

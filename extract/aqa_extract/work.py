@@ -14,15 +14,13 @@ import torch
 from aqa_extract.compute import Done, device_faults
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
 from aqa_extract.engine import ByteBudget, JobFailed, Stopped, TooLarge
+from aqa_extract.faults import second_try
 from aqa_extract.job import Job
 from aqa_extract.loading import Prepared, load
 from aqa_extract.streams import needs_flow
 from aqa_shared.errors import AqaError
 from aqa_shared.records import ExtractSettings
 from aqa_shared.store import StoreWriter
-
-RETRYABLE = frozenset({"decoder_crashed", "decoder_not_started", "out_of_memory"})
-"""Failures that may be the machine's rather than the video's: one more try in a clean process."""
 
 
 @dataclass
@@ -78,7 +76,7 @@ class Work:
                 reserved = 0
                 return prepared
             except DecodeFailure as e:
-                if not last_try and e.reason in RETRYABLE and not self.stop.is_set():
+                if not last_try and second_try(e.reason) and not self.stop.is_set():
                     decoder.close()
                     continue
                 seconds = time.monotonic() - started

@@ -89,6 +89,7 @@ def predict(
 
     Exit codes: 0 done, 2 usage, 3 some videos could not be used, 4 no videos, 5 environment, 6 other weights.
     """
+    from aqa_extract.faults import environment_fault
     from aqa_pipelines.predict import as_text, predict_videos, write_text
 
     result = predict_videos(checkpoint, videos, device=device, decoder=decoder, workers=workers)
@@ -97,6 +98,8 @@ def predict(
         typer.echo(text, nl=False)
     else:
         write_text(out, text)
+    if (fault := environment_fault(result.failures)) is not None:
+        raise fault
     if result.failures:
         raise typer.Exit(int(ExitCode.QUARANTINED))
 

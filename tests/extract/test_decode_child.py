@@ -99,7 +99,7 @@ def test_failures_do_not_cost_the_child_nor_change_the_next_video(
     [
         (signal.SIGSEGV, "decoder_crashed"),
         (signal.SIGABRT, "decoder_crashed"),
-        (signal.SIGKILL, "out_of_memory"),
+        (signal.SIGKILL, "decoder_killed"),
     ],
 )
 @pytest.mark.parametrize("backend", ["av", "decord"])

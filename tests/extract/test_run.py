@@ -514,6 +514,8 @@ def test_a_failure_of_the_machine_is_tried_again(tmp_path: Path, i3d_rgb_weights
     assert plan(videos, store, SETTINGS, Options()).kept_out == [failed]
     quarantine.append(store, failed.model_copy(update={"reason": "decoder_not_started"}))
     assert len(plan(videos, store, SETTINGS, Options()).jobs) == 1
+    quarantine.settle(store, [], ())
+    assert quarantine.read(store) == {}
 
 
 def test_many_failures_in_a_row_stop_the_run(tmp_path: Path, i3d_rgb_weights: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Literal
 
 Stage = Literal["probe", "decode", "sampling"]
@@ -20,3 +21,8 @@ class DecodeFailure(Exception):
         self.backend = backend
         self.limit = limit
         """Seconds that were not enough, where time was at fault."""
+
+
+def out_of_memory() -> str:
+    """The reason for a decoder without memory: the video's, unless the shell or batch system allows less than we do."""
+    return "out_of_memory" if resource.getrlimit(resource.RLIMIT_AS)[1] == resource.RLIM_INFINITY else "no_memory"

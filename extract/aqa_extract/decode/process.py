@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aqa_extract.decode.failure import DecodeFailure, Stage
+from aqa_extract.decode.failure import DecodeFailure, Stage, out_of_memory
 from aqa_extract.decode.wire import Channel, FrameBuffer, Gone
 
 START_SECONDS = 60.0
@@ -79,10 +79,13 @@ class Child:
             self.receive(clock, clock, "probe", "")
         except BaseException as e:
             self.kill()
-            if isinstance(e, DecodeFailure) and e.reason == "decode_timeout":
+            if not isinstance(e, DecodeFailure):
+                raise
+            # It has not been shown any video yet: whatever ended it, none is to blame.
+            detail = f"no decoder started: {e.detail}"
+            if e.reason == "decode_timeout":
                 detail = f"no decoder started within {START_SECONDS:.0f} s: use fewer --workers on a machine this busy"
-                raise DecodeFailure("decoder_not_started", "probe", detail) from None
-            raise
+            raise DecodeFailure("decoder_not_started", "probe", detail) from None
 
     def send(self, message: dict[str, Any], stage: Stage, payload: bytes = b"") -> None:
         try:
@@ -124,11 +127,10 @@ class Child:
         said = self._stderr.read().decode(errors="replace").strip().splitlines()
         tail = f": {said[-1]}" if said else ""
         if code == -signal.SIGKILL:
-            return DecodeFailure(
-                "out_of_memory", stage, "the decoder was killed from outside, mostly by the system for memory", backend
-            )
+            detail = "the decoder was killed from outside, mostly by the system for memory: use fewer --workers"
+            return DecodeFailure("decoder_killed", stage, detail, backend)
         if any("MemoryError" in line or "bad_alloc" in line for line in said[-3:]):
-            return DecodeFailure("out_of_memory", stage, f"the decoder reached its memory limit{tail}", backend)
+            return DecodeFailure(out_of_memory(), stage, f"the decoder reached its memory limit{tail}", backend)
         with contextlib.suppress(ValueError):
             name = signal.Signals(-code).name
             return DecodeFailure("decoder_crashed", stage, f"the decoder died of {name}{tail}", backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from aqa_extract.decode.failure import DecodeFailure
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf"
 """Containers that FFmpeg may recognise: none of them can name another file to read, as playlists do."""
+
+_THE_FILES = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV)
+"""Refusals that lie in the file or its name; another (EIO, ESTALE, EMFILE …) is the disk's or the machine's."""
 
 
 class Source:
@@ -35,6 +39,8 @@ class Source:
                 "the link points to nothing" if dangling else "no such file",
             ) from e
         except OSError as e:
+            if e.errno not in _THE_FILES:
+                raise DecodeFailure("read_error", "probe", e.strerror or str(e)) from e
             loop = os.path.islink(path) and not isinstance(e, PermissionError)
             raise DecodeFailure("not_regular_file" if loop else "unreadable", "probe", e.strerror or str(e)) from e
         self.before = os.fstat(self.fd)
@@ -55,6 +61,12 @@ class Source:
 
     def head(self, size: int = 4096) -> bytes:
         return os.pread(self.fd, size, 0)
+
+    def read_through(self) -> None:
+        """Read every byte once. Raises OSError where the disk or the network does not give them."""
+        at = 0
+        while part := os.pread(self.fd, 1 << 20, at):
+            at += len(part)
 
     def check_unchanged(self) -> None:
         """Raises `changed_during_read` when the file grew, was rewritten, replaced or deleted."""

@@ -21,11 +21,12 @@ import av
 import av.error
 import numpy as np
 
-from aqa_extract.decode.failure import DecodeFailure
+from aqa_extract.decode.failure import DecodeFailure, out_of_memory
 from aqa_extract.decode.probe import Probe, probe, timeline
 from aqa_extract.decode.readers import AvReader, DecordReader, Reader, damage
 from aqa_extract.decode.source import Source
 from aqa_extract.decode.wire import Channel, FrameBuffer, Gone
+from aqa_extract.faults import Fault, fault
 
 SLOTS = 2
 """Chunks in flight: one is filled while the parent uses the other."""
@@ -94,13 +95,26 @@ class Worker:
             else:
                 self._read(command, np.frombuffer(payload, "<i4"))
         except DecodeFailure as e:
-            self._failed(e.reason, e.stage, e.detail, e.backend or backend)
+            reason, detail = self._without_the_disk(e.reason, e.detail)
+            self._failed(reason, e.stage, detail, e.backend or backend)
         except MemoryError:
-            self._failed("out_of_memory", stage, "the decoder reached its memory limit", backend)
+            self._failed(out_of_memory(), stage, "the decoder reached its memory limit", backend)
         except Gone:
             raise
         except Exception as e:  # A bug of ours or of a library is one video's failure, not the run's.
             self._failed("decoder_error", stage, f"{type(e).__name__}: {e}", backend)
+
+    def _without_the_disk(self, reason: str, detail: str) -> tuple[str, str]:
+        """A video is only blamed for bytes that can be read: a disk or network that fails looks like damage."""
+        if reason == "out_of_memory":
+            return out_of_memory(), detail
+        if self.source is None or fault(reason) is not Fault.VIDEO:
+            return reason, detail
+        try:
+            self.source.read_through()
+        except OSError as e:
+            return "read_error", f"the file cannot be read to its end: {e.strerror or e}"
+        return reason, detail
 
     def _failed(self, reason: str, stage: str, detail: str, backend: str) -> None:
         self.channel.send({"event": "failed", "reason": reason, "stage": stage, "detail": detail, "backend": backend})
