@@ -30,9 +30,8 @@ def synthetic(videos: int, segments: int = 4, channels: int = 16, seed: int = 0)
     return x, np.round(20 + 60 * quality, 1)
 
 
-@pytest.fixture
-def make_store(tmp_path: Path) -> MakeStore:
-    """`make_store(videos=…, lengths=…, scores=…, streams=("rgb",), …)` writes a finalised store."""
+def store_maker(folder: Path) -> MakeStore:
+    """`make_store(videos=…, lengths=…, scores=…, streams=("rgb",), …)` writes a finalised store into `folder`."""
 
     def make(
         videos: int = 24,
@@ -57,7 +56,7 @@ def make_store(tmp_path: Path) -> MakeStore:
         specs = [ArraySpec(s.replace("-", "_"), ("channel",), (channels,), "float32", {}) for s in streams]
         x, truth = synthetic(videos, segments, channels, seed)
         rng = np.random.default_rng(seed + 1)
-        path = tmp_path / name
+        path = folder / name
         writer = StoreWriter.open(
             path, specs=specs, settings=settings, provenance={"weights": {"rgb": {"sha256": digest}}}
         )
@@ -81,3 +80,14 @@ def make_store(tmp_path: Path) -> MakeStore:
         return path
 
     return make
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> MakeStore:
+    return store_maker(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def make_store_once(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
+    """For a run that several tests look at."""
+    return store_maker(tmp_path_factory.mktemp("stores"))

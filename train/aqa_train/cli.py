@@ -154,7 +154,7 @@ def run(
     compared = work.run_baselines(experiment, placed)
     with writing(out):
         summary = write_results(experiment, out, results, compared)
-        draw(out, results, summary)
+    draw(out, console.warn)
     table = as_table(summary)
     # A result is never cut to the terminal's width.
     wide = console.out.measure(table, options=console.out.options.update(width=10_000)).maximum

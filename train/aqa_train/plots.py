@@ -1,8 +1,18 @@
-"""Pictures of a run, as PNG and SVG: predicted against true scores, losses by epoch, methods side by side."""
+"""Pictures of a run, as PNG and SVG: predicted against true scores, losses by epoch, methods side by side.
+
+They are drawn from the files of the run folder, by `python -m aqa_train.plots RUN` too, in a process of its own:
+Matplotlib reads the user's settings while it is imported (MPLBACKEND, a matplotlibrc in the working folder), and what
+it does there can cost no result.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +45,63 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw(out: Path, results: Sequence[dict[str, Any]], summary: dict[str, Any]) -> list[Path]:
-    """Write plots/{scatter,curves,methods}.{png,svg}; returns the files."""
+TIMEOUT = 600
+"""Seconds; the first import on a machine lists its fonts, which takes a while where there are thousands."""
+
+
+def draw(out: Path, say: Callable[[str], None]) -> None:
+    """Write plots/{scatter,curves,methods}.{png,svg} from the run's files; what cannot be drawn is said."""
+    # -P: a file of the working folder that is called as a library must not be imported in its place.
+    command = [sys.executable, "-P", "-m", "aqa_train.plots", str(out)]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=TIMEOUT
+        )
+    except (OSError, subprocess.SubprocessError) as e:
+        say(f"no plots: {e}")
+        return
+    if done.returncode:
+        wrong = done.stdout.splitlines() or done.stderr.splitlines()[-1:] or [f"exit code {done.returncode}"]
+        for line in wrong:
+            say(f"no plot: {line}")
+
+
+def main() -> None:
+    """Draw the plots of the run folder that is named; a line on stdout for each that fails."""
+    out = Path(sys.argv[1]).resolve()
+    summary = json.loads((out / "metrics.json").read_text())
+    predictions, losses = _read_csv(out / "predictions.csv"), _read_csv(out / "losses.csv")
+    plots = out / "plots"
+    plots.mkdir(exist_ok=True)
+    mpl = _matplotlib(plots)
+    failed = False
+    for name, figure in (
+        ("scatter", lambda: _scatter(predictions, summary)),
+        ("curves", lambda: _curves(losses)),
+        ("methods", lambda: _methods(summary)),
+    ):
+        try:
+            with mpl.rc_context(_STYLE):
+                _save(figure(), plots / name)
+        except Exception as e:
+            failed = True
+            print(f"{name}: {type(e).__name__}: {e}".splitlines()[0])
+    sys.exit(int(failed))
+
+
+def _matplotlib(empty: Path) -> Any:
+    """Matplotlib with its own defaults. Changes this process: its environment, and its working folder to `empty`."""
+    os.environ["MPLBACKEND"] = "agg"
+    os.environ["MATPLOTLIBRC"] = os.devnull
+    os.chdir(empty)
     import matplotlib as mpl
 
-    # The object interface only: no window system, and nothing global is changed.
-    with mpl.rc_context(_STYLE):
-        (out / "plots").mkdir(exist_ok=True)
-        files = _save(_scatter(results, summary), out / "plots" / "scatter")
-        files += _save(_curves(results), out / "plots" / "curves")
-        return files + _save(_methods(summary), out / "plots" / "methods")
+    return mpl
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def _figure(columns: int, rows: int = 1, *, width: float = 4.0, height: float = 3.7) -> tuple[Any, Any]:
@@ -54,26 +111,24 @@ def _figure(columns: int, rows: int = 1, *, width: float = 4.0, height: float = 
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save(figure: Any, stem: Path) -> list[Path]:
-    files = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    figure.savefig(files[0], dpi=150)
-    figure.savefig(files[1], metadata={"Date": None})
-    return files
+def _save(figure: Any, stem: Path) -> None:
+    figure.savefig(stem.with_suffix(".png"), dpi=150)
+    figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
 
 
-def _scatter(results: Sequence[dict[str, Any]], summary: dict[str, Any]) -> Any:
+def _scatter(predictions: Sequence[dict[str, str]], summary: dict[str, Any]) -> Any:
     """Every video once a method: the mean prediction over seeds, with the range over seeds behind it."""
-    methods = list(dict.fromkeys(r["method"] for r in results))
+    last = [r for r in predictions if r["selection"] == "last"]
+    methods = list(dict.fromkeys(r["method"] for r in last))
     figure, axes = _figure(len(methods))
-    every = [v for r in results for v in (*r["true"], *r["predicted"]["last"])]
+    every = [float(r[side]) for r in last for side in ("true", "predicted")]
     low, high = min(every), max(every)
     pad = 0.04 * (high - low or 1)
     for axis, method, colour in zip(axes[0], methods, COLOURS * len(methods), strict=False):
         by_video: dict[str, tuple[float, list[float]]] = {}
-        for r in results:
+        for r in last:
             if r["method"] == method:
-                for i, t, p in zip(r["ids"], r["true"], r["predicted"]["last"], strict=True):
-                    by_video.setdefault(i, (t, []))[1].append(p)
+                by_video.setdefault(r["id"], (float(r["true"]), []))[1].append(float(r["predicted"]))
         true = np.array([t for t, _ in by_video.values()])
         mean = np.array([np.mean(p) for _, p in by_video.values()])
         spread = np.array([[np.min(p), np.max(p)] for _, p in by_video.values()])
@@ -94,10 +149,10 @@ def _scatter(results: Sequence[dict[str, Any]], summary: dict[str, Any]) -> Any:
     return figure
 
 
-def _curves(results: Sequence[dict[str, Any]]) -> Any:
+def _curves(losses: Sequence[dict[str, str]]) -> Any:
     """A panel a loss: the median over runs by epoch, with the range."""
-    methods = list(dict.fromkeys(r["method"] for r in results))
-    terms = list(dict.fromkeys(k for r in results for row in r["history"] for k in row))
+    methods = list(dict.fromkeys(r["method"] for r in losses))
+    terms = [k for k in losses[0] if k not in ("method", "fold", "seed", "epoch")]
     columns = 2 if len(terms) == 4 else min(len(terms), 3)
     figure, axes = _figure(columns, -(-len(terms) // columns), height=3.0)
     for axis in axes.flat[len(terms) :]:
@@ -105,8 +160,11 @@ def _curves(results: Sequence[dict[str, Any]]) -> Any:
     titles = {"total": "total, weighted", "validation_spearman": "Spearman on validation"}
     for axis, term in zip(axes.flat, terms, strict=False):
         for method, colour in zip(methods, COLOURS * len(methods), strict=False):
-            runs = [[row.get(term, np.nan) for row in r["history"]] for r in results if r["method"] == method]
-            values = np.array(runs, dtype=float)
+            runs: dict[tuple[str, str], list[float]] = {}
+            for r in losses:
+                if r["method"] == method:
+                    runs.setdefault((r["fold"], r["seed"]), []).append(float(r[term] or "nan"))
+            values = np.array(list(runs.values()))
             if np.isnan(values).all():
                 continue
             epochs = np.arange(1, values.shape[1] + 1)
@@ -115,7 +173,7 @@ def _curves(results: Sequence[dict[str, Any]]) -> Any:
             marker = "o" if len(epochs) == 1 else None
             axis.fill_between(epochs, np.nanmin(values, 0), np.nanmax(values, 0), color=colour, alpha=0.15, linewidth=0)
             axis.plot(epochs, np.nanmedian(values, 0), color=colour, linewidth=1.4, marker=marker, label=method)
-        values = np.concatenate([np.asarray(line.get_ydata()) for line in axis.lines])
+        values = np.concatenate([np.asarray(line.get_ydata()) for line in axis.lines] or [np.zeros(1)])
         # Decades of decrease want a logarithmic axis; less than one reads better on a linear one.
         if term != "validation_spearman" and values.min() > 0 and values.max() > 10 * values.min():
             axis.set_yscale("log")
@@ -144,3 +202,7 @@ def _methods(summary: dict[str, Any]) -> Any:
     axis.set(ylim=(-0.6, max(len(rows), 1) - 0.4), xlabel="Spearman on test: each seed, and their mean")
     axis.grid(axis="y", visible=False)
     return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Plots of a run folder: whatever the user's Matplotlib is set to, and never at the cost of the run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aqa_train.plots import draw
+
+from .conftest import MakeStore
+from .test_run import FAST, aqa_train
+
+PLOTS = [f"{name}.{kind}" for name in ("curves", "methods", "scatter") for kind in ("png", "svg")]
+
+
+@pytest.fixture(scope="module")
+def run(make_store_once: MakeStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plots") / "run"
+    aqa_train("--features", make_store_once(videos=16), "--method", "aa", "--labelled", 1, "--seeds", 2,
+              "--epochs", 2, "--out", out, "--jobs", 1, *FAST)  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
+def usual(run: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted((run / "plots").iterdir())}
+
+
+def drawn(run: Path, tmp_path: Path) -> tuple[dict[str, bytes], list[str]]:
+    """The pictures of a copy of `run`, and what was said."""
+    out = tmp_path / "copy"
+    shutil.copytree(run, out)
+    shutil.rmtree(out / "plots", ignore_errors=True)
+    said: list[str] = []
+    draw(out, said.append)
+    return {p.name: p.read_bytes() for p in sorted((out / "plots").iterdir())}, said
+
+
+@pytest.mark.parametrize(
+    "rc", [b"text.usetex: True\n", b"backend: nonsense\n", b"no.such.setting: 1\nfont.size: 40\n", b"\xff\xfe\xff"]
+)
+def test_a_matplotlibrc_in_the_working_folder_changes_nothing(
+    run: Path, tmp_path: Path, usual: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, rc: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "matplotlibrc").write_bytes(rc)
+    found, said = drawn(run, tmp_path / "here")
+    assert not said
+    assert list(found) == PLOTS
+    assert found == usual
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_the_users_environment_changes_nothing(
+    run: Path, tmp_path: Path, usual: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    config = tmp_path / "config"
+    config.mkdir()
+    (config / "matplotlibrc").write_text("text.usetex: True\naxes.facecolor: red\n")
+    monkeypatch.setenv("MPLBACKEND", backend)
+    monkeypatch.setenv("MATPLOTLIBRC", str(config))
+    monkeypatch.setenv("MPLCONFIGDIR", str(config))
+    found, said = drawn(run, tmp_path / "here")
+    assert not said
+    assert found == usual
+
+
+def test_no_place_for_matplotlibs_settings_is_no_trouble(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "file" / "config"))
+    found, said = drawn(run, tmp_path / "here")
+    assert not said
+    assert list(found) == PLOTS
+
+
+def test_a_library_of_the_working_folder_is_not_taken_for_ours(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "numpy.py").write_text("raise SystemExit('not this one')")
+    found, said = drawn(run, tmp_path / "here")
+    assert not said
+    assert list(found) == PLOTS
+
+
+def test_a_plot_that_fails_is_a_warning_and_the_others_are_drawn(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(run, out)
+    shutil.rmtree(out / "plots")
+    (out / "plots" / "scatter.png").mkdir(parents=True)
+    said: list[str] = []
+    draw(out, said.append)
+    assert len(said) == 1
+    assert said[0].startswith("no plot: scatter: IsADirectoryError")
+    assert (out / "plots" / "methods.svg").exists()
+
+
+def test_a_run_without_matplotlib_ends_well(make_store: MakeStore, tmp_path: Path) -> None:
+    """A stub of that name that cannot be imported, before the real one on the path."""
+    (tmp_path / "path" / "matplotlib").mkdir(parents=True)
+    (tmp_path / "path" / "matplotlib" / "__init__.py").write_text("raise ImportError('broken here')")
+    options = ["--features", make_store(videos=12), "--method", "aa", "--seeds", 1, "--epochs", 1,
+               "--out", tmp_path / "o", *FAST]  # fmt: skip
+    code = f"import sys; sys.argv[1:] = {list(map(str, options))!r}; from aqa_train.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path / "path")}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Spearman" in done.stdout
+    assert "warning: no plot: ImportError: broken here" in done.stderr
+    assert (tmp_path / "o" / "metrics.json").exists()
