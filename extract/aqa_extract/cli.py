@@ -7,28 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
-import typer.core
 
 from aqa_extract.signals import caught
 from aqa_shared import console
+from aqa_shared.commands import App, Version, group
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import STREAMS, ExtractSettings, Protocol, Stream
 
+app = App(environment="AQA_EXTRACT")
 
-class _Command(typer.core.TyperCommand):
-    """Every option can come from the environment; saying so beside each would bury the help."""
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        for parameter in self.params:
-            if isinstance(parameter, typer.core.TyperOption):
-                parameter.show_envvar = False
-
-
-app = typer.Typer(
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AQA_EXTRACT"},
+Input, Segments, Streams, Flow, Pixels, Actor, Networks, Run = map(
+    group, ("Input and output", "Segments", "Streams", "Flow", "Pixels", "Actor", "Networks and weights", "Run")
 )
+"""Options by the heading under which `--help` shows them."""
 
 PROTOCOLS = get_args(Protocol)
 
@@ -62,7 +53,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-@app.command(cls=_Command, epilog="aqa-extract videos/ --out feats.zarr --streams rgb,flow,actor-rgb --device cuda")
+@app.command(epilog="aqa-extract videos/ --out feats.zarr --streams rgb,actor-rgb --device cuda")
 @caught()
 def extract(
     videos: Annotated[
@@ -70,67 +61,70 @@ def extract(
         typer.Argument(
             help="A folder, video files, a glob in quotes, a text list (.txt), or a manifest (.csv, .jsonl).",
             show_default=False,
+            rich_help_panel="Input and output",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Store to create, or to go on with.", show_default=False)],
+    out: Annotated[Path, Input(help="Store to create, or to go on with.", show_default=False)],
     labels: Annotated[
         Path | None,
-        typer.Option(help="CSV with id or path, and score; default: labels.csv beside the videos."),
-    ] = None,
-    streams: Annotated[
-        str | None,
-        typer.Option(help=f"Any of {','.join(STREAMS)}; default rgb, and flow where --flow is on."),
+        Input(help="CSV with id or path, and score; default: labels.csv beside the videos."),
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="Which frames make up the segments: " + ", ".join(PROTOCOLS) + ".")
+        str, Segments(help="Which frames make up the segments: " + ", ".join(PROTOCOLS) + ".")
     ] = "even",
-    segments: Annotated[int, typer.Option(help="Segments a video (even).")] = 10,
-    segment_frames: Annotated[int, typer.Option(help="Frames a segment (even, dense).")] = 16,
-    step: Annotated[int, typer.Option(help="Frames between segment starts (dense).")] = 16,
-    fps: Annotated[float | None, typer.Option(help="Resample to this rate by timestamp first.")] = None,
-    last_start: Annotated[int, typer.Option(help="Start of the tenth clip (mtl-aqa, aqa-7): 86 or 87.")] = 86,
+    segments: Annotated[int, Segments(help="Segments a video (even).")] = 10,
+    segment_frames: Annotated[int, Segments(help="Frames a segment (even, dense).")] = 16,
+    step: Annotated[int, Segments(help="Frames between segment starts (dense).")] = 16,
+    fps: Annotated[float | None, Segments(help="Resample to this rate by timestamp first.")] = None,
+    last_start: Annotated[int, Segments(help="Start of the tenth clip (mtl-aqa, aqa-7): 86 or 87.")] = 86,
+    streams: Annotated[
+        str | None,
+        Streams(help=f"Any of {','.join(STREAMS)}; default rgb, and flow where --flow is on."),
+    ] = None,
+    logits: Annotated[bool, Streams(help="Also store the 400 Kinetics logits.")] = False,
+    maps: Annotated[bool, Streams(help="Also store the map before the pool.")] = False,
     flow: Annotated[
         str | None,
-        typer.Option(help="TV-L1: off, parity (as OpenCV on a CPU) or fast (fixed steps); parity for flow streams."),
+        Flow(help="TV-L1: off, parity (as OpenCV on a CPU) or fast (fixed steps); parity for flow streams."),
     ] = None,
-    flow_quantise: Annotated[str, typer.Option(help="mediapipe (as I3D was trained), round, or none.")] = "mediapipe",
-    flow_bound: Annotated[float, typer.Option(help="Flow is clipped to this many pixels.")] = 20.0,
-    short_side: Annotated[int, typer.Option(help="Frames are resized to this short side.")] = 256,
-    crop: Annotated[int, typer.Option(help="Square that I3D sees.")] = 224,
-    normalise: Annotated[str, typer.Option(help="kinetics ([-1, 1]) or imagenet (CoRe-style code).")] = "kinetics",
-    antialias: Annotated[bool, typer.Option(help="Smooth when reducing frames.")] = False,
-    actor_every: Annotated[int, typer.Option(help="Detect the actor on every k-th frame.")] = 4,
-    actor_min_score: Annotated[float, typer.Option(help="Detections below are ignored.")] = 0.1,
-    actor_enlarge: Annotated[float, typer.Option(help="Side of the actor's crop over its box.")] = 1.25,
-    rgb_weights: Annotated[str, typer.Option(help="Name (`aqa weights list`) or file.")] = "default",
-    flow_weights: Annotated[str, typer.Option(help="Name or file.")] = "default",
-    actor_weights: Annotated[str, typer.Option(help="Name or file.")] = "default",
-    bn_eps: Annotated[float, typer.Option(help="I3D batch-norm epsilon; 1e-5 matches CoRe-style features.")] = 1e-3,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16 for I3D.")] = "fp32",
-    logits: Annotated[bool, typer.Option(help="Also store the 400 Kinetics logits.")] = False,
-    maps: Annotated[bool, typer.Option(help="Also store the map before the pool.")] = False,
+    flow_quantise: Annotated[str, Flow(help="mediapipe (as I3D was trained), round, or none.")] = "mediapipe",
+    flow_bound: Annotated[float, Flow(help="Flow is clipped to this many pixels.")] = 20.0,
+    short_side: Annotated[int, Pixels(help="Frames are resized to this short side.")] = 256,
+    crop: Annotated[int, Pixels(help="Square that I3D sees.")] = 224,
+    normalise: Annotated[str, Pixels(help="kinetics ([-1, 1]) or imagenet (CoRe-style code).")] = "kinetics",
+    antialias: Annotated[bool, Pixels(help="Smooth when reducing frames.")] = False,
+    actor_every: Annotated[int, Actor(help="Detect the actor on every k-th frame.")] = 4,
+    actor_min_score: Annotated[float, Actor(help="Detections below are ignored.")] = 0.1,
+    actor_enlarge: Annotated[float, Actor(help="Side of the actor's crop over its box.")] = 1.25,
+    rgb_weights: Annotated[str, Networks(help="Name (`aqa weights list`) or file.")] = "default",
+    flow_weights: Annotated[str, Networks(help="Name or file.")] = "default",
+    actor_weights: Annotated[str, Networks(help="Name or file.")] = "default",
+    bn_eps: Annotated[float, Networks(help="I3D batch-norm epsilon; 1e-5 matches CoRe-style features.")] = 1e-3,
+    precision: Annotated[str, Networks(help="fp32, bf16 or fp16 for I3D.")] = "fp32",
     decoder: Annotated[
-        str, typer.Option(help="auto, av or decord; auto uses decord only where both give the same frames.")
+        str, Run(help="auto, av or decord; auto uses decord only where both give the same frames.")
     ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    batch: Annotated[int | None, typer.Option(min=1, help="Segments per I3D call; default by device.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decode processes; default by cores.")] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds a decoder may take; long videos get more.")] = 300.0,
-    stop_after: Annotated[int, typer.Option(min=0, help="Failures in a row that stop the run; 0 never.")] = 20,
-    retry_failed: Annotated[bool, typer.Option(help="Try quarantined videos again.")] = False,
-    repair: Annotated[bool, typer.Option(help="Extract again what `aqa verify` finds damaged.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing store.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Say what would be done; write nothing.")] = False,
-    print_config: Annotated[bool, typer.Option(help="Print the settings as JSON and stop.")] = False,
+    device: Annotated[str, Run(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    batch: Annotated[int | None, Run(min=1, help="Segments per I3D call; default by device.")] = None,
+    workers: Annotated[int | None, Run(min=1, help="Decode processes; default by cores.")] = None,
+    timeout: Annotated[float, Run(min=1, help="Seconds a decoder may take; long videos get more.")] = 300.0,
+    stop_after: Annotated[int, Run(min=0, help="Failures in a row that stop the run; 0 never.")] = 20,
+    retry_failed: Annotated[bool, Run(help="Try quarantined videos again.")] = False,
+    repair: Annotated[bool, Run(help="Extract again what `aqa verify` finds damaged.")] = False,
+    overwrite: Annotated[bool, Run(help="Replace an existing store.")] = False,
+    dry_run: Annotated[bool, Run(help="Say what would be done; write nothing.")] = False,
+    print_config: Annotated[bool, Run(help="Print the settings as JSON and stop.")] = False,
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML file of these options.", is_eager=True, callback=_load_config),
+        Run(help="TOML file of these options.", is_eager=True, callback=_load_config),
     ] = None,
+    version: Version = False,
 ) -> None:
     """Extract I3D features of every video into a Zarr store. Rerun the same command to resume or append.
 
     Options may also come from a TOML file (--config) or from AQA_EXTRACT_<OPTION> in the environment; flags win,
     --no-logits over `logits = true`.
+
     Exit codes: 0 done, 2 usage, 3 some videos quarantined, 4 no videos, 5 environment, 6 store.
     """
     settings = settings_from(

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from aqa_pipelines import weights_cli
-from aqa_shared import __version__, console
+from aqa_shared import console
+from aqa_shared.commands import App, Group, Later, Version
 from aqa_shared.errors import ExitCode, UsageError
 
-app = typer.Typer(
+
+class _Umbrella(Group):
+    """The two stages before our own commands."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        stages = (
+            Later("extract", "Videos in, a store of features out; also as aqa-extract.", "aqa_extract.cli:app"),
+            Later("train", "Features in, scores and models out; also as aqa-train.", "aqa_train.cli:app"),
+        )
+        self.commands = {**{str(stage.name): stage for stage in stages}, **self.commands}
+
+
+app = App(
+    cls=_Umbrella,
     help="Judge how well an action was performed, from video, with few scored videos.\n\n"
-    "`aqa-extract` makes features of videos, `aqa-train` learns to score them; this command does the rest.",
+    "`extract` makes features of videos, `train` learns to score them, `predict` scores new ones.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(weights_cli.app, name="weights")
 
@@ -24,18 +37,8 @@ StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Store written 
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        console.out.print(__version__)
-        raise typer.Exit
-
-
 @app.callback()
-def aqa(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
-    ] = False,
-) -> None:
+def aqa(version: Version = False) -> None:
     """Judge how well an action was performed, from video, with few scored videos."""
 
 

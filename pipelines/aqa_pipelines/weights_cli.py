@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from aqa_shared import console
+from aqa_shared.commands import App
 from aqa_shared.errors import ExitCode
 
-app = typer.Typer(help="Pretrained weights: list, fetch, verify.", no_args_is_help=True)
+app = App(help="Pretrained weights: list, fetch, verify.", no_args_is_help=True)
 
 
 @app.command("list", epilog="aqa weights list --json")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aqa_shared import console
+from aqa_shared.commands import App, Version, group
 from aqa_shared.errors import UsageError
 from aqa_shared.machine import pick_device
 from aqa_train.methods import METHODS
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
     from aqa_train.config import RunConfig
     from aqa_train.experiment import Experiment
 
-app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich", no_args_is_help=True)
+app = App(no_args_is_help=True)
+
+Input, Protocol, Learning, Run = map(
+    group, ("Input and output", "Who trains and who tests", "Methods and training", "Run")
+)
+"""Options by the heading under which `--help` shows them."""
 
 _METHODS = "; ".join(f"{name}: {row.summary}" for name, row in METHODS.items())
 # Names of options that are settings of the run under another name, or lists separated by commas.
@@ -29,60 +35,63 @@ _NOT_SETTINGS = ("out", "device", "jobs", "in_memory", "set_", "config", "resume
 @app.command(epilog="aqa-train --features feats.zarr --method aa,s4aqa --labelled 0.4 --seeds 5")
 def train(
     context: typer.Context,
-    features: Annotated[Path | None, typer.Option(help="Store written by aqa-extract.")] = None,
-    method: Annotated[str, typer.Option(help=f"One or several, separated by commas. {_METHODS}.")] = "s4aqa",
+    features: Annotated[Path | None, Input(help="Store written by aqa-extract.")] = None,
+    streams: Annotated[str, Input(help="Streams of the store, as rgb or rgb,flow. [default: rgb]")] = "",
+    labels: Annotated[
+        Path | None, Input(help="CSV of id,score[,split,category,difficulty] to use instead of the store's.")
+    ] = None,
+    out: Annotated[Path | None, Input(help="Run folder. [default: runs/<time>-<method>]")] = None,
+    resume: Annotated[Path | None, Input(help="Go on with the run in this folder.")] = None,
     labelled: Annotated[
         float | None,
-        typer.Option(
+        Protocol(
             help="Part of the scored training videos that keep their scores. "
-            "\\[default: 0.4; all if some videos have no score]"
+            "[default: 0.4; all if some videos have no score]"
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Repeats, each with its own labelled videos, weights and order.")] = 5,
-    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
-    epochs: Annotated[int, typer.Option(help="Passes over the larger of the labelled and unlabelled sets.")] = 1000,
-    streams: Annotated[str, typer.Option(help="Streams of the store, as rgb or rgb,flow. \\[default: rgb]")] = "",
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV of id,score[,split,category,difficulty] to use instead of the store's.")
-    ] = None,
+    seeds: Annotated[int, Protocol(help="Repeats, each with its own labelled videos, weights and order.")] = 5,
+    seed: Annotated[int, Protocol(help="The first seed.")] = 0,
     split: Annotated[
-        Path | None, typer.Option(help="File of train and test ids: JSON, or CSV of id,split or id,fold.")
+        Path | None, Protocol(help="File of train and test ids: JSON, or CSV of id,split or id,fold.")
     ] = None,
-    folds: Annotated[int | None, typer.Option(help="Cross-validate over this many score-stratified folds.")] = None,
+    folds: Annotated[int | None, Protocol(help="Cross-validate over this many score-stratified folds.")] = None,
     test_fraction: Annotated[
         float,
-        typer.Option(help="Part of the scored videos held out where no store, file or --folds says what is test."),
+        Protocol(help="Part of the scored videos held out where no store, file or --folds says what is test."),
     ] = 0.25,
-    group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold.")] = None,
+    group: Annotated[str | None, Protocol(help="Column whose equal values stay in one fold.")] = None,
     draw: Annotated[
-        str, typer.Option(help="How labelled videos are drawn: stratified, systematic, random or nested.")
+        str, Protocol(help="How labelled videos are drawn: stratified, systematic, random or nested.")
     ] = "stratified",
     validation: Annotated[
-        float, typer.Option(help="Part of the labelled videos that chooses a best epoch, reported beside the last.")
+        float, Protocol(help="Part of the labelled videos that chooses a best epoch, reported beside the last.")
     ] = 0.0,
     score_range: Annotated[
-        str | None, typer.Option(help="Ends of the score scale, as 0,104.5. \\[default: of the labelled scores]")
+        str | None, Protocol(help="Ends of the score scale, as 0,104.5. [default: of the labelled scores]")
     ] = None,
     transductive: Annotated[
-        bool, typer.Option("--transductive", help="Learn from test videos too, without scores.")
+        bool, Protocol("--transductive", help="Learn from test videos too, without scores.")
     ] = False,
+    method: Annotated[str, Learning(help=f"One or several, separated by commas. {_METHODS}.")] = "s4aqa",
+    epochs: Annotated[int, Learning(help="Passes over the larger of the labelled and unlabelled sets.")] = 1000,
+    lr: Annotated[float, Learning(help="Learning rate.")] = 5e-4,
+    batch: Annotated[int, Learning(help="Labelled videos a step, and as many unlabelled.")] = 32,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A method's or training's setting; again for more."),
+        Learning("--set", metavar="NAME=VALUE", help="A method's or training's setting; again for more."),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags and AQA_TRAIN_* win.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. \\[default: runs/<time>-<method>]")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at a time. \\[default: one a core]")] = None,
-    in_memory: Annotated[str, typer.Option(help="Load all features once: yes, no, or auto where they fit.")] = "auto",
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as TOML and stop.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, write nothing.")] = False,
+    config: Annotated[Path | None, Run(help="TOML file of settings; flags and AQA_TRAIN_* win.")] = None,
+    device: Annotated[str, Run(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    jobs: Annotated[int | None, Run(min=1, help="Trainings at a time. [default: one a core]")] = None,
+    in_memory: Annotated[str, Run(help="Load all features once: yes, no, or auto where they fit.")] = "auto",
+    print_config: Annotated[bool, Run("--print-config", help="Print the settings as TOML and stop.")] = False,
+    dry_run: Annotated[bool, Run("--dry-run", help="Say what would be trained, write nothing.")] = False,
+    version: Version = False,
 ) -> None:
     """Train methods on features, test them, and write a run folder with metrics, predictions and checkpoints.
 
     Settings also come from the environment, as AQA_TRAIN_SEEDS=3 or AQA_TRAIN_LR=1e-3: every name that
-    --print-config shows outside of \\[settings]. They win over --config, options win over them, --resume ignores them.
+    --print-config shows outside of [settings]. They win over --config, options win over them, --resume ignores them.
     """
     flags = _given(context)
     if resume is not None:

@@ -1,0 +1,130 @@
+"""What the three commands have in common: plain help in groups, -h, --version, variables that must exist."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+import typer.core
+import typer.main
+
+from aqa_shared import __version__
+from aqa_shared.errors import UsageError, did_you_mean
+
+OTHERS = "Other options"
+"""Heading of the options that name no group."""
+_HYPHEN = "\u2011"
+"""Does not end a line: names of options and protocols in a text stay whole."""
+
+
+def group(name: str) -> Callable[..., Any]:
+    """`typer.Option` for options that `--help` shows under the heading `name`."""
+    return partial(typer.Option, rich_help_panel=name)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
+]
+
+
+class _Plain:
+    """Help without boxes or colour, in groups, with every name whole however narrow the window.
+
+    Rich's tables cut option names where they do not fit, and pipes and logs are no place for boxes.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):  # type: ignore[attr-defined]
+            # Every option can come from the environment, and what is not asked for is off: noise beside each.
+            parameter.show_envvar = False
+            if getattr(parameter, "is_bool_flag", False) and not parameter.default:
+                parameter.show_default = False
+            if (record := parameter.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or OTHERS, []).append(record)
+        others = groups.pop(OTHERS, [])
+        for name, records in {**groups, OTHERS if groups else "Options": others}.items():
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl([(name, text.replace("-", _HYPHEN)) for name, text in records])
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)  # type: ignore[misc]
+        formatter.buffer[:] = [text.replace(_HYPHEN, "-") for text in formatter.buffer]
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The epilog is an example: it is never broken, so that it can be copied."""
+        if self.epilog:  # type: ignore[attr-defined]
+            with formatter.section("Example"):
+                formatter.write_text(f"\b\n{self.epilog}")  # type: ignore[attr-defined]
+
+
+class Command(_Plain, typer.core.TyperCommand):
+    """A command; where it has an environment prefix, a variable with it that sets no option is an error."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        if ctx.auto_envvar_prefix and not ctx.resilient_parsing:
+            refuse_unknown_variables(f"{ctx.auto_envvar_prefix}_", [p.name for p in self.params if p.name])
+        return rest
+
+
+class Group(_Plain, typer.core.TyperGroup):
+    """A command of commands."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        rows = []
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                rows.append((name, command.get_short_help_str(1000).replace("-", _HYPHEN)))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+        super().format_options(ctx, formatter)
+
+
+class Later(typer.core.TyperCommand):
+    """Stands for the one command of the app at `target` (`module:app`), which is imported when it is called."""
+
+    def __init__(self, name: str, summary: str, target: str) -> None:
+        super().__init__(name, help=summary)
+        self.target = target
+
+    def make_context(self, *arguments: Any, **more: Any) -> Any:
+        return typer.main.get_command(pkgutil.resolve_name(self.target)).make_context(*arguments, **more)
+
+
+class App(typer.Typer):
+    """typer.Typer with the help above; `environment` is the prefix of the variables that set options."""
+
+    def __init__(self, *, environment: str = "", cls: type[Group] = Group, **more: Any) -> None:
+        context: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+        if environment:
+            context["auto_envvar_prefix"] = environment
+        super().__init__(
+            cls=cls, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=context, **more
+        )
+
+    def command(self, name: str | None = None, **more: Any) -> Any:
+        return super().command(name, **{"cls": Command, **more})
+
+
+def refuse_unknown_variables(prefix: str, names: list[str]) -> None:
+    """Raises UsageError for an environment variable with `prefix` that sets none of `names`: it would do nothing."""
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(prefix).lower()
+        if variable.startswith(prefix) and name not in names:
+            raise UsageError(
+                f"{variable} is set, and {name!r} is not an option",
+                fix=f"{did_you_mean(name, names)} unset it, or see --help".lstrip(),
+            )
