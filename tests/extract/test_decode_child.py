@@ -20,6 +20,7 @@ from aqa_extract.decode import child as parent_side
 from aqa_extract.decode import process as processes
 from aqa_extract.decode.child import Chunk, DecodeFailure, Decoder, DecodeRequest, Opened
 from aqa_extract.decode.process import Clock
+from aqa_extract.faults import Fault, fault
 from aqa_shared.records import Sampling, Video
 
 EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
@@ -165,6 +166,36 @@ def test_a_child_that_does_not_start_in_time_is_not_blamed_on_the_video(
                 decoder.probe(str(clip))
         assert e.value.reason == "decoder_not_started"
         assert clips.take(decoder.decode(request(clip))).finished.decoded == 120
+
+
+# What a broken installation looks like from inside: file of a folder on PYTHONPATH, its text.
+BROKEN = {
+    "PyAV cannot be loaded": ("av/__init__.py", "raise ImportError('libavcodec.so.62: no such file')"),
+    "PyAV has another API": ("sitecustomize.py", "import av\nav.open = lambda path: None"),
+    "decord cannot be loaded": ("decord/__init__.py", "raise OSError('libdecord.so: no such file')"),
+    "decord lacks a name": ("decord/__init__.py", "__version__ = '9'"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_installation_is_no_fault_of_the_video(
+    what: str, clip: Path, clips: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, text = BROKEN[what]
+    (tmp_path / "path" / name).parent.mkdir(parents=True)
+    (tmp_path / "path" / name).write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    with Decoder() as decoder:
+        with pytest.raises(DecodeFailure) as e:
+            clips.take(decoder.decode(request(clip, decoder="decord")))
+        loaded = what != "PyAV cannot be loaded"
+        assert e.value.reason == ("decoder_error" if loaded else "decoder_not_started"), e.value.detail
+        assert fault(e.value.reason) is Fault.OURS
+        assert loaded or "libavcodec.so.62" in e.value.detail
+        if what.startswith("decord"):
+            taken = clips.take(decoder.decode(request(clip)))
+            assert taken.finished.backend == "av"
+            assert taken.finished.warnings[0].startswith("decord_failed: decoder_error")
 
 
 def test_auto_gives_decord_up_and_says_so(clip: Path, clips: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,7 +222,7 @@ def _first_frame(source: Source, max_pixels: int) -> tuple[av.VideoFrame, str]:
             except (MemoryError, av.error.FFmpegError, ValueError) as e:
                 if isinstance(e, MemoryError):
                     raise DecodeFailure("out_of_memory", "probe", "no memory to decode one frame") from e
-                if "max pixel count" in str(e) or _namestoo_large():
+                if "max pixel count" in str(e) or _names_too_large():
                     raise DecodeFailure("too_large", "probe", f"its frames are larger than {max_pixels} pixels") from e
                 problem = str(e)
                 continue
@@ -232,7 +232,7 @@ def _first_frame(source: Source, max_pixels: int) -> tuple[av.VideoFrame, str]:
     raise DecodeFailure("undecodable", "probe", f"not one frame could be decoded ({codec}): {problem}")
 
 
-def _namestoo_large() -> bool:
+def _names_too_large() -> bool:
     last = av.logging.get_last_error()[1]
     return last is not None and "max pixel count" in last[2]
 

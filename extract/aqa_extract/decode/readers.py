@@ -127,17 +127,25 @@ class AvReader:
                     yield frame
 
 
+_API_ERRORS = (ImportError, AttributeError, TypeError)
+"""Raised where decord is not called as this version of it wants: the installation's fault, whatever the file holds."""
+
+
 class DecordReader:
     """Sequential reading with decord: `skip_frames` and `next`, never an index, so that it does not seek."""
 
     def __init__(self, source: Source, probe: Probe) -> None:
-        import decord
-
+        try:
+            import decord
+        except Exception as e:  # ctypes, which loads its libraries, raises OSError
+            raise DecodeFailure("decoder_error", "decode", f"decord cannot be loaded: {_gist(e)}", "decord") from e
         decord.logging.set_level(decord.logging.INFO)
         self.probe = probe
         self.tally = Tally("decord", decord.__version__)
         try:
             self.reader = decord.VideoReader(source.name, num_threads=1)
+        except _API_ERRORS:
+            raise
         except Exception as e:
             raise DecodeFailure("undecodable", "decode", f"decord: {_gist(e)}", "decord") from e
         if len(self.reader) != probe.n_expected:
@@ -159,6 +167,8 @@ class DecordReader:
                 rgb = self.reader.next().asnumpy()
             except MemoryError as e:
                 raise DecodeFailure("out_of_memory", "decode", "no memory for the next frame", "decord") from e
+            except _API_ERRORS:
+                raise
             except Exception as e:
                 detail = f"decord at frame {index}: {_gist(e)}"
                 raise DecodeFailure("undecodable", "decode", detail, "decord") from e

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import av
 import av.container
@@ -20,6 +21,9 @@ FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf"
 
 _THE_FILES = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV)
 """Refusals that lie in the file or its name; another (EIO, ESTALE, EMFILE …) is the disk's or the machine's."""
+
+_METADATA: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "surrogateescape"}
+"""Tags need not be UTF-8. PyAV 19 reads any bytes as `surrogateescape` does; before, that had to be asked for."""
 
 
 class Source:
@@ -111,7 +115,7 @@ def open_video(
     """
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, **options}
     try:
-        container = av.open(f"file:{source.name}", options=options, metadata_errors="replace")
+        container = av.open(f"file:{source.name}", options=options, **_METADATA)
     except MemoryError as e:
         raise DecodeFailure("out_of_memory", "probe", "no memory to open it") from e
     except (av.error.FFmpegError, ValueError, OSError) as e:

@@ -102,7 +102,7 @@ class Worker:
         except Gone:
             raise
         except Exception as e:  # A bug of ours or of a library is one video's failure, not the run's.
-            self._failed("decoder_error", stage, f"{type(e).__name__}: {e}", backend)
+            self._failed("decoder_error", stage, f"{type(e).__name__}: {e} ({_versions()})", backend)
 
     def _without_the_disk(self, reason: str, detail: str) -> tuple[str, str]:
         """A video is only blamed for bytes that can be read: a disk or network that fails looks like damage."""
@@ -222,6 +222,11 @@ class Worker:
         """1 when the parent gave a slot back, 0 when that slot was of an earlier, failed reading."""
         answer, _ = self.channel.receive()
         return int(answer["serial"] == serial)
+
+
+def _versions() -> str:
+    decord = sys.modules.get("decord")
+    return f"PyAV {av.__version__}" + (f", decord {decord.__version__}" if decord else "")
 
 
 def _clear_stderr() -> None:
