@@ -153,7 +153,7 @@ def main() -> None:
                 "PyAV in this process",
                 lambda: decode_here(path),
             )
-        small = px.to_short_side(frames, Pixels())
+        small = px.resize(frames, px.size_at_short_side(*frames.shape[-2:], Pixels().short_side))
         first = torch.arange(PAIRS, device=device)
         gray = to_gray(small[: PAIRS + 1])
         arrays = [g.cpu().numpy().astype(np.uint8) for g in gray]

@@ -11,7 +11,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from aqa_extract.resize import resize_like_opencv
-from aqa_shared.records import Pixels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,14 +36,6 @@ def resize(
         return frames
     scaled = F.interpolate(frames.float(), size, mode="bilinear", align_corners=False, antialias=True)
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
-
-
-def to_short_side(
-    frames: UInt8[Tensor, "n channels height width"], pixels: Pixels
-) -> UInt8[Tensor, "n channels out_height out_width"]:
-    """`frames` at `pixels.short_side`, up or down."""
-    height, width = frames.shape[-2:]
-    return resize(frames, size_at_short_side(height, width, pixels.short_side), pixels.antialias)
 
 
 def centre_crop(frames: Tensor, side: int) -> Tensor:

@@ -85,7 +85,8 @@ def load(
             assert opened is not None, "the decoder announces a plan before it sends frames"
             chunk = torch.from_numpy(event.frames).to(device).permute(0, 3, 1, 2)
             at = np.searchsorted(opened.wanted, event.positions)
-            small = px.to_short_side(chunk, settings.pixels)
+            # From stored pixels straight to the displayed shape: the frames' own may be of another shape.
+            small = px.resize(chunk, _small_size(opened, settings), settings.pixels.antialias)
             if frames is None:
                 frames = small.new_empty((len(opened.wanted), *small.shape[1:]))
                 if detector_size is not None:
@@ -116,6 +117,10 @@ def detection_rows(n: int, every: int) -> np.ndarray:
     return rows if n == 0 or rows[-1] == n - 1 else np.append(rows, n - 1)
 
 
+def _small_size(opened: Opened, settings: ExtractSettings) -> tuple[int, int]:
+    return px.size_at_short_side(opened.probe.height, opened.probe.width, settings.pixels.short_side)
+
+
 def _actor_size(height: int, width: int) -> tuple[int, int]:
     return px.size_at_short_side(height, width, min(ACTOR_SHORT_SIDE, height, width))
 
@@ -123,7 +128,7 @@ def _actor_size(height: int, width: int) -> tuple[int, int]:
 def _bytes_needed(opened: Opened, settings: ExtractSettings, detections: int, detector_size: int | None) -> int:
     n = len(opened.wanted)
     height, width = opened.probe.height, opened.probe.width
-    small = px.size_at_short_side(height, width, settings.pixels.short_side)
+    small = _small_size(opened, settings)
     total = n * 3 * small[0] * small[1]
     if needs_flow(settings):  # two float planes and a grey one
         total += n * 9 * small[0] * small[1]

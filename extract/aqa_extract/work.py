@@ -142,6 +142,7 @@ def meta_of(done: Done) -> dict[str, Any]:
         "width": probe.width,
         "height": probe.height,
         "rotation": probe.rotation,
+        "sample_aspect_ratio": probe.sample_aspect_ratio,
         "codec": probe.codec,
         "container": probe.container,
         "decoder": finished.backend,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -59,6 +59,8 @@ class Clip:
     b_frames: int = 2
     options: dict[str, str] = field(default_factory=dict)
     container_options: dict[str, str] = field(default_factory=dict)
+    aspect: Fraction | None = None
+    """Sample aspect ratio; None says nothing about it."""
     rotation: int = 0
     """Degrees counter-clockwise of the display matrix."""
     stamps: Sequence[int] | None = None
@@ -69,6 +71,8 @@ class Clip:
     interlaced: bool = False
     videos: int = 1
     color: dict[str, int] = field(default_factory=dict)
+    draw: Callable[[int, int, int], np.ndarray] = picture
+    """(index, width, height) → uint8 (height, width, 3)."""
 
     def write(self, path: Path) -> Path:
         """Encode to `path` (its suffix is replaced by the clip's) and return where it is."""
@@ -78,7 +82,7 @@ class Clip:
             sound = out.add_stream("aac", rate=16000) if self.audio_seconds else None
             for number, stream in enumerate(streams):
                 for i in range(self.frames):
-                    frame = av.VideoFrame.from_ndarray(picture(i + 100 * number, *self.size), format="rgb24")
+                    frame = av.VideoFrame.from_ndarray(self.draw(i + 100 * number, *self.size), format="rgb24")
                     if self.pix_fmt != "rgb24":
                         frame = frame.reformat(format=self.pix_fmt)
                     frame.pts = i if self.stamps is None else self.stamps[i]
@@ -110,6 +114,8 @@ class Clip:
             stream.codec_context.options = {**stream.codec_context.options, "x264-params": "tff=1"}
         for name, value in self.color.items():
             setattr(context, name, value)
+        if self.aspect is not None:
+            context.sample_aspect_ratio = self.aspect
         if self.rotation:
             stream.set_display_rotation(self.rotation)
         return stream
@@ -125,6 +131,25 @@ def copy_from(source: Path, target: Path, first_packet: int, suffix: str = ".mp4
         for packet in packets:
             packet.stream = copied
             out.mux(packet)
+    return target
+
+
+def join(parts: Sequence[Path], target: Path) -> Path:
+    """Stream-copy transport streams one after the other: parameters are in band, as a recorder goes on at another."""
+    with av.open(str(target), "w") as out:
+        copied, offset = None, 0
+        for part in parts:
+            with av.open(str(part)) as inp:
+                stream = inp.streams.video[0]
+                copied = copied or out.add_stream_from_template(stream)
+                last = 0
+                for packet in inp.demux(stream):
+                    if packet.dts is not None:
+                        last = max(last, packet.pts + 3600)
+                        packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
+                        packet.stream = copied
+                        out.mux(packet)
+            offset += last
     return target
 
 

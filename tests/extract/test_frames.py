@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from aqa_extract import frames as px
-from aqa_shared.records import Pixels
 
 
 def _noise(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -74,7 +73,3 @@ def test_normalise_ends() -> None:
     assert px.normalise(black, "kinetics").unique().tolist() == [-1.0]
     assert px.normalise(white, "kinetics").unique().tolist() == [1.0]
     assert px.normalise(black, "imagenet")[0, 0].item() == pytest.approx(-0.485 / 0.229)
-
-
-def test_to_short_side_uses_the_settings() -> None:
-    assert px.to_short_side(_noise(1, 72, 128), Pixels(short_side=36, crop=32)).shape == (1, 3, 36, 64)

@@ -109,7 +109,11 @@ def test_a_feature_is_what_the_network_says_of_those_frames(clips: Path, undistu
     with av.open(str(clips / "clip1.mp4")) as container:
         frames = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
     x = torch.from_numpy(frames[8:24]).permute(0, 3, 1, 2)
-    x = px.centre_crop(px.to_short_side(x, SETTINGS.pixels), 32).float() / 127.5 - 1
+    x = (
+        px.centre_crop(px.resize(x, px.size_at_short_side(*x.shape[-2:], SETTINGS.pixels.short_side)), 32).float()
+        / 127.5
+        - 1
+    )
     network, _ = load_i3d("i3d-kinetics-400", "rgb")
     with torch.inference_mode():
         expected = network.features(x.transpose(0, 1)[None])[0].numpy()

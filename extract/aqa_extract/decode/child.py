@@ -64,7 +64,8 @@ class Chunk:
     positions: np.ndarray
     """int32 (k,), timeline positions."""
     frames: np.ndarray
-    """uint8 (k, H, W, 3) RGB, in shared memory: valid until the next event is asked for."""
+    """uint8 (k, H, W, 3) RGB, in shared memory: valid until the next event is asked for. Turned as displayed, but with
+    the pixels that are stored: their shape is `Probe.sample_aspect_ratio`."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Decoder:
 
 def decode_seconds(probe: Probe) -> float:
     """How long reading all frames may take: ten times what it needs on a slow core, six hours for one of 1080p."""
-    return probe.n_expected * probe.width * probe.height * 1e-7
+    return probe.n_expected * probe.frame_width * probe.frame_height * 1e-7
 
 
 def decord_seconds(probe: Probe) -> float:
@@ -235,7 +236,8 @@ def _probe_from(message: dict[str, Any], payload: bytes) -> Probe:
     """The child has read an untrusted file: what it says must at least be a probe."""
     try:
         probe = Probe.from_message({k: v for k, v in message.items() if k != "event"}, payload)
-        sound = min(probe.width, probe.height) > 0 and len(probe.times) == probe.n_expected and probe.fps > 0
+        sound = min(probe.width, probe.height, probe.frame_width, probe.frame_height) > 0
+        sound = sound and len(probe.times) == probe.n_expected and probe.fps > 0
     except (TypeError, ValueError, KeyError) as e:
         raise DecodeFailure("decoder_error", "probe", f"the child's answer is no probe: {e}") from e
     if not sound:
@@ -248,7 +250,7 @@ def _read(
 ) -> Iterator[Chunk | Finished | Probe]:
     probe, wanted = opened.probe, opened.wanted
     source_frames = opened.plan.timeline[wanted]
-    frame_bytes = probe.height * probe.width * 3
+    frame_bytes = probe.frame_height * probe.frame_width * 3
     count = max(1, min(request.chunk_frames, SLOT_BYTES // frame_bytes))
     slot_bytes = count * frame_bytes
     child.buffer.grow(SLOTS * slot_bytes)
@@ -275,7 +277,7 @@ def _read(
             if first != delivered or not 0 < k <= count or first + k > len(wanted) or slot not in range(SLOTS):
                 raise DecodeFailure("decoder_error", "decode", "the child announced frames that cannot be", backend)
             view = child.buffer.view(slot * slot_bytes, k * frame_bytes)
-            frames = np.frombuffer(view, np.uint8).reshape(k, probe.height, probe.width, 3)
+            frames = np.frombuffer(view, np.uint8).reshape(k, probe.frame_height, probe.frame_width, 3)
             delivered += k
             yield Chunk(wanted[first : first + k], frames)
             child.send({"do": "go on", "serial": child.reads}, "decode")

@@ -6,18 +6,18 @@ packet, unless the edit list discards it. What decoding then yields is compared 
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from typing import Any
 
 import av
 import av.container
 import av.error
 import numpy as np
-from av.buffer import Buffer
 from av.stream import Disposition
 
 from aqa_extract.decode.failure import DecodeFailure
+from aqa_extract.decode.shape import displayed_size, orientation, sample_aspect
 from aqa_extract.decode.source import Source, open_video, packets_of, too_large
 
 MIN_SIDE = 16
@@ -40,8 +40,13 @@ class Probe:
     codec: str
     pix_fmt: str
     width: int
-    """Pixels, as displayed: after the rotation."""
+    """As displayed, with square pixels: stretched by the sample aspect ratio, then turned."""
     height: int
+    frame_width: int
+    """Pixels of a frame as readers deliver it: turned, but not stretched."""
+    frame_height: int
+    sample_aspect_ratio: str
+    """Width to height of a stored pixel, before it is turned: `16:15`."""
     rotation: int
     """Degrees counter-clockwise by which a decoded frame is turned to be displayed: 0, 90, 180 or 270."""
     mirrored: bool
@@ -131,7 +136,9 @@ def probe(source: Source, max_pixels: int) -> Probe:
             "probe",
             f"announced as {announced:.2f} s long, its frames end at {times[-1] + 1 / fps:.2f} s: truncated",
         )
-    frame, codec = _first_frame(source, max_pixels)
+    frame, codec, (aspect, odd_aspect) = _first_frame(source, max_pixels)
+    if odd_aspect:
+        warnings.append(odd_aspect)
     turned, mirrored, odd = orientation(frame)
     if odd:
         warnings.append("its display matrix is no right angle: frames are left as they are")
@@ -146,14 +153,19 @@ def probe(source: Source, max_pixels: int) -> Probe:
     pix_fmt = frame.format.name
     if headless:
         warnings.append("starts between key frames: the frames before the first one cannot be shown")
+    shown = displayed_size(width, height, aspect)
+    sideways = turned in (90, 270)
     gaps = np.diff(times)
     vfr = bool(len(gaps)) and bool(gaps.max() > 1.5 * np.median(gaps) or gaps.min() < 0.5 * np.median(gaps))
     found = Probe(
         container=format_name,
         codec=codec,
         pix_fmt=pix_fmt,
-        width=height if turned in (90, 270) else width,
-        height=width if turned in (90, 270) else height,
+        width=shown[1] if sideways else shown[0],
+        height=shown[0] if sideways else shown[1],
+        frame_width=height if sideways else width,
+        frame_height=width if sideways else height,
+        sample_aspect_ratio=f"{aspect.numerator}:{aspect.denominator}",
         rotation=turned,
         mirrored=mirrored,
         fps=fps,
@@ -185,33 +197,8 @@ def timeline(stamps: list[int | None], time_base: float, average: float) -> tupl
     return np.arange(len(stamps)) / fps, fps, len(stamps) > 1
 
 
-def orientation(frame: av.VideoFrame) -> tuple[int, bool, bool]:
-    """(degrees counter-clockwise, mirrored first, not a right angle) from the frame's display matrix.
-
-    The matrix is 3x3 in 16.16 fixed point and maps a stored to a displayed point, y downwards, as in ISO 14496-12.
-    """
-    side = frame.side_data.get("DISPLAYMATRIX")
-    if not isinstance(side, Buffer):
-        return 0, False, False
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side)[:36])
-    signs = tuple(int(np.sign(v)) if abs(v) > 1 << 12 else 0 for v in (a, b, c, d))
-    return (*_TURNS[signs], False) if signs in _TURNS else (0, False, True)
-
-
-_TURNS: dict[tuple[int, ...], tuple[int, bool]] = {
-    (1, 0, 0, 1): (0, False),
-    (0, 1, -1, 0): (270, False),
-    (-1, 0, 0, -1): (180, False),
-    (0, -1, 1, 0): (90, False),
-    (-1, 0, 0, 1): (0, True),
-    (1, 0, 0, -1): (180, True),
-    (0, 1, 1, 0): (90, True),
-    (0, -1, -1, 0): (270, True),
-}
-
-
-def _first_frame(source: Source, max_pixels: int) -> tuple[av.VideoFrame, str]:
-    """The first frame that can be decoded at all."""
+def _first_frame(source: Source, max_pixels: int) -> tuple[av.VideoFrame, str, tuple[Fraction, str]]:
+    """The first frame that can be decoded at all, the codec's name, and the `sample_aspect`."""
     problem = "no frame came out"
     with open_video(source, max_pixels) as (container, stream):
         # `av1`, where the context's own name is the decoder's: libdav1d.
@@ -228,7 +215,7 @@ def _first_frame(source: Source, max_pixels: int) -> tuple[av.VideoFrame, str]:
                 continue
             for frame in decoded:
                 if isinstance(frame, av.VideoFrame):
-                    return frame, codec
+                    return frame, codec, sample_aspect(stream)
     raise DecodeFailure("undecodable", "probe", f"not one frame could be decoded ({codec}): {problem}")
 
 
@@ -261,7 +248,7 @@ def decord_refusal(p: Probe, uniform: bool) -> str:
         return f"pixel format {p.pix_fmt}"
     if p.rotation or p.mirrored:
         return "rotated"
-    if p.width % 2 or p.height % 2:
+    if p.frame_width % 2 or p.frame_height % 2:
         return "odd frame size"
     if p.has_edit_list:
         return "edit list"
@@ -271,7 +258,7 @@ def decord_refusal(p: Probe, uniform: bool) -> str:
         return "interlaced"
     if p.n_video_streams != 1:
         return "several video streams"
-    if p.n_expected * p.width * p.height * 3 > DECORD_MAX_BYTES:
+    if p.n_expected * p.frame_width * p.frame_height * 3 > DECORD_MAX_BYTES:
         return f"all its frames would take more than {DECORD_MAX_BYTES >> 20} MiB"
     if p.warnings:
         return p.warnings[0]

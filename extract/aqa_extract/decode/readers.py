@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Protocol
 
 import av
@@ -19,6 +20,7 @@ from av.video.reformatter import VideoReformatter
 
 from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.probe import MISMATCH, Probe
+from aqa_extract.decode.shape import turn
 from aqa_extract.decode.source import Source, open_video
 
 
@@ -46,13 +48,6 @@ class Reader(Protocol):
     def read(self, wanted: Sequence[int], end: int | None) -> Iterator[np.ndarray]: ...
 
 
-def display(rgb: np.ndarray, probe: Probe) -> np.ndarray:
-    """A stored frame (H, W, 3) as it is displayed."""
-    if probe.mirrored:
-        rgb = rgb[:, ::-1]
-    return np.rot90(rgb, probe.rotation // 90) if probe.rotation else rgb
-
-
 class AvReader:
     """Sequential decoding with PyAV."""
 
@@ -72,7 +67,19 @@ class AvReader:
         with open_video(self.source, self.max_pixels) as (container, stream):
             tally.time_base = float(stream.time_base or 0)
             size: tuple[int, int] | None = None
+            aspect: Fraction | None = None
             for frame in self._frames(container, stream):
+                # The context's, because PyAV does not show a frame's own: a change is seen some frames early.
+                now = stream.codec_context.sample_aspect_ratio or Fraction(1)
+                aspect = aspect or now
+                if now != aspect:
+                    raise DecodeFailure(
+                        "resolution_change",
+                        "decode",
+                        f"its pixels change their shape from {aspect} to {now} near frame {tally.decoded}, so no one"
+                        " shape is the true one; cut it there, or re-encode it at one size",
+                        "av",
+                    )
                 if size is None:
                     size = (frame.width, frame.height)
                 elif size != (frame.width, frame.height):
@@ -87,7 +94,7 @@ class AvReader:
                 if position < len(wanted) and wanted[position] == tally.decoded:
                     # threads=1: with more, PyAV 17 waits longer for its threads than it converts.
                     rgb = to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                    rgb = display(rgb, self.probe)
+                    rgb = turn(rgb, self.probe.rotation, self.probe.mirrored)
                     while position < len(wanted) and wanted[position] == tally.decoded:
                         yield rgb
                         position += 1
@@ -172,7 +179,7 @@ class DecordReader:
             except Exception as e:
                 detail = f"decord at frame {index}: {_gist(e)}"
                 raise DecodeFailure("undecodable", "decode", detail, "decord") from e
-            if rgb.shape != (self.probe.height, self.probe.width, 3):
+            if rgb.shape != (self.probe.frame_height, self.probe.frame_width, 3):
                 raise DecodeFailure("resolution_change", "decode", f"frame {index} is {rgb.shape}", "decord")
             position = index + 1
             self.tally.decoded = position

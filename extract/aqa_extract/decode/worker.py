@@ -194,7 +194,7 @@ class Worker:
     def _send_frames(self, reader: Reader, wanted: np.ndarray, end: int | None, command: dict[str, Any]) -> None:
         """Write frames into alternate slots, announcing each full one; wait when both are the parent's."""
         assert self.probe is not None
-        shape = (self.probe.height, self.probe.width, 3)
+        shape = (self.probe.frame_height, self.probe.frame_width, 3)
         chunk_frames, slot_bytes, serial = command["chunk_frames"], command["slot_bytes"], command["serial"]
         sent = filled = slot = 0
         credits = SLOTS
