@@ -14,7 +14,20 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from aqa_shared.errors import StoreError
-from aqa_shared.store_layout import JOURNAL, SCHEMA, STAGING, STAGING_GROUP, WORK, seal_holds, sealed
+from aqa_shared.store_layout import (
+    JOURNAL,
+    ROOT_ATTRIBUTES,
+    SCHEMA,
+    STAGING,
+    STAGING_GROUP,
+    WORK,
+    metadata_digest,
+    root_from_disk,
+    root_to_disk,
+    seal_holds,
+    sealed,
+    to_json,
+)
 
 try:
     import fcntl
@@ -123,7 +136,7 @@ def locked(store: Path, *, wait: float = 300.0) -> Iterator[None]:
 
 
 def read_root(store: Path, *, sealed_only: bool = True) -> dict[str, Any]:
-    """The root group's attributes, checked to be ours, not newer than this code, and as they were sealed.
+    """Our root attributes, checked to be ours, not newer than this code, and as they were sealed.
 
     Raises StoreError otherwise. `sealed_only=False` leaves the seal to the caller.
     """
@@ -160,7 +173,11 @@ def root_or_none(store: Path) -> dict[str, Any] | None:
             f"{store}: written by a newer version (schema {schema}; this one reads up to {SCHEMA})",
             fix="update this package (pip install -U aqa)",
         )
-    return attributes
+    try:
+        return root_from_disk(attributes)
+    except ValueError:
+        _refuse_damaged_root(store)
+        return None
 
 
 def _refuse_damaged_root(store: Path) -> None:
@@ -175,21 +192,29 @@ def _refuse_damaged_root(store: Path) -> None:
 def root_document(store: Path, attributes: Mapping[str, Any], arrays: Mapping[str, Path]) -> bytes:
     """The root zarr.json: attributes under seal, and the metadata of all arrays, so that one read opens it all.
 
-    `arrays` says where each root array's folder is at the moment (it may not have been moved in yet).
+    `arrays` says where each root array's folder is at the moment (it may not have been moved in yet). Attributes that
+    a user added to the root stay.
     """
-    from aqa_shared.store_layout import digest_of, to_json
-
     raw = {name: (folder / "zarr.json").read_bytes() for name, folder in sorted(arrays.items())}
-    integrity = {name: digest_of(data) for name, data in raw.items()}
+    integrity = {name: metadata_digest(data) for name, data in raw.items()}
     members = {name: json.loads(data) for name, data in raw.items()}
     members[STAGING] = {**json.loads(STAGING_GROUP)}
     document = {
         "zarr_format": 3,
         "node_type": "group",
-        "attributes": sealed({**attributes, "integrity": integrity}),
+        "attributes": {**_others(store), **root_to_disk(sealed({**attributes, "integrity": integrity}))},
         "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": members},
     }
     return json.dumps(json.loads(to_json(document)), indent=1, ensure_ascii=False).encode()
+
+
+def _others(store: Path) -> dict[str, Any]:
+    """Root attributes that are not ours."""
+    try:
+        attributes = json.loads((store / "zarr.json").read_bytes())["attributes"]
+    except FileNotFoundError:
+        return {}
+    return {k: v for k, v in attributes.items() if k not in ROOT_ATTRIBUTES}
 
 
 # --- the journal ------------------------------------------------------------------------------------------

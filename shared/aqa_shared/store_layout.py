@@ -30,6 +30,12 @@ QUARANTINE = "quarantine.jsonl"
 CHUNK_BYTES = 4 << 20
 """Large enough that Zarr's cost per chunk (0.3–0.5 ms) vanishes, small enough to read a few videos cheaply."""
 
+ROOT_ATTRIBUTES = (
+    "Conventions", "aqa_schema", "aqa_version", "arrays", "content", "created", "family", "integrity", "provenance",
+    "runs", "seal", "segments", "settings", "videos",
+)  # fmt: skip
+"""Ours, under the seal. Any other attribute of the root is a user's: kept, and never looked at."""
+
 STAGING_GROUP = b'{"attributes": {}, "node_type": "group", "zarr_format": 3}'
 FEATURES = ("rgb", "flow", "actor_rgb", "actor_flow")
 
@@ -186,6 +192,26 @@ def sealed(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def seal_holds(attributes: Mapping[str, Any]) -> bool:
     """Whether `attributes` are exactly as they were sealed."""
     return isinstance(attributes, dict) and attributes.get("seal") == sealed(attributes)["seal"]
+
+
+def root_to_disk(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Root attributes as they are stored: lists and dicts as JSON text, because netCDF's attributes hold neither."""
+    return {k: to_json(v) if isinstance(v, dict | list) else v for k, v in record.items()}
+
+
+def root_from_disk(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Ours of the stored root attributes, as `root_to_disk` got them. Raises ValueError where they are damaged."""
+    mine = {k: attributes[k] for k in ROOT_ATTRIBUTES if k in attributes}
+    texts = {k: v for k, v in mine.items() if isinstance(v, str) and v.startswith(("{", "["))}
+    return {**mine, **{k: json.loads(v) for k, v in texts.items()}}
+
+
+def metadata_digest(zarr_json: bytes) -> str:
+    """Digest of what an array's zarr.json says of its bytes; attributes may be added, and the text laid out anew.
+
+    Raises ValueError where it is not JSON.
+    """
+    return digest_of(to_json({k: v for k, v in json.loads(zarr_json).items() if k != "attributes"}).encode())
 
 
 def chunk_rows(rows: int, row_bytes: int) -> int:

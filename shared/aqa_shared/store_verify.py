@@ -20,7 +20,7 @@ from aqa_shared.store_layout import (
     STAGING,
     STAGING_GROUP,
     array_digest,
-    digest_of,
+    metadata_digest,
     missing_chunks,
     open_array,
     seal_holds,
@@ -50,7 +50,7 @@ def verify(path: Path | str) -> list[Damage]:
         document = json.loads((store / "zarr.json").read_bytes())
         members = document["consolidated_metadata"]["metadata"]
         for name in attributes["integrity"]:
-            if members[name] != json.loads((store / name / "zarr.json").read_bytes()):
+            if not _agree(members[name], json.loads((store / name / "zarr.json").read_bytes())):
                 found.append(Damage("", name, "the root's copy of its metadata differs"))
     except (OSError, ValueError, KeyError, TypeError) as e:
         found.append(Damage("", "", f"the metadata cannot be compared: {e!r}"))
@@ -58,6 +58,12 @@ def verify(path: Path | str) -> list[Damage]:
     if "video_id" in attributes.get("integrity", {}):
         found += _finalised(store, attributes)
     return found
+
+
+def _agree(copy: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Whether an array's metadata is that of the root's copy, save for attributes that a user added to the array."""
+    extra = own["attributes"].keys() - copy["attributes"].keys()
+    return copy == {**own, "attributes": {k: v for k, v in own["attributes"].items() if k not in extra}}
 
 
 def _staging(store: Path, attributes: dict[str, Any]) -> list[Damage]:
@@ -126,7 +132,7 @@ def _segments(index: Index, name: str, digests: list[dict[str, str]]) -> list[Da
     folder = index.store / name
     found: dict[str, Damage] = {}
     try:
-        if digest_of((folder / "zarr.json").read_bytes()) != index.attributes["integrity"][name]:
+        if metadata_digest((folder / "zarr.json").read_bytes()) != index.attributes["integrity"][name]:
             raise ValueError("its zarr.json was changed")
         array = open_array(folder)
     except (OSError, ValueError, KeyError, TypeError) as e:

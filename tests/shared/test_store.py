@@ -221,7 +221,7 @@ def test_zarr_and_xarray_open_it_without_a_warning(path: Path) -> None:
         assert isinstance(group, zarr.Group)
         assert group["rgb"].shape == (10, 8)
         assert group["video_id"][:].tolist() == ["v0.mp4", "v1.mp4", "v2.mp4", "v3.mp4"]
-        assert group.attrs["settings"]["streams"] == ["rgb", "actor-rgb"]
+        assert json.loads(group.attrs["settings"])["streams"] == ["rgb", "actor-rgb"]
         assert list(group["videos"].members()) == []
         for options in ({}, {"consolidated": False}):
             data = xarray.open_zarr(path, **options)
@@ -235,6 +235,42 @@ def test_zarr_and_xarray_open_it_without_a_warning(path: Path) -> None:
             np.testing.assert_array_equal(of_v2, arrays_of(2, 3)["rgb"])
             best = data.video_id.values[int(data.score.argmax("video"))]
             assert best == "v0.mp4"
+
+
+def test_attributes_survive_netcdf(path: Path, tmp_path: Path) -> None:
+    """netCDF holds neither dicts nor lists of them, so nothing of the kind may stand in an attribute."""
+    make_store(path, 2)
+    xarray.open_zarr(path).load().to_netcdf(tmp_path / "store.nc", engine="h5netcdf")
+    with xarray.open_dataset(tmp_path / "store.nc", engine="h5netcdf") as back:
+        assert json.loads(back.attrs["settings"]) == FeatureStore.open(path).settings.model_dump(mode="json")
+        assert back.attrs["videos"] == 2
+        assert back.rgb.attrs["stream"] == "rgb"
+        np.testing.assert_array_equal(back.rgb.values, FeatureStore.open(path).read("rgb"))
+
+
+def test_attributes_that_a_user_adds_hurt_nothing_and_stay(path: Path) -> None:
+    make_store(path, 2, labels={"v0.mp4": label("v0.mp4", score=1.0)})
+    group = zarr.open_group(path, mode="r+")
+    group.attrs["camera"] = {"make": "X", "lens": [1, 2]}
+    group["rgb"].attrs["note"] = "what I think of it"
+    assert verify(path) == []
+    assert FeatureStore.open(path).read("rgb").shape == (3, 8)
+    with open_writer(path) as writer:  # the root is written anew, the features are not
+        writer.finalise({"v0.mp4": label("v0.mp4", score=2.0)})
+    group = zarr.open_group(path, mode="r")
+    assert group.attrs["camera"] == {"make": "X", "lens": [1, 2]}
+    assert group["rgb"].attrs["note"] == "what I think of it"
+    assert verify(path) == []
+
+
+def test_an_attribute_of_ours_that_was_changed_is_found(path: Path) -> None:
+    make_store(path, 2)
+    group = zarr.open_group(path, mode="r+")
+    group["score"].attrs["long_name"] = "something else"
+    assert [d.array for d in verify(path)] == ["score"]
+    group.attrs["videos"] = 3
+    with pytest.raises(StoreError, match="was changed"):
+        FeatureStore.open(path)
 
 
 def test_the_documented_ways_to_read_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def test_a_newer_schema_is_refused_by_both_sides(tmp_path: Path) -> None:
 def test_edited_metadata_is_refused_by_both_sides(tmp_path: Path) -> None:
     make_store(tmp_path / "s", 1)
     text = (tmp_path / "s/zarr.json").read_text()
-    for edit in (text.replace('"arrays"', '"brrays"'), text.replace('"bn_eps": 0.001', '"bn_eps": 0.002')):
+    for edit in (text.replace('"arrays"', '"brrays"'), text.replace('bn_eps\\": 0.001', 'bn_eps\\": 0.002')):
         assert edit != text
         (tmp_path / "s/zarr.json").write_text(edit)
         with pytest.raises(StoreError, match="changed by something else"):

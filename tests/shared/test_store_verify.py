@@ -14,7 +14,7 @@ from aqa_shared import store_layout
 from aqa_shared.errors import StoreError
 from aqa_shared.store import FeatureStore, verify
 from aqa_shared.store_disk import root_document
-from aqa_shared.store_layout import create_array, video_key
+from aqa_shared.store_layout import create_array, root_from_disk, video_key
 
 from .store_cases import arrays_of, label, make_store, open_writer
 
@@ -153,7 +153,7 @@ def _rewrite(store: Path, name: str, change: Callable[[np.ndarray], None]) -> No
         store / name, shape=data.shape, dtype=dtype.name, dims=dims, attrs=dict(old.attrs), row_bytes=row
     )
     new[...] = data
-    attributes = json.loads((store / "zarr.json").read_text())["attributes"]
+    attributes = root_from_disk(json.loads((store / "zarr.json").read_text())["attributes"])
     arrays = {n: store / n for n in attributes.pop("integrity")}
     (store / "zarr.json").write_bytes(root_document(store, attributes, arrays))
 
