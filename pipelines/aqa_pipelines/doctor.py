@@ -45,7 +45,7 @@ def examine() -> list[Check]:
     """Every check, in the order of the report."""
     checks: list[Check] = []
     parts: tuple[Callable[[], Iterator[Check]], ...] = (
-        _system, _cpu, _packages, _ffmpeg, _devices, _arithmetic, _places, _weights,
+        _system, _cpu, _packages, _ffmpeg, _devices, _arithmetic, _places, _weights, _extraction,
     )  # fmt: skip
     for part in parts:
         try:
@@ -217,6 +217,16 @@ def _weights() -> Iterator[Check]:
             name = next(r["name"] for r in rows if r["sources"])
             fix = f"unset AQA_OFFLINE where there is a network, and aqa weights fetch {name}"
             yield Check(f"{kind} weights", "none cached, and the network is forbidden", "note", fix)
+
+
+def _extraction() -> Iterator[Check]:
+    """A real clip, decoded, extracted and read back: what no version number proves."""
+    from aqa_pipelines.trial import extractions
+
+    for where, wrong in extractions():
+        fix = "install again, for versions that work together: pip install --force-reinstall aqa" if wrong else ""
+        said = wrong or "a clip was decoded, its features stored and read back"
+        yield Check(f"extract with {where}", said, "fail" if wrong else "ok", fix)
 
 
 def as_table(checks: list[Check]) -> Table:

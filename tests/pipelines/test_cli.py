@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,31 @@ def test_doctor_answers_people_and_scripts(tmp_path: Path) -> None:
     assert checks["weights cache"]["value"].startswith(str(tmp_path))
     # Looking leaves nothing behind.
     assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_extracts_a_clip_with_every_decoder(tmp_path: Path) -> None:
+    done = run("aqa", "doctor", "--json", AQA_HOME=str(tmp_path))
+    checks = {c["name"]: c for c in json.loads(done.stdout) if c["name"].startswith("extract with")}
+    decoders = ["av", "decord"] if find_spec("decord") else ["av"]
+    assert [name for name in checks if name.endswith(" on cpu")] == [f"extract with {d} on cpu" for d in decoders]
+    assert {c["status"] for c in checks.values()} == {"ok"}, checks
+
+
+def test_doctor_finds_a_decoder_that_imports_but_cannot_decode(tmp_path: Path) -> None:
+    """As PyAV 19 was for code that knew PyAV 18: a keyword that `open` no longer takes."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import av\n"
+        "known = av.open\n"
+        "def newer(file, mode='r', **options):\n"
+        "    if mode == 'r': raise TypeError(\"open() got an unexpected keyword argument 'metadata_errors'\")\n"
+        "    return known(file, mode, **options)\n"
+        "av.open = newer\n"
+    )
+    done = run("aqa", "doctor", "--json", AQA_HOME=str(tmp_path), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 5
+    checks = {c["name"]: c for c in json.loads(done.stdout)}
+    assert checks["extract with av on cpu"]["status"] == "fail"
+    assert "metadata_errors" in checks["extract with av on cpu"]["value"]
 
 
 def test_doctor_fails_where_nothing_can_be_written(tmp_path: Path) -> None:
