@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -13,6 +13,7 @@ from aqa_shared import console
 from aqa_shared.commands import App, Version, group
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import STREAMS, ExtractSettings, Protocol, Stream
+from aqa_shared.toml import as_value
 
 app = App(environment="AQA_EXTRACT")
 
@@ -22,6 +23,7 @@ Input, Segments, Streams, Flow, Pixels, Actor, Networks, Run = map(
 """Options by the heading under which `--help` shows them."""
 
 PROTOCOLS = get_args(Protocol)
+_ABOUT_CONFIG = ("config", "print_config", "dry_run")
 
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -37,7 +39,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
         values = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as e:
         raise UsageError(f"cannot read the configuration {path}: {e}") from e
-    known = {parameter.name for parameter in context.command.params}
+    known = {parameter.name for parameter in context.command.params} - {"config"}
     several = {parameter.name for parameter in context.command.params if parameter.nargs != 1}
     values = {key.replace("-", "_"): value for key, value in values.items()}
     values = {
@@ -53,9 +55,18 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def _asks_only(context: typer.Context, asked: bool) -> bool:
+    """--print-config needs neither videos nor a store."""
+    if asked:
+        for parameter in context.command.params:
+            parameter.required = False
+    return asked
+
+
 @app.command(epilog="aqa-extract videos/ --out feats.zarr --streams rgb,actor-rgb --device cuda")
 @caught()
 def extract(
+    context: typer.Context,
     videos: Annotated[
         list[str],
         typer.Argument(
@@ -113,7 +124,9 @@ def extract(
     repair: Annotated[bool, Run(help="Extract again what `aqa verify` finds damaged.")] = False,
     overwrite: Annotated[bool, Run(help="Replace an existing store.")] = False,
     dry_run: Annotated[bool, Run(help="Say what would be done; write nothing.")] = False,
-    print_config: Annotated[bool, Run(help="Print the settings as JSON and stop.")] = False,
+    print_config: Annotated[
+        bool, Run(help="Print the options as --config reads them and stop.", is_eager=True, callback=_asks_only)
+    ] = False,
     config: Annotated[
         Path | None,
         Run(help="TOML file of these options.", is_eager=True, callback=_load_config),
@@ -154,8 +167,9 @@ def extract(
     if decoder not in ("auto", "av", "decord"):
         raise UsageError(f"--decoder {decoder!r}", fix="choose auto, av or decord")
     if print_config:
-        console.out.print_json(settings.model_dump_json())
+        typer.echo(as_toml(context, settings), nl=False)
         return
+    refuse_ignored(context, settings)
     from aqa_extract.faults import environment_fault
     from aqa_extract.run import Options, plan
     from aqa_extract.run import extract as run_extract
@@ -224,6 +238,49 @@ def settings_from(
         )
     except ValidationError as e:
         raise _named(e.errors()[0]) from e
+
+
+_USERS: tuple[tuple[str, Callable[[ExtractSettings], bool], str], ...] = (
+    ("segments", lambda s: s.sampling.protocol == "even", "--protocol even"),
+    ("segment_frames", lambda s: s.sampling.protocol in ("even", "dense"), "--protocol even or dense"),
+    ("step", lambda s: s.sampling.protocol == "dense", "--protocol dense"),
+    ("last_start", lambda s: s.sampling.protocol in ("mtl-aqa", "aqa-7"), "--protocol mtl-aqa or aqa-7"),
+    ("normalise", lambda s: any(n.endswith("rgb") for n in s.streams), "--streams rgb or actor-rgb"),
+    ("flow_", lambda s: any(n.endswith("flow") for n in s.streams), "--streams flow or actor-flow"),
+    ("actor", lambda s: any(n.startswith("actor") for n in s.streams), "--streams actor-rgb or actor-flow"),
+)
+"""(what the names of options begin with; whether they are used; by what)."""
+
+
+def _unused(name: str, settings: ExtractSettings) -> str | None:
+    """What would use the option `name`, where nothing does."""
+    for start, used, by in _USERS:
+        if name.startswith(start):
+            return None if used(settings) else by
+    return None
+
+
+def refuse_ignored(context: typer.Context, settings: ExtractSettings) -> None:
+    """Raises UsageError for an option that was given, on the command line or elsewhere, and would do nothing."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT" and (by := _unused(name, settings)):
+            option = "--" + name.replace("_", "-")
+            chosen = f"--protocol {settings.sampling.protocol}, --streams {','.join(settings.streams)}"
+            raise UsageError(f"{option} would be ignored with {chosen}", fix=f"omit it, or use {by}")
+
+
+def as_toml(context: typer.Context, settings: ExtractSettings) -> str:
+    """Every option in force, resolved, as `--config` reads it; what is unset or would be ignored is omitted."""
+    values = {**context.params, "streams": list(settings.streams), "flow": settings.flow.mode}
+    groups: dict[str, list[str]] = {}
+    for parameter in context.command.params:
+        name, heading = str(parameter.name), getattr(parameter, "rich_help_panel", None)
+        value = values.get(name)
+        if heading is None or name in _ABOUT_CONFIG or value in (None, [], ()) or _unused(name, settings):
+            continue
+        groups.setdefault(heading, []).append(f"{name} = {as_value(value)}")
+    return "\n\n".join("\n".join([f"# {heading}", *lines]) for heading, lines in groups.items()) + "\n"
 
 
 def _named(error: Mapping[str, Any]) -> UsageError:

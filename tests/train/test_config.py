@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from aqa_shared.errors import UsageError
-from aqa_train.config import RunConfig, Training, as_toml, differences, method_config, resolve
+from aqa_train.config import RunConfig, Training, as_toml, differences, method_config, resolve, spelt_out
 from aqa_train.methods import METHODS
 
 BASE = {"features": "f.zarr"}
@@ -36,6 +37,26 @@ def test_printed_configuration_gives_itself_again(tmp_path: Path) -> None:
     assert resolve(file, {}) == config
     assert method_config(config, "aa").norm_first is False
     assert differences(config, resolve(file, {"seed": 4, "lr": 1e-3})) == ["seed: 0 → 4", "training.lr: 0.0005 → 0.001"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "sets"),
+    [(["s4aqa"], []), (["aa"], ["kernel=5"]), (list(METHODS), ["recovery_weight=4", "aa.widths=8,4", "dropout=0.1"])],
+)
+def test_settings_left_at_their_defaults_are_printed_too(tmp_path: Path, methods: list[str], sets: list[str]) -> None:
+    config = resolve(None, {**BASE, "methods": methods}, sets)
+    file = tmp_path / "c.toml"
+    file.write_text(as_toml(spelt_out(config)))
+    again = resolve(file, {})
+    for method in methods:
+        own = method_config(config, method)
+        assert method_config(again, method) == own
+        fixed = METHODS[method].fixed
+        for name in {f.name for f in dataclasses.fields(own)} - fixed.keys():
+            assert {name, f"{method}.{name}"} & again.settings.keys(), name
+    # A run that was begun without them is still the same run.
+    assert differences(config, again) == []
+    assert spelt_out(again) == again
 
 
 @pytest.mark.parametrize("name", list(METHODS))
@@ -101,6 +122,9 @@ def test_the_papers_training_is_the_default() -> None:
         ({}, ["lr=inf"], "lr: .*finite"),
         ({"training": {"score_max": float("inf")}}, [], "score_max: .*finite"),
         ({"training": {"epoch": 3}}, [], "did you mean epochs"),
+        ({}, ["momentum=0.5"], "momentum = 0.5 is a setting of sgd, and the optimiser is adam"),
+        ({"folds": 4, "test_fraction": 0.5}, [], "test_fraction = 0.5 would be ignored: the folds"),
+        ({"split": "s.json", "test_fraction": 0.5}, [], "test_fraction = 0.5 would be ignored: s.json"),
     ],
 )
 def test_wrong_settings_are_named(flags: dict[str, object], sets: list[str], said: str) -> None:

@@ -116,9 +116,9 @@ def train(
     if in_memory not in ("auto", "yes", "no"):
         raise UsageError(f"--in-memory is {in_memory!r}", fix="use auto, yes or no")
     if print_config:
-        from aqa_train.config import as_toml
+        from aqa_train.config import as_toml, spelt_out
 
-        typer.echo(as_toml(settings), nl=False)
+        typer.echo(as_toml(spelt_out(settings)), nl=False)
         return
     run(settings, out, device=device, jobs=jobs, in_memory=in_memory, resume=resume is not None, dry_run=dry_run)
 

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_vali
 
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import Record
+from aqa_shared.toml import as_key, as_value
 from aqa_train.methods import METHODS
 from aqa_train.splits import Draw
 
@@ -119,7 +120,7 @@ def resolve(
 
     `--set` may name training settings too.
     """
-    merged: dict[str, Any] = dict(defaults or {}) | (read_toml(file) if file else {})
+    merged: dict[str, Any] = dict(defaults or {}) | (readas_value(file) if file else {})
     outside = from_environment(os.environ if environment is None else environment)
     merged.update(outside)
     merged.update(flags)
@@ -167,7 +168,19 @@ def _table(value: Any, name: str) -> dict[str, Any]:
 
 
 def _refuse_settings_without_effect(config: RunConfig) -> None:
-    """A setting that every chosen method fixes would be accepted and do nothing."""
+    """A setting that every chosen method fixes, or that another setting rules out, would do nothing."""
+    momentum = config.training.momentum
+    if config.training.optimiser != "sgd" and momentum != Training.model_fields["momentum"].default:
+        raise UsageError(
+            f"momentum = {momentum:g} is a setting of sgd, and the optimiser is {config.training.optimiser}",
+            fix="omit it, or add --set optimiser=sgd",
+        )
+    if config.test_fraction != RunConfig.model_fields["test_fraction"].default and (config.folds or config.split):
+        raise UsageError(
+            f"test_fraction = {config.test_fraction:g} would be ignored: "
+            f"{'the folds' if config.folds else config.split} say who is tested",
+            fix="omit it, or the other",
+        )
     for name in config.settings:
         users = [m for m in config.methods if name in (f.name for f in dataclasses.fields(METHODS[m].load().Config))]
         if users and all(name in METHODS[m].fixed for m in users):
@@ -210,7 +223,7 @@ def method_config(config: RunConfig, method: str) -> Any:
         raise UsageError(f"method {method}: {_explain(e)}") from None
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def readas_value(path: Path) -> dict[str, Any]:
     """The settings of a file, as they are."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -239,15 +252,35 @@ def as_toml(config: RunConfig) -> str:
     """The configuration as a file that gives it again; what is unset is left out."""
     record = config.model_dump(mode="json", exclude_none=True)
     tables = {k: record.pop(k) for k in ("training", "settings")}
-    lines = [f"{k} = {_toml(v)}" for k, v in record.items()]
+    lines = [f"{k} = {as_value(v)}" for k, v in record.items()]
     for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{_toml_key(k)} = {_toml(v)}" for k, v in table.items())]
+        lines += ["", f"[{name}]", *(f"{as_key(k)} = {as_value(v)}" for k, v in table.items())]
     return "\n".join(lines) + "\n"
 
 
+def spelt_out(config: RunConfig) -> RunConfig:
+    """The same with every setting of its methods, those left at their defaults too.
+
+    A plain name where the methods agree, `method.name` where they do not; what makes a method is not a setting of it.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for method in config.methods:
+        own = dataclasses.asdict(method_config(config, method))
+        for name in own.keys() - METHODS[method].fixed.keys():
+            values.setdefault(name, {})[method] = list(own[name]) if isinstance(own[name], tuple) else own[name]
+    settings: dict[str, Any] = {}
+    for name, by_method in sorted(values.items()):
+        first, *others = by_method.values()
+        if all(other == first for other in others):
+            settings[name] = first
+        else:
+            settings |= {f"{method}.{name}": value for method, value in by_method.items()}
+    return config.model_copy(update={"settings": {k: v for k, v in settings.items() if v is not None}})
+
+
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """`name: old → new` of every setting that differs."""
-    a, b = (_flat(c.model_dump(mode="json")) for c in (old, new))
+    """`name: old → new` of every setting that differs, however it was given."""
+    a, b = (_flat(spelt_out(c).model_dump(mode="json")) for c in (old, new))
     return [f"{k}: {a.get(k)} → {b.get(k)}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
 
 
@@ -256,23 +289,6 @@ def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for k, v in record.items():
         flat |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v}
     return flat
-
-
-def _toml_key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _toml(key)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        # JSON's escapes are a subset of TOML's basic strings, except DEL.
-        import json
-
-        return json.dumps(value).replace("\x7f", "\\u007f")
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return repr(value)
 
 
 def _explain(error: ValidationError, variables: Mapping[str, str] | None = None) -> str:

@@ -18,7 +18,7 @@ from rich.table import Table
 from aqa_shared.errors import UsageError
 from aqa_shared.files import replacing
 from aqa_train.checkpoint import writing
-from aqa_train.config import RunConfig, as_toml
+from aqa_train.config import RunConfig, as_toml, spelt_out
 from aqa_train.experiment import Experiment, write_json
 from aqa_train.metrics import fisher_mean, mean_std
 from aqa_train.splits import Split
@@ -35,7 +35,7 @@ def write_start(experiment: Experiment, out: Path, device: str) -> None:
     """Configuration, environment, digests of the data and splits, before anything is trained."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.toml").write_text(as_toml(experiment.config))
+        (out / "config.toml").write_text(as_toml(spelt_out(experiment.config)))
         write_json(out / "environment.json", environment(device))
         write_json(out / "data.json", experiment.data)
         (out / "splits").mkdir(exist_ok=True)

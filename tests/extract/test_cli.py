@@ -1,0 +1,112 @@
+"""Options of aqa-extract: where they come from, which would be ignored, and printed to be read again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aqa_shared.errors import ExitCode
+
+BIN = Path(sys.executable).parent
+REQUIRED = ("videos", "--out", "s.zarr")
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / "aqa-extract", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+def printed(folder: Path, *arguments: str, **environment: str) -> dict[str, Any]:
+    done = run(folder, *arguments, "--print-config", **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    return tomllib.loads(done.stdout)
+
+
+def test_configuration_file_gives_way_to_environment_and_that_to_flags(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("segments = 3\nshort-side = 40\nbn_eps = 1e-5\n")
+    config = ("--config", "c.toml", "--crop", "32", "--bn-eps", "0.01")
+    found = printed(tmp_path, *REQUIRED, *config, AQA_EXTRACT_SHORT_SIDE="48")
+    assert (found["segments"], found["short_side"], found["bn_eps"]) == (3, 48, 0.01)
+
+
+def test_flags_switch_off_what_the_configuration_or_environment_switches_on(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('streams = ["rgb", "flow"]\nlogits = true\nmaps = true\nantialias = true\n')
+    config = ("--config", "c.toml", "--no-logits", "--no-antialias")
+    found = printed(tmp_path, *config, AQA_EXTRACT_ANTIALIAS="1")
+    assert found["streams"] == ["rgb", "flow"]
+    assert (found["logits"], found["antialias"], found["maps"], found["flow"]) == (False, False, True, "parity")
+
+
+@pytest.mark.parametrize("name", ["segmnts", "segment"])
+def test_a_typo_in_the_configuration_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "c.toml").write_text(f"{name} = 3\n")
+    done = run(tmp_path, *REQUIRED, "--config", "c.toml")
+    assert done.returncode == ExitCode.USAGE
+    assert "did you mean segments?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        REQUIRED,
+        ("a b.mp4", 'quote".mp4', "--out", "x", "--labels", "l.csv", "--segments", "4"),
+        ("--protocol", "mtl-aqa", "--last-start", "87", "--streams", "actor-flow", "--flow-quantise", "none"),
+        ("--protocol", "dense", "--step", "8", "--fps", "12.5", "--flow", "fast", "--batch", "3", "--retry-failed"),
+    ],
+)
+def test_the_printed_configuration_gives_itself_again(tmp_path: Path, options: tuple[str, ...]) -> None:
+    first = run(tmp_path, *options, "--print-config")
+    assert (first.returncode, first.stderr) == (0, "")
+    (tmp_path / "c.toml").write_text(first.stdout)
+    again = run(tmp_path, "--config", "c.toml", "--print-config")
+    assert (again.returncode, again.stdout, again.stderr) == (0, first.stdout, "")
+    read = tomllib.loads(first.stdout)
+    assert {"protocol", "streams", "flow", "device", "precision"} <= read.keys()
+    # A run takes it as well: nothing in it is refused as ignored.
+    done = run(tmp_path, "--config", "c.toml", *(() if "videos" in read else REQUIRED))
+    assert done.returncode == ExitCode.NO_INPUT, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "ignored", "users"),
+    [
+        (("--protocol", "mtl-aqa", "--segments", "4"), "--segments", "--protocol even"),
+        (("--protocol", "jigsaws", "--segment-frames", "16"), "--segment-frames", "--protocol even or dense"),
+        (("--step", "8"), "--step", "--protocol dense"),
+        (("--last-start", "87"), "--last-start", "--protocol mtl-aqa or aqa-7"),
+        (("--flow-bound", "10"), "--flow-bound", "--streams flow or actor-flow"),
+        (("--flow", "fast", "--streams", "rgb", "--flow-quantise", "none"), "--flow-quantise", "--streams flow"),
+        (("--flow-weights", "f.pt"), "--flow-weights", "--streams flow"),
+        (("--actor-every", "2"), "--actor-every", "--streams actor-rgb or actor-flow"),
+        (("--actor-weights", "a.pt", "--streams", "rgb,flow"), "--actor-weights", "--streams actor-rgb"),
+        (("--streams", "flow", "--normalise", "imagenet"), "--normalise", "--streams rgb or actor-rgb"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    tmp_path: Path, options: tuple[str, ...], ignored: str, users: str
+) -> None:
+    done = run(tmp_path, *REQUIRED, *options)
+    assert done.returncode == ExitCode.USAGE
+    assert f"error: {ignored} would be ignored" in done.stderr
+    assert f"use {users}" in done.stderr
+
+
+def test_wherever_it_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("step = 8\n")
+    for where, environment in ((("--config", "c.toml"), {}), ((), {"AQA_EXTRACT_STEP": "8"})):
+        done = run(tmp_path, *REQUIRED, *where, **environment)
+        assert (done.returncode, "--step would be ignored" in done.stderr) == (ExitCode.USAGE, True)
+        assert run(tmp_path, *REQUIRED, *where, "--protocol", "dense", **environment).returncode == ExitCode.NO_INPUT
