@@ -104,6 +104,9 @@ def extract(
     crop: Annotated[int, Pixels(help="Square that I3D sees.")] = 224,
     normalise: Annotated[str, Pixels(help="kinetics ([-1, 1]) or imagenet (CoRe-style code).")] = "kinetics",
     antialias: Annotated[bool, Pixels(help="Smooth when reducing frames.")] = False,
+    untagged_matrix: Annotated[
+        str, Pixels(help="How to read colours whose matrix the file does not name: bt601, bt709 or by-size.")
+    ] = "bt601",
     actor_every: Annotated[int, Actor(help="Detect the actor on every k-th frame.")] = 4,
     actor_min_score: Annotated[float, Actor(help="Detections below are ignored.")] = 0.1,
     actor_enlarge: Annotated[float, Actor(help="Side of the actor's crop over its box.")] = 1.25,
@@ -151,7 +154,13 @@ def extract(
             "fps": fps,
             "last_start": last_start,
         },
-        pixels={"short_side": short_side, "crop": crop, "normalise": normalise, "antialias": antialias},
+        pixels={
+            "short_side": short_side,
+            "crop": crop,
+            "normalise": normalise,
+            "antialias": antialias,
+            "untagged_matrix": untagged_matrix,
+        },
         flow_rest={"quantise": flow_quantise, "bound": flow_bound},
         actor={"every": actor_every, "min_score": actor_min_score, "enlarge": actor_enlarge},
         rest={

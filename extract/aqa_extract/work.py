@@ -54,6 +54,7 @@ class Work:
             decoder=self.decoder,
             need_next=needs_flow(self.settings),
             deadline=self.timeout,
+            untagged_matrix=self.settings.pixels.untagged_matrix,
         )
         for last_try in (False, True):
             started = time.monotonic()
@@ -143,6 +144,12 @@ def meta_of(done: Done) -> dict[str, Any]:
         "height": probe.height,
         "rotation": probe.rotation,
         "sample_aspect_ratio": probe.sample_aspect_ratio,
+        "color_primaries": probe.colour.primaries,
+        "color_transfer": probe.colour.transfer,
+        "color_matrix": probe.colour.matrix,
+        "color_range": probe.colour.range,
+        "assumed_matrix": probe.colour.assumed_matrix,
+        "tone_mapped": probe.colour.tone_mapped,
         "codec": probe.codec,
         "container": probe.container,
         "decoder": finished.backend,

@@ -15,6 +15,8 @@ STREAMS: tuple[Stream, ...] = ("rgb", "flow", "actor-rgb", "actor-flow")
 
 Protocol = Literal["even", "dense", "mtl-aqa", "rhythmic-gymnastics", "jigsaws", "finediving", "aqa-7", "finefs"]
 
+UntaggedMatrix = Literal["bt601", "bt709", "by-size"]
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 """JSON has neither infinity nor NaN, and no setting or label means anything with them."""
 
@@ -101,6 +103,9 @@ class Pixels(Record):
     """`kinetics` maps 0..255 to [-1, 1] as I3D was trained; `imagenet` is what CoRe-style code feeds it."""
     antialias: bool = False
     """Off matches the OpenCV/TF bilinear resize of the I3D authors."""
+    untagged_matrix: UntaggedMatrix = "bt601"
+    """How to read YCbCr whose file names no matrix: as FFmpeg, OpenCV and decord do (BT.601), as HDTV (BT.709), or
+    BT.709 from 1280 pixels of width or 577 of height on."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Pixels:

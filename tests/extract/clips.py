@@ -72,7 +72,7 @@ class Clip:
     videos: int = 1
     color: dict[str, int] = field(default_factory=dict)
     draw: Callable[[int, int, int], np.ndarray] = picture
-    """(index, width, height) → uint8 (height, width, 3)."""
+    """(index, width, height) → (height, width, 3), uint8 or uint16 of full range."""
 
     def write(self, path: Path) -> Path:
         """Encode to `path` (its suffix is replaced by the clip's) and return where it is."""
@@ -82,9 +82,10 @@ class Clip:
             sound = out.add_stream("aac", rate=16000) if self.audio_seconds else None
             for number, stream in enumerate(streams):
                 for i in range(self.frames):
-                    frame = av.VideoFrame.from_ndarray(self.draw(i + 100 * number, *self.size), format="rgb24")
+                    rgb = self.draw(i + 100 * number, *self.size)
+                    frame = av.VideoFrame.from_ndarray(rgb, format="rgb24" if rgb.dtype == np.uint8 else "rgb48le")
                     if self.pix_fmt != "rgb24":
-                        frame = frame.reformat(format=self.pix_fmt)
+                        frame = frame.reformat(format=self.pix_fmt, dst_colorspace=self.color.get("colorspace"))
                     frame.pts = i if self.stamps is None else self.stamps[i]
                     frame.time_base = self.time_base or 1 / self.fps
                     out.mux(stream.encode(frame))

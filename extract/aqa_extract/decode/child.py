@@ -19,7 +19,7 @@ from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.probe import Probe
 from aqa_extract.decode.process import Child, Clock, Reported
 from aqa_extract.sampling import Plan, SamplingError, plan_segments
-from aqa_shared.records import Sampling, Video
+from aqa_shared.records import Sampling, UntaggedMatrix, Video
 
 __all__ = ["Chunk", "DecodeFailure", "DecodeRequest", "Decoder", "Finished", "Opened", "decord_seconds"]
 
@@ -44,6 +44,8 @@ class DecodeRequest:
     max_bytes: int = 4 << 30
     """Address space of the child; 0 is no limit."""
     max_pixels: int = 4096 * 4096
+    untagged_matrix: UntaggedMatrix = "bt601"
+    """How to read YCbCr that does not say by which matrix it was made."""
     chunk_frames: int = 16
 
 
@@ -111,11 +113,18 @@ class Decoder:
         if child is not None:
             child.process.kill()
 
-    def probe(self, path: str, deadline: float = 60.0, max_bytes: int = 4 << 30, max_pixels: int = 4096**2) -> Probe:
+    def probe(
+        self,
+        path: str,
+        deadline: float = 60.0,
+        max_bytes: int = 4 << 30,
+        max_pixels: int = 4096**2,
+        untagged_matrix: UntaggedMatrix = "bt601",
+    ) -> Probe:
         """What the file is, without decoding it. Raises DecodeFailure."""
         clock = Clock(deadline)
         with self._killed_unless_answered() as child:
-            return _ask_probe(child, path, max_bytes, max_pixels, clock)
+            return _ask_probe(child, path, clock, max_bytes, max_pixels, untagged_matrix)
 
     def decode(self, request: DecodeRequest) -> Iterator[Opened | Chunk | Finished]:
         """Decode one video.
@@ -177,7 +186,7 @@ def _decode_once(
     notes: list[str],
     seen: set[tuple[int, int]],
 ) -> Iterator[Opened | Chunk | Finished]:
-    probe = _ask_probe(child, request.path, request.max_bytes, request.max_pixels, clock)
+    probe = _ask_probe(child, request.path, clock, request.max_bytes, request.max_pixels, request.untagged_matrix)
     clock.limit = max(clock.limit, decode_seconds(probe))
     seen.add((probe.size, probe.mtime_ns))
     if len(seen) > 1:
@@ -224,8 +233,11 @@ def _plan(probe: Probe, request: DecodeRequest) -> Opened:
     return Opened(probe, plan, plan.wanted(request.need_next))
 
 
-def _ask_probe(child: Child, path: str, max_bytes: int, max_pixels: int, clock: Clock) -> Probe:
-    child.send({"do": "probe", "path": path, "max_bytes": max_bytes, "max_pixels": max_pixels}, "probe")
+def _ask_probe(
+    child: Child, path: str, clock: Clock, max_bytes: int, max_pixels: int, untagged_matrix: UntaggedMatrix
+) -> Probe:
+    command = {"do": "probe", "path": path, "max_bytes": max_bytes, "max_pixels": max_pixels}
+    child.send({**command, "untagged_matrix": untagged_matrix}, "probe")
     message, payload = child.receive(clock, clock, "probe", "av")
     if message["event"] != "probed":
         raise DecodeFailure("decoder_error", "probe", f"unexpected answer {message['event']}")

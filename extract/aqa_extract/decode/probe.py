@@ -6,9 +6,9 @@ packet, unless the edit list discards it. What decoding then yields is compared 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import av.container
@@ -16,9 +16,13 @@ import av.error
 import numpy as np
 from av.stream import Disposition
 
+from aqa_extract.decode.colour import Colour
 from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.shape import displayed_size, orientation, sample_aspect
 from aqa_extract.decode.source import Source, open_video, packets_of, too_large
+
+if TYPE_CHECKING:
+    from aqa_shared.records import UntaggedMatrix
 
 MIN_SIDE = 16
 """Pixels; smaller is no picture of a performance."""
@@ -51,6 +55,7 @@ class Probe:
     """Degrees counter-clockwise by which a decoded frame is turned to be displayed: 0, 90, 180 or 270."""
     mirrored: bool
     """The frame is also flipped left to right, before it is turned."""
+    colour: Colour
     fps: float
     n_expected: int
     """Display frames that the packets announce."""
@@ -71,15 +76,15 @@ class Probe:
 
     def to_message(self) -> tuple[dict[str, Any], bytes]:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "times"}
-        return values, self.times.astype("<f8").tobytes()
+        return values | {"colour": asdict(self.colour)}, self.times.astype("<f8").tobytes()
 
     @classmethod
     def from_message(cls, values: dict[str, Any], payload: bytes) -> Probe:
-        values = {**values, "warnings": tuple(values["warnings"])}
+        values = {**values, "warnings": tuple(values["warnings"]), "colour": Colour(**values["colour"])}
         return cls(times=np.frombuffer(payload, "<f8").astype(np.float64), **values)
 
 
-def probe(source: Source, max_pixels: int) -> Probe:
+def probe(source: Source, max_pixels: int, untagged_matrix: UntaggedMatrix = "bt601") -> Probe:
     """Demux every packet and decode one frame.
 
     Raises:
@@ -139,6 +144,9 @@ def probe(source: Source, max_pixels: int) -> Probe:
     frame, codec, (aspect, odd_aspect) = _first_frame(source, max_pixels)
     if odd_aspect:
         warnings.append(odd_aspect)
+    colour, odd_colour = Colour.of(frame, untagged_matrix)
+    if odd_colour:
+        warnings.append(odd_colour)
     turned, mirrored, odd = orientation(frame)
     if odd:
         warnings.append("its display matrix is no right angle: frames are left as they are")
@@ -168,6 +176,7 @@ def probe(source: Source, max_pixels: int) -> Probe:
         sample_aspect_ratio=f"{aspect.numerator}:{aspect.denominator}",
         rotation=turned,
         mirrored=mirrored,
+        colour=colour,
         fps=fps,
         n_expected=len(times),
         times=times,
@@ -248,6 +257,10 @@ def decord_refusal(p: Probe, uniform: bool) -> str:
         return f"pixel format {p.pix_fmt}"
     if p.rotation or p.mirrored:
         return "rotated"
+    if p.colour.tone_mapped:
+        return f"colours to be converted ({p.colour.tone_mapped})"
+    if p.colour.assumed_matrix not in ("", "bt601"):
+        return f"matrix not tagged, to be read as {p.colour.assumed_matrix}"
     if p.frame_width % 2 or p.frame_height % 2:
         return "odd frame size"
     if p.has_edit_list:

@@ -11,17 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import av
 import av.error
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
+from aqa_extract.decode.colour import Converter
 from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.probe import MISMATCH, Probe
 from aqa_extract.decode.shape import turn
 from aqa_extract.decode.source import Source, open_video
+
+if TYPE_CHECKING:
+    from aqa_shared.records import UntaggedMatrix
 
 
 @dataclass
@@ -51,8 +54,9 @@ class Reader(Protocol):
 class AvReader:
     """Sequential decoding with PyAV."""
 
-    def __init__(self, source: Source, probe: Probe, max_pixels: int) -> None:
+    def __init__(self, source: Source, probe: Probe, max_pixels: int, untagged_matrix: UntaggedMatrix) -> None:
         self.source, self.probe, self.max_pixels = source, probe, max_pixels
+        self.untagged_matrix: UntaggedMatrix = untagged_matrix
         self.tally = Tally("av", av.__version__)
 
     def read(self, wanted: Sequence[int], end: int | None) -> Iterator[np.ndarray]:
@@ -62,7 +66,7 @@ class AvReader:
         count, on which the plan rests, was true. Where a part ends earlier its frames are all there is to check.
         """
         tally = self.tally
-        to_rgb = VideoReformatter()
+        to_rgb = Converter(self.untagged_matrix)
         position = 0
         with open_video(self.source, self.max_pixels) as (container, stream):
             tally.time_base = float(stream.time_base or 0)
@@ -92,9 +96,7 @@ class AvReader:
                     )
                 tally.stamps.append(frame.pts)
                 if position < len(wanted) and wanted[position] == tally.decoded:
-                    # threads=1: with more, PyAV 17 waits longer for its threads than it converts.
-                    rgb = to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                    rgb = turn(rgb, self.probe.rotation, self.probe.mirrored)
+                    rgb = turn(to_rgb(frame), self.probe.rotation, self.probe.mirrored)
                     while position < len(wanted) and wanted[position] == tally.decoded:
                         yield rgb
                         position += 1

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import av.error
@@ -27,6 +27,9 @@ from aqa_extract.decode.readers import AvReader, DecordReader, Reader, damage
 from aqa_extract.decode.source import Source
 from aqa_extract.decode.wire import Channel, FrameBuffer, Gone
 from aqa_extract.faults import Fault, fault
+
+if TYPE_CHECKING:
+    from aqa_shared.records import UntaggedMatrix
 
 SLOTS = 2
 """Chunks in flight: one is filled while the parent uses the other."""
@@ -83,6 +86,7 @@ class Worker:
         self.source: Source | None = None
         self.probe: Probe | None = None
         self.max_pixels = 0
+        self.untagged_matrix: UntaggedMatrix = "bt601"
 
     def answer(self, command: dict[str, Any], payload: bytes) -> None:
         if command["do"] == "go on":
@@ -128,10 +132,10 @@ class Worker:
             # A shell or a batch system may have set less, and nobody can go beyond that.
             soft = command["max_bytes"] if hard == resource.RLIM_INFINITY else min(command["max_bytes"], hard)
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        self.max_pixels = command["max_pixels"]
+        self.max_pixels, self.untagged_matrix = command["max_pixels"], command["untagged_matrix"]
         # The name travels with its undecodable bytes as surrogates, which JSON keeps.
         self.source = Source(command["path"])
-        self.probe = probe(self.source, self.max_pixels)
+        self.probe = probe(self.source, self.max_pixels, self.untagged_matrix)
         values, payload = self.probe.to_message()
         self.channel.send({"event": "probed", **values}, payload)
 
@@ -144,7 +148,7 @@ class Worker:
             _clear_stderr()
             reader = DecordReader(self.source, self.probe)
         else:
-            reader = AvReader(self.source, self.probe, self.max_pixels)
+            reader = AvReader(self.source, self.probe, self.max_pixels, self.untagged_matrix)
         end = command["end"]
         self._send_frames(reader, wanted, end, command)
         self.source.check_unchanged()
