@@ -16,6 +16,7 @@ from typing import Any
 from aqa_pipelines.dataset import Look, name_of, render
 from aqa_shared import console
 from aqa_shared.errors import AqaError, ExitCode
+from aqa_train.signals import TERMINATING
 
 EXTRACT = [
     "--streams", "rgb,flow,actor-rgb",
@@ -74,8 +75,8 @@ def _command(name: str, arguments: list[str]) -> int:
     console.err.print(f"\n$ {shlex.join([name, *arguments])}", markup=False, style="bold")
     # The module, not the script on PATH: the demo must run the very installation it belongs to.
     child = subprocess.Popen([sys.executable, "-c", f"from {STAGES[name]} import main; main()", *arguments])
-    # A SIGTERM comes to us alone: the child must not go on as an orphan.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
+    # SIGTERM and SIGUSR1 may come to us alone: the child must not go on as an orphan.
+    before = {s: signal.signal(s, lambda number, frame: child.send_signal(number)) for s in TERMINATING}
     try:
         while True:
             try:
@@ -85,8 +86,9 @@ def _command(name: str, arguments: list[str]) -> int:
                 # The terminal sent it to the child as well, which commits what it has and leaves.
                 continue
     finally:
-        signal.signal(signal.SIGTERM, before)
-    if code == -signal.SIGTERM:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if -code in TERMINATING:
         # It came before the child could hear it.
         return int(ExitCode.TERMINATED)
     if code < 0:

@@ -29,7 +29,7 @@ from aqa_train.experiment import place, prepare
 from aqa_train.metrics import spearman
 from aqa_train.outputs import MEASURES, as_table, summarise
 from aqa_train.predict import load_checkpoint
-from aqa_train.signals import asked_to_stop
+from aqa_train.signals import TERMINATING, asked_to_stop
 from aqa_train.splits import Split
 
 from .conftest import MakeStore
@@ -199,7 +199,9 @@ def test_jobs_give_the_results_of_one_after_the_other(make_store: MakeStore, tmp
     assert results(tmp_path / "one") == results(tmp_path / "two")
 
 
-@pytest.mark.parametrize(("jobs", "stopped_by", "code"), [(1, signal.SIGTERM, 143), (2, signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("jobs", "stopped_by", "code"), [(1, signal.SIGTERM, 143), (1, signal.SIGUSR1, 143), (2, signal.SIGINT, 130)]
+)
 def test_signals_save_and_resuming_gives_the_same(
     make_store: MakeStore, tmp_path: Path, jobs: int, stopped_by: signal.Signals, code: int
 ) -> None:
@@ -227,18 +229,22 @@ def test_signals_save_and_resuming_gives_the_same(
     assert (cut / "metrics.json").exists()
 
 
-def test_sigterm_may_come_twice_and_a_second_ctrl_c_acts_at_once() -> None:
+@pytest.mark.parametrize("number", TERMINATING)
+def test_signals_may_come_twice_and_a_second_ctrl_c_acts_at_once(number: signal.Signals) -> None:
     with asked_to_stop() as stop:
         assert stop() == 0
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        assert stop() == signal.SIGTERM
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        assert stop() == number
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) == signal.SIG_DFL
 
 
-def test_sigterm_to_every_process_at_once_loses_nothing(make_store: MakeStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", TERMINATING)
+def test_a_signal_to_every_process_at_once_loses_nothing(
+    make_store: MakeStore, tmp_path: Path, number: signal.Signals
+) -> None:
     """Batch systems signal the whole group, so a worker hears it twice; wide networks take a moment to save."""
     wide = ["--set", "widths=1024,1024", "--set", "batch=8", "--device", "cpu"]
     common = ["--features", make_store(videos=20), "--seeds", 2, "--epochs", 12, *wide]
@@ -248,7 +254,7 @@ def test_sigterm_to_every_process_at_once_loses_nothing(make_store: MakeStore, t
     assert process.stderr is not None
     while not (line := process.stderr.readline()).startswith("epochs"):
         assert line, "it ended before it trained"
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, number)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 143, rest
     said = " ".join(rest.split())
@@ -286,6 +292,45 @@ def test_work_that_was_lost_is_not_said_to_be_saved(make_store: MakeStore, tmp_p
     said = " ".join(rest.split())
     assert "saved where it stands" not in said
     assert "code -9, and what it did since its last save is lost: s4aqa/fold0-seed0" in said
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
+def test_a_process_that_is_told_alone_ends_the_run(make_store: MakeStore, tmp_path: Path) -> None:
+    """Its parent must not go on with its part by itself, deaf and without a word."""
+    process = two_at_a_time(make_store(videos=20), tmp_path / "run")
+    for worker in worker_ids(process.pid):
+        os.kill(worker, signal.SIGUSR1)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 143, rest
+    assert "every training saved where it stands" in " ".join(rest.split())
+    assert any((tmp_path / "run").rglob("state.safetensors"))
+
+
+@pytest.mark.parametrize("number", TERMINATING)
+def test_a_signal_before_or_after_training_ends_the_command_in_order(
+    make_store: MakeStore, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Sent by the process to itself at two places that no loop watches: on opening the store, on drawing."""
+    program = """
+import os, sys
+from aqa_shared import console
+from aqa_train import experiment, plots
+from aqa_train.cli import app
+module, name, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+before = getattr(globals()[module], name)
+def told(*args):
+    os.kill(os.getpid(), number)
+    return before(*args)
+setattr(globals()[module], name, told)
+console.run(lambda: app(sys.argv[4:]))
+"""
+    options = ["--features", make_store(videos=12), "--method", "aa", "--seeds", 1, "--epochs", 1, "--jobs", 1, *FAST]
+    for moment, fix in (("experiment prepare", "the same command again"), ("plots draw", "--resume")):
+        told = [*moment.split(), int(number), *options, "--out", tmp_path / moment]
+        done = subprocess.run([sys.executable, "-c", program, *map(str, told)], capture_output=True, text=True)
+        assert done.returncode == 143, done.stderr
+        assert fix in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
@@ -596,6 +641,37 @@ def test_undefined_folds_and_seeds_are_counted(capsys: pytest.CaptureFixture[str
     assert next(x for x in lines if " last " in x).split()[2:] == ["1.000", "(1", "of", "4)", "1.00", "±", "0.00",
                                                                    "1.00", "±", "0.00"]  # fmt: skip
     assert next(x for x in lines if "difficulty" in x).count("(2 of 4)") == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+@pytest.mark.parametrize("umask", [0o002, 0o027])
+def test_whoever_may_read_the_folder_may_read_every_file(make_store: MakeStore, tmp_path: Path, umask: int) -> None:
+    """A group's runs and stores lie on a shared disk: no file is more private than the umask makes it."""
+    before = os.umask(umask)
+    try:
+        store = make_store(videos=16, pending=1)
+        common = ["--features", store, "--validation", 0.3, "--labelled", 0.8, "--out", tmp_path / "run", "--jobs", 1]
+        stopped = subprocess.Popen(
+            [sys.executable, "-m", "aqa_train.cli", *map(str, [*common, "--epochs", 5000, "--seeds", 1, *FAST])],
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert stopped.stderr is not None
+        while not stopped.stderr.readline().startswith("epochs"):
+            assert stopped.poll() is None
+        stopped.terminate()
+        stopped.communicate(timeout=60)
+        aqa_train("--features", store, "--validation", 0.3, "--labelled", 0.8, "--out", tmp_path / "whole", "--jobs", 1,
+                  "--epochs", 2, "--seeds", 1, *FAST)  # fmt: skip
+    finally:
+        os.umask(before)
+    found = [p for name in ("feats.zarr", "run", "whole") for p in (tmp_path / name).rglob("*")]
+    assert {p.name for p in found} >= {"state.safetensors", "last.safetensors", "zarr.json", "scatter.png"}
+    private = {
+        str(p.relative_to(tmp_path)): oct(p.stat().st_mode & 0o777)
+        for p in found
+        if p.stat().st_mode & 0o777 != (0o777 if p.is_dir() else 0o666) & ~umask
+    }
+    assert not private
 
 
 def test_nothing_is_written_into_a_foreign_folder(make_store: MakeStore, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from aqa_train.batch import Batch
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig
-from aqa_train.trainer import Diverged, Fitted, ScoreScale, Standardiser, Stopped, Task, _sizes, fit, predict
+from aqa_train.signals import Stopped
+from aqa_train.trainer import Diverged, Fitted, ScoreScale, Standardiser, Task, _sizes, fit, predict
 
 from .conftest import synthetic
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from aqa_shared.errors import StoreError, UsageError
@@ -42,10 +42,11 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     held = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     header = json.dumps({"format": FORMAT, **meta}, allow_nan=False)
     try:
-        with replacing(path) as partial:
-            save_file(held, partial, metadata={_KEY: header})
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
+        # Not save_file: what it writes is for the owner alone, whatever the umask says.
+        with replacing(path) as partial, partial.open("wb") as file:
+            file.write(as_bytes(held, metadata={_KEY: header}))
+            file.flush()
+            os.fsync(file.fileno())
     except (OSError, SafetensorError) as e:
         raise StoreError(
             f"{path} could not be written ({e}); what was saved there before is whole",

@@ -13,6 +13,7 @@ from aqa_shared.commands import App, Version, group
 from aqa_shared.errors import UsageError
 from aqa_shared.machine import pick_device
 from aqa_train.methods import METHODS
+from aqa_train.signals import Stopped, ended_in_order
 
 if TYPE_CHECKING:
     from aqa_train.config import RunConfig
@@ -123,6 +124,7 @@ def train(
     run(settings, out, device=device, jobs=jobs, in_memory=in_memory, resume=resume is not None, dry_run=dry_run)
 
 
+@ended_in_order("run the same command again")
 def run(
     settings: RunConfig,
     out: Path | None,
@@ -138,7 +140,6 @@ def run(
     from aqa_train.checkpoint import writing
     from aqa_train.outputs import as_table, refuse_other_data, write_results, write_start
     from aqa_train.plots import draw
-    from aqa_train.trainer import Stopped
     from aqa_train.workers import choose_jobs, run_all
 
     where = pick_device(device)
@@ -154,16 +155,18 @@ def run(
     placed = work.place(experiment, where, in_memory, jobs)
     if not resume:
         write_start(experiment, out, str(where))
-    try:
-        run_all(experiment, placed, out, where, jobs, in_memory)
-    except Stopped as e:
-        e.fix = f"aqa-train --resume {shlex.quote(str(out))}"
-        raise
-    results = [work.run_training(experiment, t, placed, out, where) for t in experiment.trainings]
-    compared = work.run_baselines(experiment, placed)
-    with writing(out):
-        summary = write_results(experiment, out, results, compared)
-    draw(out, console.warn)
+    go_on = f"aqa-train --resume {shlex.quote(str(out))}"
+    with ended_in_order(go_on):
+        try:
+            run_all(experiment, placed, out, where, jobs, in_memory)
+        except Stopped as e:
+            e.fix = go_on
+            raise
+        results = [work.run_training(experiment, t, placed, out, where) for t in experiment.trainings]
+        compared = work.run_baselines(experiment, placed)
+        with writing(out):
+            summary = write_results(experiment, out, results, compared)
+        draw(out, console.warn)
     table = as_table(summary)
     # A result is never cut to the terminal's width.
     wide = console.out.measure(table, options=console.out.options.update(width=10_000)).maximum

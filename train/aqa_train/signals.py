@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a question the loop asks, so that it can save first."""
+"""SIGINT, SIGTERM and SIGUSR1 (SLURM's warning) as a question the loop asks, so that it can save first."""
 
 from __future__ import annotations
 
@@ -8,14 +8,50 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from aqa_shared.errors import AqaError, ExitCode
+
+TERMINATING = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+"""What asks for an end whoever hears it; Ctrl-C is for the first process to decide."""
+SIGNALS = (signal.SIGINT, *TERMINATING)
+
+
+class Stopped(AqaError):
+    """A signal ended the command; what was finished or saved is on disk."""
+
+    def __init__(self, number: int, cause: str, fix: str = "") -> None:
+        super().__init__(cause, fix=fix)
+        self.exit_code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
+
+
+class _Terminated(KeyboardInterrupt):
+    """In flight through libraries, which catch every Exception."""
+
+
+@contextmanager
+def ended_in_order(fix: str) -> Iterator[None]:
+    """Outside of `asked_to_stop` there is nothing to save: SIGTERM and SIGUSR1 end the work as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Terminated(number)
+
+    before = {s: signal.signal(s, end) for s in TERMINATING}
+    try:
+        yield
+    except _Terminated as e:
+        raise Stopped(e.args[0], f"ended by signal {int(e.args[0])}", fix) from None
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
 
 
 @contextmanager
 def asked_to_stop() -> Iterator[Callable[[], int]]:
     """Yields a function giving the signal received, or 0. Ctrl-C after that acts at once, as it did before.
 
-    A second SIGTERM changes nothing: `timeout` sends two, and who cannot wait for the save sends SIGKILL.
+    A second SIGTERM or SIGUSR1 changes nothing: `timeout` sends two, and who cannot wait for the save sends SIGKILL.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
@@ -41,8 +77,8 @@ def asked_to_stop() -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def starting_workers() -> Iterator[None]:
-    """Processes started here never see Ctrl-C, not even while they import, and SIGTERM from `worker_asked_to_stop` on;
-    ours waits until they are started.
+    """Processes started here never see Ctrl-C, not even while they import, and the others from `worker_asked_to_stop`
+    on; ours waits until they are started.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -59,7 +95,7 @@ def worker_asked_to_stop() -> Iterator[Callable[[], int]]:
     """`asked_to_stop` for all that a worker does.
 
     The whole process group is often signalled, and their parent signals them besides: Ctrl-C is for the parent to
-    decide, and no number of SIGTERMs may cut off a save.
+    decide, and no number of the others may cut off a save.
     """
     received = 0
 
@@ -68,11 +104,13 @@ def worker_asked_to_stop() -> Iterator[Callable[[], int]]:
         received = number
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, remember)
+    for s in TERMINATING:
+        signal.signal(s, remember)
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINATING)
     try:
         yield lambda: received
     finally:
         # Python's own end takes a moment, and would put the default back: everything is saved by now.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for s in TERMINATING:
+            signal.signal(s, signal.SIG_IGN)

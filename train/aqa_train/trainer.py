@@ -26,14 +26,7 @@ from aqa_train.batch import Batch
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet, Loaded, Rows
 from aqa_train.metrics import spearman
-
-
-class Stopped(AqaError):
-    """Training was asked to stop and saved everything."""
-
-    def __init__(self, signal: int, cause: str, fix: str = "") -> None:
-        super().__init__(cause, fix=fix)
-        self.exit_code = ExitCode.INTERRUPTED if signal == 2 else ExitCode.TERMINATED
+from aqa_train.signals import Stopped
 
 
 class Diverged(AqaError):

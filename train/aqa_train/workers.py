@@ -19,8 +19,7 @@ from aqa_train.config import RunConfig
 from aqa_train.experiment import Experiment, OneTraining, place, prepare, run_training
 from aqa_train.features import FeatureSet, InMemory
 from aqa_train.outputs import refuse_other_data
-from aqa_train.signals import asked_to_stop, starting_workers, worker_asked_to_stop
-from aqa_train.trainer import Stopped
+from aqa_train.signals import Stopped, asked_to_stop, starting_workers, worker_asked_to_stop
 
 
 def choose_jobs(jobs: int | None, trainings: int, device: torch.device, threads: int) -> int:
@@ -41,7 +40,8 @@ def run_all(
     in_memory: InMemory,
 ) -> None:
     """Finish every training of the experiment in `out`; raises `Stopped` when asked to, after saving."""
-    todo = [t for t in experiment.trainings if not (out / "models" / t.name / "result.json").exists()]
+    left = set(_unfinished([t.name for t in experiment.trainings], out))
+    todo = [t for t in experiment.trainings if t.name in left]
     total = len(todo) * experiment.config.training.epochs
     with console.progress("epochs", total) as advance, asked_to_stop() as stop:
         if jobs <= 1:
@@ -87,8 +87,9 @@ def _in_processes(
         raise
     if failure is not None:
         raise failure
-    if number := stop():
-        raise Stopped(number, f"stopped by signal {number}; {_kept(workers, names, out)}")
+    # Somebody may have told a process of ours alone to stop: it saved, and what is left is not for us to go on with.
+    if number := stop() or (signal.SIGTERM if _unfinished([t.name for t in todo], out) else 0):
+        raise Stopped(number, f"stopped by signal {int(number)}; {_kept(workers, names, out)}")
 
 
 def _watch(
@@ -131,11 +132,15 @@ def _kept(workers: Sequence[BaseProcess], names: list[list[str]], out: Path) -> 
     """What is saved after all processes ended."""
     lost = [
         f"a process ended with code {w.exitcode}, and what it did since its last save is lost: "
-        + ", ".join(n for n in own if not (out / "models" / n / "result.json").exists())
+        + ", ".join(_unfinished(own, out))
         for w, own in zip(workers, names, strict=True)
         if w.exitcode != 0
     ]
     return "; ".join(lost) or "every training saved where it stands"
+
+
+def _unfinished(names: Sequence[str], out: Path) -> list[str]:
+    return [n for n in names if not (out / "models" / n / "result.json").exists()]
 
 
 def _work(
