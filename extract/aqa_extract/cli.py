@@ -70,7 +70,7 @@ def extract(
     videos: Annotated[
         list[str],
         typer.Argument(
-            help="A folder, video files, a glob in quotes, a text list (.txt), or a manifest (.csv, .jsonl).",
+            help="A folder, video files, a glob in quotes, a text list (.txt), or a manifest (.csv, .json).",
             show_default=False,
             rich_help_panel="Input and output",
         ),
@@ -78,8 +78,12 @@ def extract(
     out: Annotated[Path, Input(help="Store to create, or to go on with.", show_default=False)],
     labels: Annotated[
         Path | None,
-        Input(help="CSV with id or path, and score; default: labels.csv beside the videos."),
+        Input(help="Table (CSV, JSON) with id or path, and score; default: labels.csv beside the videos."),
     ] = None,
+    id_column: Annotated[
+        str | None, Input(help="Column of the labels that names the videos, if it is not id or path.")
+    ] = None,
+    score_column: Annotated[str | None, Input(help="Column of the labels that is the score.")] = None,
     protocol: Annotated[
         str, Segments(help="Which frames make up the segments: " + ", ".join(PROTOCOLS) + ".")
     ] = "even",
@@ -184,7 +188,8 @@ def extract(
     from aqa_extract.run import extract as run_extract
     from aqa_shared.manifest import find_videos
 
-    manifest = find_videos(videos if len(videos) > 1 else videos[0], labels=labels)
+    columns = {field: name for field, name in (("id", id_column), ("score", score_column)) if name is not None}
+    manifest = find_videos(videos, labels=labels, columns=columns)
     manifest.report(console.note, console.warn)
     options = Options(
         device=device,
@@ -200,7 +205,7 @@ def extract(
     if dry_run:
         console.out.print(plan(manifest.videos, out, settings, options, dry=True).text(), markup=False)
         return
-    labelled = manifest.labels_source is not None
+    labelled = bool(manifest.labels_sources)
     report = run_extract(manifest.videos, out, settings, options, labelled=labelled)
     console.summary(report.text())
     if (fault := environment_fault(report.failures)) is not None:

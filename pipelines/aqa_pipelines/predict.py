@@ -61,7 +61,7 @@ def predict_videos(
         )
     settings = settings_for(model.settings, list(model.channels), model.weights)
     where = pick_device(device)
-    manifest = find_videos(list(videos) if len(videos) > 1 else videos[0])
+    manifest = find_videos(videos, with_labels=False)
     manifest.report(console.note, console.warn)
     with tempfile.TemporaryDirectory(prefix="aqa-predict-") as scratch:
         out = Path(scratch) / "feats.zarr"

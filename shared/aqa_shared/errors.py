@@ -64,5 +64,6 @@ class StoreError(AqaError):
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """`did you mean x?` where one of `choices` is near `name`, else nothing: a part of a `fix`."""
-    near = difflib.get_close_matches(name.lower(), list(choices), n=1)
-    return f"did you mean {near[0]}?" if near else ""
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(name.lower(), list(by_lower), n=1)
+    return f"did you mean {by_lower[near[0]]}?" if near else ""

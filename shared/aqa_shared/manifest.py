@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
@@ -26,16 +26,16 @@ from aqa_shared.manifest_files import (
     local_path,
     printable_id,
     shown,
-    unique,
 )
 from aqa_shared.manifest_labels import apply_labels
-from aqa_shared.manifest_table import PATH_NAMES, Problems, Row, Table, read_table
+from aqa_shared.manifest_table import Row, Table, read_table
+from aqa_shared.manifest_text import JSON_SUFFIXES, NO_TEXT, PATH_NAMES, Problems
 from aqa_shared.records import Video
 
 __all__ = ["VIDEO_SUFFIXES", "Manifest", "find_videos", "printable_id"]
 
 LABELS = "labels.csv"
-_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+_TABLES = (".csv", ".tsv", *JSON_SUFFIXES, *NO_TEXT)
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Manifest:
     """Ids are relative to it."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(path, why) of what lay among the videos and is none."""
-    labels_source: Path | None = None
-    """The table whose labels were read, also where every score in it is empty; None where none fits a video."""
-    unmatched_labels: list[str] = field(default_factory=list)
-    """Labels that fit no video."""
+    labels_sources: list[Path] = field(default_factory=list)
+    """The tables whose labels were read, also where every score in them is empty; none of which none fits a video."""
+    unmatched: dict[Path, list[str]] = field(default_factory=dict)
+    """By table: labels that fit no video."""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -60,75 +60,159 @@ class Manifest:
 
     def report(self, note: Callable[[str], None], warn: Callable[[str], None]) -> None:
         """Say in a few lines what was found and what was not."""
-        source = f" (labels from {self.labels_source})" if self.labels_source else ""
-        note(f"{len(self.videos)} videos in {shown(self.root)}, {self.labelled} with a score{source}")
+        sources = f" (labels from {', '.join(map(str, self.labels_sources))})" if self.labels_sources else ""
+        note(f"{len(self.videos)} videos in {shown(self.root)}, {self.labelled} with a score{sources}")
         why = Counter(reason for _, reason in self.skipped)
         if why:
             listed = ", ".join(f"{n} {reason}" for reason, n in why.most_common(6))
             note(f"passed over {len(self.skipped)}: {listed}{', …' if len(why) > 6 else ''}")
-        if self.unmatched_labels:
-            few = _few(self.unmatched_labels)
-            warn(f"{self.labels_source}: {len(self.unmatched_labels)} label(s) fit no video: {few}")
+        for table, labels in self.unmatched.items():
+            warn(f"{table}: {len(labels)} label(s) fit no video: {_few(labels)}")
         for warning in self.warnings[:20]:
             warn(warning)
         if len(self.warnings) > 20:
             warn(f"… and {len(self.warnings) - 20} more warnings")
 
 
-def find_videos(source: str | Path | Sequence[str | Path], *, labels: Path | None = None) -> Manifest:
-    """Every video that `source` means: a folder, file, glob, list (.txt), manifest (.csv, .jsonl), or several.
+def find_videos(
+    source: str | Path | Sequence[str | Path],
+    *,
+    labels: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    with_labels: bool = True,
+) -> Manifest:
+    """Every video that `source` means: a folder, file, glob, list (.txt), manifest (.csv, .json, .jsonl), or several.
 
-    Labels come from `labels`, else from the manifest itself, else from a labels.csv in or beside the folder.
-    Raises NoInputError where nothing is found (with what was seen) and UsageError for wrong rows.
+    The id of a file is its path below the input that names it: below the folder, the fixed part of the glob or the
+    folder of the list or manifest; a file that is named itself goes by its name. So no id depends on what else is
+    named. Labels come from `labels`, else from the manifests themselves, else from the labels.csv in or beside the
+    folder of each input; `columns` says which columns of that table are `id` and `score`, where they are others.
+    Without `with_labels` none are looked for.
+    Raises NoInputError where nothing is found (with what was seen) and UsageError for wrong rows, for two files of
+    one id, and for labels of which none fits a video.
     """
-    sources = [source] if isinstance(source, str | Path) else list(source)
+    sources = [os.fspath(source)] if isinstance(source, str | Path) else [os.fspath(s) for s in source]
     if not sources:
         raise NoInputError("no input was given", fix="name a folder, a file, a glob, a list or a manifest")
     found: list[Found] = []
-    given: list[Video] = []
-    rows: dict[str, str] = {}
+    named = _Named()
     warnings: list[str] = []
-    own_labels: Path | None = None
-    for item in (os.fspath(s) for s in sources):
+    own_labels: list[Path] = []
+    for item in sources:
         if PurePath(item).suffix.lower() in _TABLES and os.path.isfile(item):
-            table = read_table(Path(item), [PATH_NAMES])
-            given += _from_table(table, rows)
+            table = read_table(Path(item), [PATH_NAMES], columns if labels is None else None)
+            _from_table(table, named)
             warnings += table.odd_columns()
-            own_labels = own_labels or (Path(item) if table.has_labels else None)
+            own_labels += [Path(item)] if table.has_labels else []
             found.append(Found(os.path.abspath(os.path.dirname(item))))
         else:
             found.append(_look(item))
-    root = common_root(found)
-    skipped = [s for f in found for s in f.skipped]
-    videos = given + [Video(id=id_of(p, root), path=p) for p in unique(p for f in found for p in f.paths)]
-    _refuse_same_ids(videos, rows)
+            for path in found[-1].paths:
+                named.add(Video(id=id_of(path, found[-1].root), path=path), shown(path))
+    named.refuse_conflicts()
+    videos = list(named.videos.values())
     if not videos:
         raise _nothing(sources, found)
-    source_of_labels = labels if labels is not None else None if given else _labels_beside(sources, root)
-    unlabelled = Manifest(videos, Path(root), skipped, own_labels, [], warnings)
-    if source_of_labels is None:
-        return unlabelled
-    # A labels.csv beside the folder may be about something else altogether: it must not stop the run.
-    beside = labels is None and source_of_labels.parent != Path(root)
+    root = common_root(found)
+    manifest = Manifest(
+        videos, Path(root), [s for f in found for s in f.skipped], own_labels if with_labels else [], {}, warnings
+    )
+    if labels is not None:
+        return _with_labels(manifest, labels, {v.id for v in videos}, root, columns, must_fit=True, must_be=True)
+    tables = _labels_beside(sources, found) if with_labels else {}
+    for table_path, beside in tables.items():
+        ids = {id_of(path, f.root) for f in beside.inputs for path in f.paths}
+        shared = common_root(beside.inputs)
+        manifest = _with_labels(
+            manifest, table_path, ids, shared, columns, must_fit=beside.in_folder, must_be=beside.inside
+        )
+    if columns and not (own_labels or tables):
+        raise UsageError(
+            f"there is no table of labels to look for {' and '.join(map(repr, columns.values()))} in",
+            fix="name it with --labels",
+        )
+    return manifest
+
+
+def _with_labels(
+    manifest: Manifest,
+    table: Path,
+    ids: Collection[str],
+    root: str,
+    columns: Mapping[str, str] | None,
+    *,
+    must_fit: bool,
+    must_be: bool,
+) -> Manifest:
+    """`manifest` with the labels of `table` for the videos with `ids`.
+
+    A labels.csv beside the folder may be about something else altogether: where not `must_be` labels, it is said
+    and not used; where not `must_fit`, none of them need be about these videos.
+    """
+    places = [i for i, video in enumerate(manifest.videos) if video.id in ids]
     try:
-        labelled = apply_labels(videos, source_of_labels, root)
+        labelled = apply_labels([manifest.videos[i] for i in places], table, root, columns)
     except UsageError as e:
-        if not beside:
+        if must_be:
             raise
-        return replace(unlabelled, warnings=[*warnings, f"not used as labels: {e.cause}"])
+        return replace(manifest, warnings=[*manifest.warnings, f"not used as labels: {e.cause}"])
+    if labelled.no_fit is not None and must_fit:
+        raise labelled.no_fit
     if not labelled.matched:
         # It says nothing about these videos, so a store keeps the labels it has.
-        found_none = f"{source_of_labels}: not used, none of its labels fits a video: {_few(labelled.unmatched)}"
-        return unlabelled if beside else replace(unlabelled, warnings=[*warnings, *labelled.warnings, found_none])
-    at = os.path.abspath(source_of_labels)
-    return Manifest(
-        labelled.videos,
-        Path(root),
-        [s for s in skipped if s[0] != at],
-        source_of_labels,
-        labelled.unmatched,
-        warnings + labelled.warnings,
+        said = [f"{table}: not used, none of its labels fits a video"] if must_be and labelled.no_fit else []
+        return replace(manifest, warnings=manifest.warnings + said)
+    videos = list(manifest.videos)
+    for i, video in zip(places, labelled.videos, strict=True):
+        videos[i] = video
+    at = os.path.abspath(table)
+    return replace(
+        manifest,
+        videos=videos,
+        skipped=[s for s in manifest.skipped if s[0] != at],
+        labels_sources=[*manifest.labels_sources, table],
+        unmatched={**manifest.unmatched, **({table: labelled.unmatched} if labelled.unmatched else {})},
+        warnings=manifest.warnings + labelled.warnings,
     )
+
+
+class _Named:
+    """Videos by id, and where each id came from, to name both of a pair."""
+
+    def __init__(self) -> None:
+        self.videos: dict[str, Video] = {}
+        self.origins: dict[str, str] = {}
+        self.paths: dict[str, str] = {}
+        """Path of a file that was named without a table → its id."""
+        self.pairs: list[tuple[str, str, str]] = []
+        """(id, origin, other origin) of every id that two videos would have."""
+
+    def add(self, video: Video, origin: str) -> None:
+        """A file that two inputs name is one video; raises UsageError where they give it two ids."""
+        before = self.paths.setdefault(video.path, video.id)
+        if before != video.id:
+            raise UsageError(
+                f"{origin} is named twice, as {before} and as {video.id}",
+                fix="name its folder or the file itself, not both",
+            )
+        if video.id not in self.videos:
+            self.videos[video.id], self.origins[video.id] = video, origin
+        elif self.origins[video.id] != origin:
+            self.pairs.append((video.id, self.origins[video.id], origin))
+
+    def refuse_conflicts(self) -> None:
+        """Raises UsageError that names both of every two videos with one id, and what gives them two."""
+        if not self.pairs:
+            return
+        listed = "; ".join(f"{id}: {one} and {other}" for id, one, other in self.pairs[:5])
+        more = f" and {len(self.pairs) - 5} more" if len(self.pairs) > 5 else ""
+        one, other = self.pairs[0][1:]
+        folder = os.path.commonpath([one, other]) if os.path.isabs(one) and os.path.isabs(other) else os.sep
+        common = f"give the folder that holds them, {folder}, or " if folder != os.sep else "give "
+        raise UsageError(
+            f"{len(self.pairs)} id(s) would mean two videos: {listed}{more}",
+            fix=f"{common}a manifest with an `id` column",
+        )
 
 
 def _look(item: str) -> Found:
@@ -152,11 +236,11 @@ def _look(item: str) -> Found:
     )
 
 
-def _from_table(table: Table, rows: dict[str, str]) -> list[Video]:
-    """The rows as videos; `rows` remembers where each id came from, to name both of a pair."""
+def _from_table(table: Table, named: _Named) -> None:
+    """Add the rows as videos."""
     problems = Problems(table.path)
     folder = os.path.abspath(table.path.parent)
-    videos = []
+    paths: list[str] = []
     for number, row in table.rows:
         if not row.path:
             problems.add(number, "path", None, "is empty")
@@ -165,6 +249,9 @@ def _from_table(table: Table, rows: dict[str, str]) -> list[Video]:
             problems.add(number, "path", row.path, "holds a NUL byte, which no file name can")
             continue
         path = local_path(row.path, folder)
+        if "\\" in row.path and not os.path.lexists(path):  # written on Windows
+            path = local_path(row.path.replace("\\", "/"), folder)
+        paths.append(path)
         try:
             video = Video(
                 id=shown(row.id) if row.id else id_of(path, folder) + _part(row),
@@ -175,14 +262,12 @@ def _from_table(table: Table, rows: dict[str, str]) -> list[Video]:
         except ValidationError as e:
             problems.add(number, "", None, f"— {e.errors()[0]['msg'].removeprefix('Value error, ')}")
             continue
-        if video.id in rows:
-            problems.add(number, "id", video.id, f"is the id of {rows[video.id]} as well")
+        if video.id in named.videos:
+            problems.add(number, "id", video.id, f"is the id of {named.origins[video.id]} as well")
             continue
-        rows[video.id] = f"row {number} of {table.path.name}"
-        videos.append(video)
+        named.videos[video.id], named.origins[video.id] = video, f"row {number} of {table.path.name}"
     problems.raise_if_any("mend these rows; ids must be unique, so give an `id` column where they are not")
-    _refuse_all_missing(table.path, [v.path for v in videos], folder)
-    return videos
+    _refuse_all_missing(table.path, paths, folder)
 
 
 def _refuse_all_missing(table: str | Path, paths: Sequence[str], folder: str) -> None:
@@ -203,21 +288,31 @@ def _part(row: Row) -> str:
     return ""
 
 
-def _refuse_same_ids(videos: Sequence[Video], rows: dict[str, str]) -> None:
-    counts = Counter(v.id for v in videos)
-    twice = sorted(i for i, n in counts.items() if n > 1)
-    if twice:
-        named = ", ".join(f"{i} ({rows.get(i, 'files')})" for i in twice[:5])
-        raise UsageError(
-            f"{len(twice)} id(s) are not unique: {named}", fix="give a manifest with an `id` column, or fewer inputs"
-        )
+@dataclass
+class _Beside:
+    """A labels.csv that nobody named."""
+
+    inputs: list[Found] = field(default_factory=list)
+    """Whose videos it is for."""
+    inside: bool = False
+    """It lies in the folder of one of them, so it is about these videos …"""
+    in_folder: bool = False
+    """… and that folder was named as a whole, so it must fit some of them."""
 
 
-def _labels_beside(sources: Sequence[str | Path], root: str) -> Path | None:
-    places = [Path(root)]
-    if len(sources) == 1 and os.path.isdir(sources[0]):
-        places.append(Path(root).parent)
-    return next((p / LABELS for p in places if (p / LABELS).is_file()), None)
+def _labels_beside(sources: Sequence[str], found: Sequence[Found]) -> dict[Path, _Beside]:
+    """labels.csv in the folder of each input, else beside the folder that is the input."""
+    tables: dict[Path, _Beside] = {}
+    for source, one in zip(sources, found, strict=True):
+        folder, is_folder = Path(one.root), os.path.isdir(source)
+        for place in (folder, folder.parent) if is_folder else (folder,):
+            if one.paths and (place / LABELS).is_file():
+                beside = tables.setdefault(place / LABELS, _Beside())
+                beside.inputs.append(one)
+                beside.inside |= place == folder
+                beside.in_folder |= is_folder and place == folder
+                break
+    return tables
 
 
 def _nothing(sources: Sequence[str | Path], found: Sequence[Found]) -> NoInputError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -173,13 +173,8 @@ def local_path(text: str, folder: str) -> str:
 
 
 def common_root(found: Sequence[Found]) -> str:
-    """The folder that several inputs share; ids are relative to it."""
+    """The folder that several inputs share."""
     try:
         return os.path.commonpath([f.root for f in found])
     except ValueError:  # different drives
         return found[0].root
-
-
-def unique(paths: Iterable[str]) -> Iterator[str]:
-    """Each path once, in order."""
-    yield from dict.fromkeys(paths)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from aqa_shared.errors import UsageError
-from aqa_shared.manifest_files import printable_id
-
-MANY = 20
-"""Row errors shown in one message."""
-PATH_NAMES = ("path", "video", "file", "filename", "video_path")
-FIELDS = ("id", "path", "start", "end", "start_time", "end_time", "score", "difficulty", "split", "category")
+from aqa_shared.errors import UsageError, did_you_mean
+from aqa_shared.manifest_files import is_video_name
+from aqa_shared.manifest_text import (
+    FIELDS,
+    JSON_SUFFIXES,
+    Problems,
+    csv_rows,
+    decode_table,
+    json_rows,
+    read_header,
+    without_row_numbers,
+)
 
 
 class Row(BaseModel):
@@ -53,26 +57,6 @@ class Row(BaseModel):
         }
 
 
-@dataclass
-class Problems:
-    """Row errors, gathered so that a user mends them in one go."""
-
-    path: Path
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, row: int, column: str, value: object, wrong: str) -> None:
-        shown = "" if value is None else f": {printable_id(str(value))[:60]!r}"
-        self.lines.append(f"row {row}{f', column {column}' if column else ''}{shown} {wrong}".replace("  ", " "))
-
-    def raise_if_any(self, fix: str) -> None:
-        if not self.lines:
-            return
-        more = [f"… and {len(self.lines) - MANY} more"] if len(self.lines) > MANY else []
-        raise UsageError(
-            "\n  ".join([f"{self.path}: {len(self.lines)} wrong row(s)", *self.lines[:MANY], *more]), fix=fix
-        )
-
-
 @dataclass(frozen=True)
 class Table:
     """Rows with the number of the line each starts at."""
@@ -98,23 +82,28 @@ class Table:
         return odd
 
 
-def read_table(path: Path, needed: Sequence[Sequence[str]]) -> Table:
-    """Read and validate a CSV (also with `;` or tabs) or JSON lines file.
+def read_table(path: Path, needed: Sequence[Sequence[str]], names: Mapping[str, str] | None = None) -> Table:
+    """Read and validate a CSV (also with `;`, `|` or tabs), a JSON list or object, or JSON lines.
 
     `needed`: groups of names; of each group one column must be present, and is renamed to the group's first.
+    `names`: field of ours → the column of this table that holds it.
     Raises UsageError naming file, row, column and value.
     """
-    text = _decode(path)
+    text, names = decode_table(path), dict(names or {})
     problems = Problems(path)
-    json_lines = path.suffix.lower() in (".jsonl", ".ndjson")
-    raw = list(_json_rows(text, problems) if json_lines else _csv_rows(path, text, problems))
-    problems.raise_if_any(
-        "mend these rows; every row needs as many cells as the header"
-        if not json_lines
-        else "mend these rows; every line is one JSON object"
-    )
-    columns = list(dict.fromkeys(k for _, cells in raw for k in cells)) if json_lines else _header(path, text)[1]
-    renames = _renames(path, columns, needed, empty=not raw)
+    json_kind = path.suffix.lower() in JSON_SUFFIXES
+    raw: list[tuple[int, dict[str, Any]]]
+    if json_kind:
+        raw = list(json_rows(text, problems))
+        problems.raise_if_any("mend these rows; a list of objects, or one object a line")
+        columns = list(dict.fromkeys(k for _, cells in raw for k in cells))
+    else:
+        dialect = read_header(path, text, names.values())
+        raw = list(csv_rows(dialect, text, problems))
+        problems.raise_if_any("mend these rows; every row needs as many cells as the header")
+        columns = without_row_numbers(path, dialect.columns, raw, list(needed))
+        _decimal_commas(dialect.delimiter, raw, (*_NUMBERS, *(names[n] for n in _NUMBERS if n in names)))
+    renames = _renames(path, columns, needed, names, empty=not raw)
     rows = []
     for number, cells in raw:
         named = {renames.get(k, k): None if v == "" else v for k, v in cells.items() if k}
@@ -130,107 +119,71 @@ def read_table(path: Path, needed: Sequence[Sequence[str]]) -> Table:
     return Table(path, [renames.get(c, c) for c in columns], rows)
 
 
+_COMMA = re.compile(r"[+-]?\d+,\d+")
+_NUMBERS = ("score", "difficulty", "start_time", "end_time")
+
+
+def _decimal_commas(delimiter: str, raw: list[tuple[int, dict[str, Any]]], columns: Iterable[str]) -> None:
+    """Spreadsheets that separate cells with `;` do so because their decimals have commas; with tabs both occur.
+
+    Behind tabs `1,234` may be a thousand and more: a column is read with commas only where some number cannot be.
+    """
+    for column in columns:
+        found = [cells[column] for _, cells in raw if cells.get(column)]
+        commas = [text for text in found if _COMMA.fullmatch(text)]
+        if delimiter == "," or any("." in text for text in found):
+            continue
+        if delimiter == ";" or any(len(text.split(",")[1]) != 3 for text in commas):
+            for _, cells in raw:
+                if _COMMA.fullmatch(cells.get(column) or ""):
+                    cells[column] = cells[column].replace(",", ".")
+
+
 def _plainly(kind: str, value: object, message: str) -> str:
     if kind == "float_parsing":
         if isinstance(value, str) and value.count(",") == 1 and value.replace(",", "").lstrip("+-").isdigit():
             return f"is not a number (write {value.replace(',', '.')})"
+        if isinstance(value, str) and value.rstrip().endswith("%"):
+            return f"is not a number (write {value.rstrip(' %')}, without the sign)"
         return "is not a number"
     if kind in ("int_parsing", "int_from_float"):
         return "is not a whole number"
     return "is not finite" if kind == "finite_number" else message[:1].lower() + message[1:]
 
 
-def _decode(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise UsageError(f"cannot read {path}: {e.strerror}", fix="check the path and its permissions") from e
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # what spreadsheets call "Unicode text"
-        try:
-            return data.decode("utf-16")
-        except UnicodeDecodeError as e:
-            raise UsageError(f"{path}: broken UTF-16 at byte {e.start}", fix="save the file as UTF-8") from e
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        row = data.count(b"\n", 0, e.start) + 1
-        raise UsageError(
-            f"{path}: byte {e.start} (row {row}) is 0x{data[e.start]:02x}, which is not UTF-8",
-            fix="save the file as UTF-8 (in a spreadsheet: CSV UTF-8)",
-        ) from e
-
-
-def _name(cell: str) -> str:
-    name = cell.strip().lower().replace(" ", "_")
-    return name if name in FIELDS or name in PATH_NAMES else cell.strip()
-
-
-def _header(path: Path, text: str) -> tuple[str, list[str]]:
-    """The delimiter, decided by which of them gives the most names that we know, and the column names."""
-    best: tuple[int, int, str, list[str]] = (-1, -1, ",", [])
-    for delimiter in (",", ";", "\t"):
-        try:
-            cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [])
-        except csv.Error:
-            continue
-        names = [_name(c) for c in cells]
-        known = sum(n in FIELDS or n in PATH_NAMES for n in names)
-        if (known, len(names)) > best[:2]:
-            best = (known, len(names), delimiter, names)
-    columns = best[3]
-    twice = sorted({c for c in columns if c and columns.count(c) > 1})
-    if twice:
-        raise UsageError(f"{path}: the header names {', '.join(twice)} twice", fix="rename or remove one of them")
-    return best[2], columns
-
-
-def _csv_rows(path: Path, text: str, problems: Problems) -> Iterable[tuple[int, dict[str, Any]]]:
-    delimiter, columns = _header(path, text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    line = 1
-    try:
-        for i, cells in enumerate(reader):
-            number, line = line, reader.line_num + 1
-            if i == 0 or not any(c.strip() for c in cells):
-                continue
-            if len(cells) != len(columns):
-                problems.add(number, "", None, f"has {len(cells)} cells, the header {len(columns)}")
-                continue
-            for column, cell in zip(columns, cells, strict=True):
-                if not column and cell.strip():
-                    problems.add(number, "without a name", cell, "has no column name")
-            yield number, {c: v.strip() for c, v in zip(columns, cells, strict=True)}
-    except csv.Error as e:
-        problems.add(line, "", None, f"cannot be read as CSV: {e}")
-
-
-def _json_rows(text: str, problems: Problems) -> Iterable[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as e:
-            problems.add(number, "", line.strip(), f"is not JSON: {e}")
-            continue
-        if isinstance(value, dict):
-            yield number, value
-        else:
-            problems.add(number, "", line.strip(), "is not a JSON object")
-
-
-def _renames(path: Path, columns: Sequence[str], needed: Sequence[Sequence[str]], *, empty: bool) -> Mapping[str, str]:
-    renames = {}
-    for group in needed:
-        there = [n for n in group if n in columns]
+def _renames(
+    path: Path, columns: Sequence[str], needed: Sequence[Sequence[str]], names: Mapping[str, str], *, empty: bool
+) -> Mapping[str, str]:
+    """Column → field. Raises UsageError that names everything missing at once."""
+    renames: dict[str, str] = {}
+    missing, fixes = [], []
+    for field_name, asked in names.items():
+        there = [c for c in columns if c == asked] or [c for c in columns if c.casefold() == asked.casefold()]
         if there:
-            renames[there[0]] = group[0]
-            continue
-        if empty and not columns:
-            raise UsageError(f"{path}: the file is empty", fix=f"it needs a header with {' or '.join(group)}")
-        near = difflib.get_close_matches(group[0], columns, n=1, cutoff=0.6)
+            # What else bears the field's name is kept under another.
+            renames |= {field_name: f"other_{field_name}"} | {there[0]: field_name}
+        else:
+            missing.append(repr(asked))
+            fixes.append(did_you_mean(asked, columns))
+    for group in needed:
+        there = [c for c in columns if renames.get(c, c) in group]
+        if there:
+            renames.setdefault(there[0], group[0])
+        elif group[0] not in names:
+            missing.append(" or ".join(group))
+            near = difflib.get_close_matches(group[0], columns, n=1, cutoff=0.6)
+            option = f" (or --{group[0]}-column {near[0] if near else 'NAME'})" if group[0] in ("id", "score") else ""
+            fixes.append((f"rename {near[0]!r} to {group[0]!r}" if near else f"add a column {group[0]!r}") + option)
+    if not missing:
+        return renames
+    if empty and not columns:
+        raise UsageError(f"{path}: the file is empty", fix=f"it needs a header with {', '.join(missing)}")
+    if any(is_video_name(c) or _COMMA.fullmatch(c) or c.replace(".", "", 1).isdigit() for c in columns):
         raise UsageError(
-            f"{path}: no column {' or '.join(group)}; it has {', '.join(map(repr, columns))}",
-            fix=f"rename {near[0]!r} to {group[0]!r}" if near else f"add a column {group[0]!r}",
+            f"{path}: the first row is not a header but data: {', '.join(map(repr, columns[:5]))}",
+            fix=f"begin the table with the names of its columns, as {','.join(group[0] for group in needed)}",
         )
-    return renames
+    raise UsageError(
+        f"{path}: no column {' and no column '.join(missing)}; it has {', '.join(map(repr, columns))}",
+        fix="; ".join(filter(None, fixes)) or "name a column that it has",
+    )

@@ -413,7 +413,8 @@ def test_an_emptied_score_is_emptied_in_the_store_and_a_missing_table_empties_no
     table.write_text("id,score\na.mp4,7\n")
     assert score_after_a_run() == 7
     table.write_text("id,score\nfrom another study.mp4,1\n")
-    assert score_after_a_run() == 7
+    assert run_command(tmp_path / "in", store).returncode == ExitCode.USAGE
+    assert FeatureStore.open(store).table["score"][0] == 7
 
 
 def test_a_broken_file_and_its_copy_are_both_named(tmp_path: Path, i3d_rgb_weights: str) -> None:

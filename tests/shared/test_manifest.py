@@ -199,11 +199,38 @@ def test_a_glob_keeps_the_ids_of_its_folder(tmp_path: Path, monkeypatch: pytest.
     assert "no videos in" in refused(NoInputError, "v/*.mkv").cause
 
 
-def test_several_inputs_share_one_root(tmp_path: Path) -> None:
-    files(tmp_path, "x/a.mp4", "y/a.mp4", "y/b.mp4")
-    assert ids([tmp_path / "y/a.mp4", tmp_path / "y/b.mp4"]) == ["a.mp4", "b.mp4"]
-    assert ids([tmp_path / "x", tmp_path / "y"]) == ["x/a.mp4", "y/a.mp4", "y/b.mp4"]
-    assert ids([tmp_path / "y", tmp_path / "y/b.mp4"]) == ["a.mp4", "b.mp4"]
+def test_an_id_does_not_depend_on_what_else_is_named(tmp_path: Path) -> None:
+    files(tmp_path, "x/a.mp4", "y/b.mp4", "y/deep/c.mp4", "z/d.mp4")
+    (tmp_path / "z/list.txt").write_text("d.mp4\n")
+    inputs = {
+        tmp_path / "x/a.mp4": ["a.mp4"],
+        tmp_path / "y": ["b.mp4", "deep/c.mp4"],
+        f"{tmp_path}/z/*.mp4": ["d.mp4"],
+        tmp_path / "z/list.txt": ["d.mp4"],
+    }
+    for one, expected in inputs.items():
+        assert ids(one) == expected
+        for other in inputs:
+            assert sorted(ids([one, other])) == sorted({*expected, *inputs[other]})
+    assert ids(list(inputs)) == ["a.mp4", "b.mp4", "deep/c.mp4", "d.mp4"]
+
+
+def test_two_files_of_one_id_are_named_with_the_fix(tmp_path: Path) -> None:
+    files(tmp_path, "x/a.mp4", "y/a.mp4")
+    x, y = tmp_path / "x", tmp_path / "y"
+    for inputs in ([x, y], [x / "a.mp4", y / "a.mp4"], [x, y / "a.mp4"]):
+        error = refused(UsageError, inputs)
+        assert error.cause == f"1 id(s) would mean two videos: a.mp4: {x}/a.mp4 and {y}/a.mp4"
+        assert f"give the folder that holds them, {tmp_path}, or a manifest" in error.fix
+    assert ids(tmp_path) == ["x/a.mp4", "y/a.mp4"]
+
+
+def test_a_file_named_twice_has_one_id_or_is_refused(tmp_path: Path) -> None:
+    files(tmp_path, "y/a.mp4", "y/s/b.mp4")
+    y = tmp_path / "y"
+    assert ids([y, y / "a.mp4", y]) == ["a.mp4", "s/b.mp4"]
+    error = refused(UsageError, [y, y / "s/b.mp4"])
+    assert error.cause == f"{y}/s/b.mp4 is named twice, as s/b.mp4 and as b.mp4"
 
 
 def test_a_text_list(tmp_path: Path) -> None:
@@ -260,7 +287,7 @@ def test_a_manifest_gives_parts_labels_and_extras(tmp_path: Path) -> None:
     assert (part.id, part.score, part.extra) == ("a.mp4#10-20", 10.0, {"judge": "007"})
     assert whole.id == "a.mp4"
     assert manifest.labelled == 2
-    assert manifest.labels_source == tmp_path / "manifest.csv"
+    assert manifest.labels_sources == [tmp_path / "manifest.csv"]
 
 
 @pytest.mark.parametrize(("columns", "cells", "read"), [("path,score", ",", True), ("path,start", ",0", False)])
@@ -269,7 +296,7 @@ def test_a_manifest_with_an_empty_score_column_is_a_label_table(
 ) -> None:
     files(tmp_path, "a.mp4")
     manifest = table(tmp_path, f"{columns}\na.mp4{cells}\n")
-    assert find_videos(manifest).labels_source == (manifest if read else None)
+    assert find_videos(manifest).labels_sources == ([manifest] if read else [])
 
 
 def test_json_lines_keep_their_types(tmp_path: Path) -> None:
@@ -283,6 +310,37 @@ def test_json_lines_keep_their_types(tmp_path: Path) -> None:
     assert (a.score, a.category) == (3.0, "2")
     assert a.extra == {"judges": "[1, 2.5]", "ok": True, "note": None, "n": 4}
     assert (b.id, b.start, b.end) == ("17", 5, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"path": "a.mp4", "score": 3}, {"path": "b.mp4", "score": null}]',
+        '{"path": {"0": "a.mp4", "1": "b.mp4"}, "score": {"0": 3, "1": null}}',
+        '{"path": ["a.mp4", "b.mp4"], "score": [3, null]}',
+        '{"a.mp4": {"path": "a.mp4", "score": 3}, "b.mp4": {"path": "b.mp4"}}',
+        '{"Path": "a.mp4", "Score": 3}\n{"Path": "b.mp4"}\n',
+    ],
+)
+@pytest.mark.parametrize("pretty", [False, True])
+def test_json_in_every_shape_that_programs_write(tmp_path: Path, text: str, pretty: bool) -> None:
+    files(tmp_path, "a.mp4", "b.mp4")
+    if pretty and "\n" not in text:
+        text = json.dumps(json.loads(text), indent=2)
+    for name in ("m.json", "m.jsonl"):
+        a, b = find_videos(table(tmp_path, text, name)).videos
+        assert (a.id, a.path, a.score, b.id, b.score) == ("a.mp4", str(tmp_path / "a.mp4"), 3.0, "b.mp4", None)
+
+
+def test_paths_written_on_windows(tmp_path: Path) -> None:
+    files(tmp_path, "sub/b.mp4", "odd\\name.mp4")
+    manifest = find_videos(table(tmp_path, "path\nsub\\b.mp4\nodd\\name.mp4\n"))
+    assert [v.path for v in manifest.videos] == [f"{tmp_path}/sub/b.mp4", f"{tmp_path}/odd\\name.mp4"]
+
+
+def test_a_spreadsheet_named_as_input_is_no_video(tmp_path: Path) -> None:
+    files(tmp_path, "videos.xlsx")
+    assert "save it as CSV" in refused(UsageError, tmp_path / "videos.xlsx").fix
 
 
 def test_wrong_rows_are_named_all_at_once(tmp_path: Path) -> None:
@@ -355,6 +413,14 @@ def test_quoted_line_breaks_do_not_shift_the_row_numbers(tmp_path: Path) -> None
         ("[1]\n", "m.jsonl", "is not a JSON object"),
         (b"path,score\na.mp4,1\nb\xe9.mp4,2\n", "m.csv", r"byte 20 \(row 3\) is 0xe9, which is not UTF-8"),
         (b"\xff\xfea", "m.csv", "broken UTF-16"),
+        (b"PK\x03\x04rest", "m.csv", "not a text table but a spreadsheet"),
+        (b"anything", "m.xlsx", "not a text table but a spreadsheet"),
+        (b"PAR1rest", "m.parquet", "not a text table but a table in binary"),
+        (b"\x80\x04.", "m.pkl", "not a text table but Python"),
+        ('[{"path": "a.mp4"},\n {nonsense}]', "m.json", "row 2"),
+        ('{\n "a.mp4": {"path": }\n}', "m.json", "row 2"),
+        ("[1]", "m.json", "row 1: '1' is not a JSON object"),
+        ("a.mp4,78.5\nb.mp4,3\n", "m.csv", "first row is not a header but data: 'a.mp4', '78.5'"),
     ],
 )
 def test_tables_that_cannot_be_read(tmp_path: Path, text: str | bytes, name: str, message: str) -> None:
@@ -380,7 +446,8 @@ def test_ids_are_unique_or_the_rows_are_named(tmp_path: Path) -> None:
     error = refused(UsageError, table(tmp_path, "path\na.mp4\na.mp4\n"))
     assert "row 3" in error.cause
     manifest = table(tmp_path, "id,path\na.mp4,b.mp4\n")
-    assert "not unique: a.mp4 (row 2" in refused(UsageError, [manifest, tmp_path / "a.mp4"]).cause
+    error = refused(UsageError, [manifest, tmp_path / "a.mp4"])
+    assert f"a.mp4: row 2 of manifest.csv and {tmp_path}/a.mp4" in error.cause
 
 
 def test_a_manifest_in_the_wrong_folder(tmp_path: Path) -> None:

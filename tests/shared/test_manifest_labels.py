@@ -29,7 +29,7 @@ def test_labels_in_the_folder_are_found(folder: Path) -> None:
     assert (a.score, a.difficulty, a.split, a.category, a.extra) == (1.5, 2.0, "train", "x", {"judge": "7"})
     assert (b.score, b.split, b.extra) == (None, "test", {"judge": None})
     assert (c.score, c.extra) == (None, {})
-    assert manifest.labels_source == folder / "labels.csv"
+    assert manifest.labels_sources == [folder / "labels.csv"]
     assert manifest.labelled == 1
     assert manifest.skipped == []
 
@@ -40,24 +40,88 @@ def test_labels_beside_the_folder_are_found_if_they_fit(folder: Path) -> None:
     labels.write_text("id,score\nsomething,2\nelse,3\n")
     manifest = find_videos(folder)
     assert scores(manifest) == [None] * 3
-    assert (manifest.labels_source, manifest.unmatched_labels) == (None, [])
+    assert (manifest.labels_sources, manifest.unmatched) == ([], {})
     labels.write_text("colour,taste\nred,sweet\n")
     assert "not used as labels" in find_videos(folder).warnings[0]
     table(folder, "id,score\na.mp4,9\n", "labels.csv")
     assert scores(find_videos(folder)) == [9.0, None, None]
 
 
-def test_a_table_that_fits_no_video_is_said_and_not_used(folder: Path) -> None:
+def test_labels_of_which_none_fits_are_an_error(folder: Path) -> None:
     labels = table(folder, "id,score\nsomething,2\nelse,3\n", "labels.csv")
-    for manifest in (find_videos(folder), find_videos(folder, labels=labels)):
-        assert (scores(manifest), manifest.labels_source, manifest.unmatched_labels) == ([None] * 3, None, [])
-        assert manifest.warnings == [f"{labels}: not used, none of its labels fits a video: something, else"]
+    for options in ({}, {"labels": labels}):
+        error = refused(UsageError, folder, **options)
+        assert f"{labels}: none of its 2 labels fits a video: something, else; the videos are a.mp4, s/b" in error.cause
+    # Beside a file it may be about the others; asked for none, it is not looked at.
+    manifest = find_videos(folder / "a.mp4")
+    assert (scores(manifest), manifest.labels_sources) == ([None], [])
+    assert manifest.warnings == [f"{labels}: not used, none of its labels fits a video"]
+    assert find_videos(folder, with_labels=False).warnings == []
+
+
+def test_what_is_wrong_with_labels_that_miss_is_named(folder: Path) -> None:
+    error = refused(UsageError, folder, labels=table(folder, "id,score,clip\n7,2,a\n8,3,b\n9,1,zzz\n", "l.csv"))
+    assert "its column 'clip' fits 2 of them" in error.cause
+    assert error.fix == "choose it with --id-column clip"
+    error = refused(UsageError, folder, labels=table(folder, "id,score\n1.2E+11,2\n", "l.csv"))
+    assert "a spreadsheet made numbers of its ids" in error.cause
+
+
+def test_ids_that_lost_their_leading_zeros_fit_as_numbers(tmp_path: Path) -> None:
+    files(tmp_path, "0001.mp4", "0002.mp4", "0010.mp4", "0000.mp4")
+    manifest = find_videos(tmp_path, labels=table(tmp_path, "id,score\n1,10\n2.0,20\n10.mp4,30\n", "l.csv"))
+    assert scores(manifest) == [None, 10.0, 20.0, 30.0]
+    assert "3 id(s) fit only as numbers (1 for 0001.mp4)" in manifest.warnings[0]
+    # What a name says exactly, or a path beside a running number, is not guessed at.
+    files(tmp_path, "1.mp4")
+    table(tmp_path, "id,score,path\n1,10,0002.mp4\n2,20,0001.mp4\n3,30,0000.mp4\n", "l.csv")
+    assert scores(find_videos(tmp_path, labels=tmp_path / "l.csv")) == [30.0, 20.0, None, None, 10.0]
+    (tmp_path / "1.mp4").unlink()
+    assert scores(find_videos(tmp_path, labels=tmp_path / "l.csv")) == [30.0, 20.0, 10.0, None]
+    files(tmp_path, "01.mp4", "3.mp4")
+    table(tmp_path, "id,score\n1,10\n", "l.csv")
+    assert "fits several videos: 0001.mp4, 01.mp4" in refused(UsageError, tmp_path, labels=tmp_path / "l.csv").cause
+
+
+def test_columns_of_other_names(folder: Path) -> None:
+    text = "Clip,score,Total,id\na.mp4,0,1.5,77\ns/b.mp4,0,2,78\n"
+    labels = table(folder, text, "l.csv")
+    manifest = find_videos(folder, labels=labels, columns={"id": "Clip", "score": "total"})
+    assert scores(manifest) == [1.5, 2.0, None]
+    assert manifest.videos[0].extra == {"other_score": "0", "other_id": "77"}
+    cause = refused(UsageError, folder, labels=labels, columns={"id": "Clop", "score": "Sum"})
+    assert cause.cause.startswith(f"{labels}: no column 'Clop' and no column 'Sum'; it has 'Clip', 'score'")
+    assert "did you mean Clip?" in cause.fix
+    manifest_table = table(folder, "video,Total\na.mp4,4\n", "m.csv")
+    assert scores(find_videos(manifest_table, columns={"score": "Total"})) == [4.0]
+    assert "no table of labels" in refused(UsageError, folder, columns={"score": "Total"}).cause
+
+
+def test_all_missing_columns_are_named_at_once(folder: Path) -> None:
+    error = refused(UsageError, folder, labels=table(folder, "Name,Points\na,1\n", "l.csv"))
+    assert "no column id or path or video or file or filename or video_path and no column score; it has" in error.cause
+    assert "--id-column" in error.fix
+    assert "--score-column" in error.fix
+
+
+def test_each_folder_has_its_own_labels_whatever_else_is_named(tmp_path: Path) -> None:
+    files(tmp_path, "x/a.mp4", "y/b.mp4", "z/c.mp4", "z/d.mp4")
+    table(tmp_path / "x", "id,score\na.mp4,1\n", "labels.csv")
+    table(tmp_path / "y", "id,score\nb.mp4,2\na.mp4,9\n", "labels.csv")
+    table(tmp_path, "id,score\nz/c.mp4,3\nx/a.mp4,7\n", "labels.csv")
+    inputs = [tmp_path / name for name in ("x", "y", "z")]
+    together = find_videos(inputs)
+    assert scores(together) == [1.0, 2.0, 3.0, None]
+    assert {v.id: v.score for one in inputs for v in find_videos(one).videos} == {
+        v.id: v.score for v in together.videos
+    }
+    assert together.unmatched == {tmp_path / "y/labels.csv": ["a.mp4"], tmp_path / "labels.csv": ["x/a.mp4"]}
 
 
 @pytest.mark.parametrize(("cell", "says"), [("", False), ("calm", True)])
 def test_an_empty_column_of_a_manifest_is_no_label(folder: Path, cell: str, says: bool) -> None:
     manifest = find_videos(table(folder, f"path,notes\na.mp4,{cell}\n", "m.csv"))
-    assert (manifest.labels_source is not None) is says
+    assert bool(manifest.labels_sources) is says
 
 
 def test_labels_beside_a_file_a_glob_and_a_list(folder: Path) -> None:
@@ -90,12 +154,23 @@ def test_a_manifests_own_labels_are_replaced_only_by_request(folder: Path) -> No
         b"path,score\na.avi,1.5\nb.mp4,2\n",
         b"path,score\nframes/of/a,1.5\ns\\b.mp4,2\n",
         b"id,path,score\nclip one,a.mp4,1.5\n2,s/b.mp4,2\n",
+        b",id,score\n0,a.mp4,1.5\n1,s/b.mp4,2\n",
+        b",id,score\n17,a.mp4,1.5\n3,s/b.mp4,2\n",
+        b"Unnamed: 0,id,score\n0,a.mp4,1.5\n1,s/b.mp4,2\n",
+        b",score\na.mp4,1.5\ns/b.mp4,2\n",
+        b"sep=;\r\nid;score\r\na.mp4;1.5\r\ns/b.mp4;2\r\n",
+        b'"sep=|"\nscore|id\n1.5|a.mp4\n2|s/b.mp4\n',
+        b"id|score\na.mp4|1.5\ns/b.mp4|2\n",
+        b"\n;\nid;score\na.mp4;1,5\ns/b.mp4;2\n",
+        b"id\tscore\na.mp4\t1,5\ns/b.mp4\t2,0\n",
+        b"video,SCORE\nA.MP4,1.5\ns/B,2\n",
+        b"id,score\nC:\\clips\\a.mp4,1.5\nC:\\clips\\s\\b.mp4,2\n",
     ],
 )
 def test_every_dialect_says_the_same(folder: Path, text: bytes) -> None:
     manifest = find_videos(folder, labels=table(folder.parent, text, "mine.csv"))
     assert scores(manifest) == [1.5, 2.0, None]
-    assert manifest.unmatched_labels == []
+    assert manifest.unmatched == {}
 
 
 def test_labels_by_absolute_path_and_relative_to_their_own_folder(folder: Path) -> None:
@@ -145,6 +220,10 @@ def test_the_same_video_twice(folder: Path) -> None:
         ("id,score\na.mp4,-inf\n", "row 2, column score: '-inf' — is not finite"),
         ("id,score\na.mp4,good\n", "row 2, column score: 'good' — is not a number"),
         ("id,score\n,3\n", "row 2, column id is empty"),
+        ("id,score\na.mp4,85 %\n", "'85 %' — is not a number (write 85, without the sign)"),
+        ("id\tscore\na.mp4\t1,234\n", "'1,234' — is not a number (write 1.234)"),
+        (",score\n0,3\n1,4\n", "no column id or path"),
+        (",id,score\n0,a.mp4,3\nx,b.mp4,4\n", "its first column has no name; row 2 has '0' there"),
         ("id,scores\na.mp4,3\n", "no column score; it has 'id', 'scores'"),
         ("name,score\na.mp4,3\n", "no column id or path or video or file"),
     ],

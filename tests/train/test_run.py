@@ -700,6 +700,24 @@ def test_a_labels_file_replaces_the_stores_scores(
     assert result["true"] == [0.0, 1.5, 3.0, 4.5]
 
 
+def test_labels_of_other_columns_in_any_dialect(make_store: MakeStore, tmp_path: Path) -> None:
+    from aqa_train.config import resolve
+    from aqa_train.experiment import prepare
+
+    store, labels = make_store(videos=16), tmp_path / "l.csv"
+    labels.write_text("sep=;\n;Clip;Total\n" + "".join(f"{i};{i};{i},5\n" for i in range(16)))
+    flags = {"features": str(store), "labels": str(labels), "methods": ("aa",)}
+    said: list[str] = []
+    columns = {"id_column": "Clip", "score_column": "Total"}
+    features = prepare(resolve(None, {**flags, **columns}), said.append).features
+    assert features.table["score"].tolist() == [i + 0.5 for i in range(16)]
+    assert "fit only as numbers (0 for 000.mp4)" in said[0]
+    with pytest.raises(UsageError, match=r"no column id or path .* and no column score; it has 'Clip', 'Total'"):
+        prepare(resolve(None, flags), said.append)
+    with pytest.raises(UsageError, match="id_column = Clip would be ignored without --labels"):
+        resolve(None, {"features": str(store), **columns})
+
+
 @pytest.mark.parametrize(
     "text", ["id,score\nx.mp4,3\n", "id,score\n000.mp4,good\n", "id,score\n000.mp4,1\n000.mp4,2\n", "a,b\n"]
 )

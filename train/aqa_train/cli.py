@@ -39,8 +39,13 @@ def train(
     features: Annotated[Path | None, Input(help="Store written by aqa-extract.")] = None,
     streams: Annotated[str, Input(help="Streams of the store, as rgb or rgb,flow. [default: rgb]")] = "",
     labels: Annotated[
-        Path | None, Input(help="CSV of id,score[,split,category,difficulty] to use instead of the store's.")
+        Path | None,
+        Input(help="Table (CSV, JSON) of id,score[,split,category,difficulty] to use instead of the store's."),
     ] = None,
+    id_column: Annotated[
+        str | None, Input(help="Column of --labels that names the videos, if it is not id or path.")
+    ] = None,
+    score_column: Annotated[str | None, Input(help="Column of --labels that is the score.")] = None,
     out: Annotated[Path | None, Input(help="Run folder. [default: runs/<time>-<method>]")] = None,
     resume: Annotated[Path | None, Input(help="Go on with the run in this folder.")] = None,
     labelled: Annotated[

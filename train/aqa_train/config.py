@@ -61,6 +61,10 @@ class RunConfig(Record):
     """Empty: rgb."""
     labels: str | None = None
     """A table whose scores, splits and categories replace those in the store."""
+    id_column: str | None = None
+    """Its column that names the videos; None: id, path, video, file or filename."""
+    score_column: str | None = None
+    """Its column that is the score; None: score."""
     split: str | None = None
     """A file of train and test ids."""
     folds: int | None = Field(default=None, ge=2)
@@ -169,6 +173,12 @@ def _table(value: Any, name: str) -> dict[str, Any]:
 
 def _refuse_settings_without_effect(config: RunConfig) -> None:
     """A setting that every chosen method fixes, or that another setting rules out, would do nothing."""
+    for name in ("id_column", "score_column"):
+        if getattr(config, name) is not None and config.labels is None:
+            raise UsageError(
+                f"{name} = {getattr(config, name)} would be ignored without --labels",
+                fix="name the table with --labels",
+            )
     momentum = config.training.momentum
     if config.training.optimiser != "sgd" and momentum != Training.model_fields["momentum"].default:
         raise UsageError(

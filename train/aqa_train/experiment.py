@@ -76,7 +76,8 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
     if config.labels is not None:
         from aqa_train.labels import relabel
 
-        features = relabel(features, Path(config.labels))
+        columns = {"id": config.id_column, "score": config.score_column}
+        features = relabel(features, Path(config.labels), {k: v for k, v in columns.items() if v is not None})
     config = protocol.resolve_labelled(config, features)
     experiment = Experiment(
         config,

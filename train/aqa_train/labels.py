@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,23 +15,25 @@ from aqa_shared.records import Video
 from aqa_train.features import FeatureSet
 
 
-def relabel(features: FeatureSet, path: Path) -> FeatureSet:
-    """`features` with the scores, splits and categories of the table at `path`; videos it lacks are unlabelled."""
+def relabel(features: FeatureSet, path: Path, columns: Mapping[str, str] | None = None) -> FeatureSet:
+    """`features` with the scores, splits and categories of the table at `path`; videos it lacks are unlabelled.
+
+    `columns`: names of the table's columns for `id` and `score`, where they are others.
+    """
     places = [str(p) or i for p, i in zip(features.column("path"), features.ids, strict=True)]
     videos = [Video(id=i, path=p) for i, p in zip(features.ids, places, strict=True)]
     folders = {os.path.dirname(p) for p in places}
     root = os.path.commonpath(folders) if len({os.path.isabs(f) for f in folders}) == 1 else ""
-    found = apply_labels(videos, path, root)
+    found = apply_labels(videos, path, root, columns)
     for warning in found.warnings:
         features.say(warning)
     if found.unmatched:
         some = ", ".join(found.unmatched[:5])
         features.say(f"{path}: {len(found.unmatched)} label(s) fit no video of the store: {some}")
+    if found.no_fit is not None:
+        raise found.no_fit
     if not found.matched:
-        raise UsageError(
-            f"{path}: none of its {len(found.unmatched)} ids is in the store, whose ids look like {features.ids[0]}",
-            fix="use the store's ids; aqa info STORE lists them",
-        )
+        raise UsageError(f"{path} has no row", fix="it needs one for each video that has a score")
     table = dict(features.table)
     for name in ("score", "difficulty"):
         values = [getattr(v, name) for v in found.videos]
