@@ -92,7 +92,6 @@ def test_the_papers_training_is_the_default() -> None:
     [
         ({"methods": ("s4aq",)}, [], "did you mean s4aqa"),
         ({"methods": ("aa", "aa")}, [], "once"),
-        ({"methods": ()}, [], "none"),
         ({"seed_s": 3}, [], "did you mean seeds"),
         ({}, ["droput=0.1"], "did you mean dropout"),
         ({}, ["learning=1"], "no setting 'learning'"),

@@ -16,7 +16,7 @@ from aqa_shared.store import FeatureStore
 from aqa_train.config import RunConfig
 from aqa_train.experiment import prepare
 from aqa_train.features import FeatureSet
-from aqa_train.protocol import make_splits, resolve_labelled
+from aqa_train.protocol import make_splits
 from aqa_train.splits import Split
 
 from .conftest import MakeStore, synthetic
@@ -32,8 +32,7 @@ def features(split: list[str] | None = None, *, scores: Any = None, n: int = 12,
 
 def splits(found: FeatureSet, **settings: Any) -> tuple[list[Split], list[str]]:
     said: list[str] = []
-    config = resolve_labelled(RunConfig(features="f", **{"seeds": 1, **settings}), found)
-    return make_splits(config, found, said.append), said
+    return make_splits(RunConfig(features="f", **{"seeds": 1, **settings}), found, said.append), said
 
 
 def ids(*rows: int) -> tuple[str, ...]:
@@ -102,13 +101,47 @@ def test_nested_draws_contain_each_other_and_take_no_validation() -> None:
         splits(found, draw="nested", validation=0.2)
 
 
-def test_the_default_fraction_looks_at_training_videos_only() -> None:
-    scores = [np.nan, *range(11)]
-    for role in ("test", "val"):
-        found = features([role, "test", "test", *["train"] * 9], scores=scores)
-        assert resolve_labelled(RunConfig(features="f"), found).labelled == 0.4
-    found = features(["train", "test", "test", *["train"] * 9], scores=scores)
-    assert resolve_labelled(RunConfig(features="f"), found).labelled == 1.0
+@pytest.mark.parametrize("unscored", [0, 3])
+def test_every_score_is_used_unless_hiding_some_is_asked_for(unscored: int) -> None:
+    found = features(["test"] * 3 + ["train"] * 9, scores=[*range(12 - unscored), *[np.nan] * unscored])
+    (split,), _ = splits(found)
+    assert split.labelled == ids(*range(3, 12 - unscored))
+    assert split.unlabelled == ids(*range(12 - unscored, 12))
+    (split,), _ = splits(found, labelled=0.5)
+    assert len(split.labelled) == round((9 - unscored) / 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scores", "chosen", "said"),
+    [
+        ({}, None, "aa", "no video without a score to learn from: aa is trained"),
+        ({"labelled": 0.5}, None, "s4aqa", ""),
+        ({}, [None, None, None, *range(9)], "s4aqa", ""),
+        # Test videos without scores are nobody to learn from.
+        ({}, [*range(9), None, None, None], "aa", "aa is trained"),
+        ({"methods": ("aa",)}, None, "aa", ""),
+        ({"methods": ("aa+rda",), "labelled": 0.5}, None, "aa+rda", ""),
+    ],
+)
+def test_a_method_that_was_not_named_fits_the_videos(
+    make_store: MakeStore, settings: dict[str, Any], scores: list[float | None] | None, chosen: str, said: str
+) -> None:
+    store = make_store(videos=12, scores=scores, labels=[{"split": "test" if i > 6 else "train"} for i in range(12)])
+    heard: list[str] = []
+    experiment = prepare(RunConfig(features=str(store), **settings), heard.append)
+    assert experiment.config.methods == (chosen,)
+    assert (said in "".join(heard)) if said else not any("is trained" in h for h in heard)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"methods": ("s4aqa",)}, {"settings": {"recovery_weight": 4.0}}, {"settings": {"s4aqa.adversarial_weight": 1.0}}],
+)
+def test_a_method_that_was_asked_for_is_not_exchanged(make_store: MakeStore, settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="learns from unlabelled videos, and there are none") as e:
+        prepare(RunConfig(features=str(make_store(videos=12)), **settings), lambda message: None)
+    assert "--labelled 0.4" in e.value.fix
+    assert "--method aa" in e.value.fix
 
 
 def test_a_split_file_keeps_the_unscored_and_says_what_it_leaves_out(tmp_path: Path) -> None:
@@ -123,7 +156,7 @@ def test_a_split_file_keeps_the_unscored_and_says_what_it_leaves_out(tmp_path: P
 def test_validation_that_does_nothing_is_said() -> None:
     said = splits(features(["val", "val", "test", "test", *["train"] * 8]), validation=0.3)[1]
     assert any("--validation is not needed: 2" in s for s in said)
-    said = splits(features(["test", "test", *["train"] * 10]), validation=0.05)[1]
+    said = splits(features(["test", "test", *["train"] * 10]), validation=0.05, labelled=0.4)[1]
     assert any("--validation 0.05 of 4 labelled is none" in s for s in said)
 
 

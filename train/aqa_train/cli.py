@@ -12,7 +12,7 @@ from aqa_shared import console
 from aqa_shared.commands import App, Version, group
 from aqa_shared.errors import UsageError
 from aqa_shared.machine import pick_device
-from aqa_train.methods import METHODS
+from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
 from aqa_train.signals import Stopped, ended_in_order
 
 if TYPE_CHECKING:
@@ -49,12 +49,9 @@ def train(
     out: Annotated[Path | None, Input(help="Run folder. [default: runs/<time>-<method>]")] = None,
     resume: Annotated[Path | None, Input(help="Go on with the run in this folder.")] = None,
     labelled: Annotated[
-        float | None,
-        Protocol(
-            help="Part of the scored training videos that keep their scores. "
-            "[default: 0.4; all if some videos have no score]"
-        ),
-    ] = None,
+        float,
+        Protocol(help="Part of the scored training videos that keep their scores; hiding some is an experiment."),
+    ] = 1.0,
     seeds: Annotated[int, Protocol(help="Repeats, each with its own labelled videos, weights and order.")] = 5,
     seed: Annotated[int, Protocol(help="The first seed.")] = 0,
     split: Annotated[
@@ -78,7 +75,13 @@ def train(
     transductive: Annotated[
         bool, Protocol("--transductive", help="Learn from test videos too, without scores.")
     ] = False,
-    method: Annotated[str, Learning(help=f"One or several, separated by commas. {_METHODS}.")] = "s4aqa",
+    method: Annotated[
+        str,
+        Learning(
+            help=f"One or several, separated by commas. {_METHODS}. "
+            f"[default: {DEFAULT} where there are unlabelled videos, else {WITHOUT_UNLABELLED}]"
+        ),
+    ] = "",
     epochs: Annotated[int, Learning(help="Passes over the larger of the labelled and unlabelled sets.")] = 1000,
     lr: Annotated[float, Learning(help="Learning rate.")] = 5e-4,
     batch: Annotated[int, Learning(help="Labelled videos a step, and as many unlabelled.")] = 32,
@@ -153,7 +156,7 @@ def run(
     if dry_run:
         _describe(experiment, str(where), jobs)
         return None
-    out = out or default_folder(settings)
+    out = out or default_folder(experiment.config)
     resume = resume or _holds_this_run(out, experiment)
     if resume:
         refuse_other_data(experiment, out)

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_vali
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import Record
 from aqa_shared.toml import as_key, as_value
-from aqa_train.methods import METHODS
+from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
 from aqa_train.splits import Draw
 
 ENVIRONMENT = "AQA_TRAIN_"
@@ -56,7 +56,8 @@ class RunConfig(Record):
     model_config = ConfigDict(allow_inf_nan=False)
 
     features: str
-    methods: tuple[str, ...] = ("s4aqa",)
+    methods: tuple[str, ...] = ()
+    """Empty: s4aqa where there are unlabelled videos to learn from, aa where there are none."""
     streams: tuple[str, ...] = ()
     """Empty: rgb."""
     labels: str | None = None
@@ -72,9 +73,8 @@ class RunConfig(Record):
     """Column whose equal values stay in one fold."""
     test_fraction: float = Field(default=0.25, gt=0, lt=1)
     """Held out where neither the store, a file nor folds say what is test."""
-    labelled: float | None = Field(default=None, gt=0, le=1)
-    """Part of the scored training videos that keep their scores; None is all where there are videos without
-    scores, and 0.4 otherwise."""
+    labelled: float = Field(default=1.0, gt=0, le=1)
+    """Part of the scored training videos that keep their scores; the scores of the others are hidden."""
     draw: Draw = "stratified"
     validation: float = Field(default=0.0, ge=0, lt=1)
     """Part of the labelled videos that chooses the best epoch, reported beside the last."""
@@ -95,8 +95,8 @@ class RunConfig(Record):
         for m in methods:
             if m not in METHODS:
                 raise ValueError(f"no method {m!r}{_instead(m, METHODS)}")
-        if not methods or len(set(methods)) < len(methods):
-            raise ValueError(f"name each method once, got {', '.join(methods) or 'none'}")
+        if len(set(methods)) < len(methods):
+            raise ValueError(f"name each method once, got {', '.join(methods)}")
         return methods
 
     @field_validator("score_range")
@@ -124,7 +124,7 @@ def resolve(
 
     `--set` may name training settings too.
     """
-    merged: dict[str, Any] = dict(defaults or {}) | (readas_value(file) if file else {})
+    merged: dict[str, Any] = dict(defaults or {}) | (read_toml(file) if file else {})
     outside = from_environment(os.environ if environment is None else environment)
     merged.update(outside)
     merged.update(flags)
@@ -153,10 +153,24 @@ def resolve(
         raise UsageError(
             _explain(e, variables), fix="aqa-train --print-config shows the settings and their values"
         ) from None
-    for method in config.methods:
-        method_config(config, method)
-    _refuse_settings_without_effect(config)
+    tried = config if config.methods else config.model_copy(update={"methods": (DEFAULT,)})
+    for method in tried.methods:
+        method_config(tried, method)
+    _refuse_settings_without_effect(tried)
     return config
+
+
+def with_methods(config: RunConfig, unlabelled: bool) -> RunConfig:
+    """The same with a method, where none was named: one that fits, given whether there are unlabelled videos.
+
+    Settings that only the one that needs them takes were given for it: then it is that one, and says what it lacks.
+    """
+    if config.methods:
+        return config
+    fixed = METHODS[WITHOUT_UNLABELLED].fixed
+    for_default = any(k.startswith(f"{DEFAULT}.") or k in fixed for k in config.settings)
+    chosen = DEFAULT if unlabelled or for_default else WITHOUT_UNLABELLED
+    return config.model_copy(update={"methods": (chosen,)})
 
 
 def absolute(config: RunConfig) -> RunConfig:
@@ -233,7 +247,7 @@ def method_config(config: RunConfig, method: str) -> Any:
         raise UsageError(f"method {method}: {_explain(e)}") from None
 
 
-def readas_value(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """The settings of a file, as they are."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

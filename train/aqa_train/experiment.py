@@ -23,9 +23,9 @@ from aqa_shared.records import ExtractSettings
 from aqa_train import baselines, metrics, protocol
 from aqa_train.batch import Batch
 from aqa_train.checkpoint import writing
-from aqa_train.config import RunConfig, method_config
+from aqa_train.config import RunConfig, method_config, with_methods
 from aqa_train.features import FeatureSet, InMemory, enough_memory
-from aqa_train.methods import METHODS
+from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
 from aqa_train.predict import save_model
 from aqa_train.splits import Split
 from aqa_train.trainer import Fitted, Standardiser, Task, fit, predict
@@ -78,11 +78,17 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
 
         columns = {"id": config.id_column, "score": config.score_column}
         features = relabel(features, Path(config.labels), {k: v for k, v in columns.items() if v is not None})
-    config = protocol.resolve_labelled(config, features)
+    splits = protocol.make_splits(config, features, say)
+    named, config = config.methods, with_methods(config, all(s.unlabelled for s in splits))
+    if config.methods != named and WITHOUT_UNLABELLED in config.methods:
+        say(
+            f"there is no video without a score to learn from: {WITHOUT_UNLABELLED} is trained, which needs none "
+            f"(--method {DEFAULT} --labelled 0.4 hides 60 % of the scores, to see what {DEFAULT} is worth)"
+        )
     experiment = Experiment(
         config,
         features,
-        protocol.make_splits(config, features, say),
+        splits,
         store.settings,
         dict(store.provenance.get("weights") or {}),
         {

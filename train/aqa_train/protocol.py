@@ -28,20 +28,8 @@ from aqa_train.trainer import ScoreScale
 Say = Callable[[str], None]
 
 
-def resolve_labelled(config: RunConfig, features: FeatureSet) -> RunConfig:
-    """Fill in the labelled fraction where it was left to the data: the training videos, not those that test."""
-    if config.labelled is not None:
-        return config
-    check_scores(features, _silent)
-    missing = np.isnan(features.column("score").astype(np.float64))
-    folds = _folds(config, features, _category(features), _silent)
-    some_without = any(missing[train].any() for train, _, _ in folds)
-    return config.model_copy(update={"labelled": 1.0 if some_without else 0.4})
-
-
 def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split]:
     """One split a fold and seed. A pure function of the configuration and the table."""
-    assert config.labelled is not None
     scores = features.column("score").astype(np.float64)
     check_scores(features, say)
     category, group = _category(features), _group(config, features)

@@ -24,6 +24,9 @@ class Method:
 
 _S4AQA = "aqa_train.methods.s4aqa:S4AQA"
 
+DEFAULT, WITHOUT_UNLABELLED = "s4aqa", "aa"
+"""What is trained where no method is named: where there are unlabelled videos, and where there are none."""
+
 METHODS: dict[str, Method] = {
     "s4aqa": Method(_S4AQA, summary="S4AQA: scores, segment recovery, adversarial alignment"),
     "aa": Method(
