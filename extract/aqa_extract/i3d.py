@@ -55,7 +55,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class MaxPool(nn.Module):
-    """Max pooling under SAME, with no padded copy: `ceil_mode` lets the last window hang over the end."""
+    """Max pooling under SAME, with no padded copy."""
 
     def __init__(self, kernel: Triple, stride: Triple) -> None:
         super().__init__()
@@ -64,8 +64,42 @@ class MaxPool(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels time height width"]
     ) -> Float[Tensor, "batch channels shorter lower narrower"]:
+        if x.device.type == "cpu":
+            # The maximum of a box is that of maxima along its axes. torch's own pooling also records where each
+            # maximum was, which takes it up to a third of the network's time.
+            for axis in (4, 3, 2):
+                x = _max_along(x, axis, self.kernel[axis - 2], self.stride[axis - 2])
+            return x
         before = [same_padding(*axis)[0] for axis in zip(x.shape[2:], self.kernel, self.stride, strict=True)]
+        # `ceil_mode` lets the last window hang over the end.
         return F.max_pool3d(x, self.kernel, self.stride, padding=before, ceil_mode=True)
+
+
+def _max_along(x: Tensor, axis: int, kernel: int, stride: int) -> Tensor:
+    """Max pooling of one axis under SAME; keeps the memory format of `x`."""
+    if kernel == 1:
+        return x
+    size = x.shape[axis]
+    before, _ = same_padding(size, kernel, stride)
+    outputs = -(-size // stride)
+    out = torch.empty_like(x.narrow(axis, 0, outputs))
+
+    def tap(offset: int) -> tuple[Tensor, Tensor]:
+        """Outputs whose window has an element `offset` beside its centre, and those elements."""
+        first, last = max(0, -(offset // stride)), min(outputs, (size - 1 - offset) // stride + 1)
+        at = slice(first * stride + offset, (last - 1) * stride + offset + 1, stride)
+        ahead = (slice(None),) * axis
+        return out[(*ahead, slice(first, last))], x[(*ahead, at)]
+
+    # Every window has its centre, and all but the last at most also the element after it: these two fill `out`.
+    (_, centre), (filled, following) = tap(0), tap(1)
+    torch.maximum(centre.narrow(axis, 0, filled.shape[axis]), following, out=filled)
+    rest = outputs - filled.shape[axis]
+    out.narrow(axis, outputs - rest, rest).copy_(centre.narrow(axis, outputs - rest, rest))
+    for offset in (*range(-before, 0), *range(2, kernel - before)):
+        part, others = tap(offset)
+        torch.maximum(part, others, out=part)
+    return out
 
 
 class Unit3D(nn.Module):
@@ -73,19 +107,25 @@ class Unit3D(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, bn_eps: float = 1e-3) -> None:
         super().__init__()
-        # At stride 1 SAME is symmetric for every size; only the strided first layer has to look at its input.
-        padding = kernel // 2 if stride == 1 else 0
-        self.conv3d = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False)
+        self.conv3d = nn.Conv3d(inputs, outputs, kernel, stride, bias=False)
         self.bn: nn.Module = nn.BatchNorm3d(outputs, eps=bn_eps)
 
     def forward(
         self, x: Float[Tensor, "batch channels time height width"]
     ) -> Float[Tensor, "batch outputs shorter lower narrower"]:
-        kernel, stride = self.conv3d.kernel_size[0], self.conv3d.stride[0]
-        if stride > 1:
-            t, h, w = (same_padding(size, kernel, stride) for size in x.shape[2:])
-            x = F.pad(x, (*w, *h, *t))
-        return F.relu_(self.bn(self.conv3d(x)))
+        return F.relu_(self.bn(self._convolve(x)))
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        conv, kernel, stride = self.conv3d, self.conv3d.kernel_size[0], self.conv3d.stride[0]
+        if kernel == 1 and x.device.type == "cpu":
+            # With channels last this is a matrix product, of which torch's convolution would make copies first.
+            return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+        before, after = zip(*(same_padding(size, kernel, stride) for size in x.shape[2:]), strict=True)
+        if before != after:
+            # Convolutions pad both ends alike (and skip the zeros); what SAME adds to the end alone is copied in.
+            t, h, w = (b - a for a, b in zip(before, after, strict=True))
+            x = F.pad(x, (0, w, 0, h, 0, t))
+        return F.conv3d(x, conv.weight, conv.bias, stride, before)
 
     def fuse(self) -> None:
         """Fold the normalisation into the convolution; in double, as half weights may be made of it."""

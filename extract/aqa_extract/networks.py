@@ -15,6 +15,7 @@ from aqa_extract.flow.tvl1 import TVL1Settings, engine
 from aqa_extract.frames import normalise
 from aqa_extract.i3d import InceptionI3D, load_i3d
 from aqa_extract.streams import chosen, needs_actor, needs_flow
+from aqa_shared.machine import has_units_for
 from aqa_shared.records import ExtractSettings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,6 +40,8 @@ class Networks:
             # "fp32" must mean it: by default convolutions round their inputs to TF32's ten bits.
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
+        if not has_units_for(settings.precision, device):
+            say(f"this device has no units for {settings.precision}: fp32 would be faster")
         backbones: dict[str, InceptionI3D] = {}
         weights: dict[str, dict[str, Any]] = {}
         names = {"rgb": settings.rgb_weights, "flow": settings.flow_weights}

@@ -52,6 +52,29 @@ def _memory_limit_files(proc: Path, cgroups: Path) -> list[Path]:
     return [root / group.relative_to("/") / name for (root, name), path in ours for group in (path, *path.parents)]
 
 
+UNITS = {
+    "bf16": {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16"},
+    "fp16": {"avx512_fp16", "amx_fp16", "fp16_arith"},
+}
+"""What torch calls the parts of processors that compute in a half precision; x86 and ARM."""
+
+
+def has_units_for(precision: str, device: torch.device) -> bool:
+    """Whether the device computes in `precision` (`fp32`, `bf16`, `fp16`) itself.
+
+    What a processor has no units for is emulated: bf16 is then about as slow as fp32, fp16 a hundred times slower.
+    """
+    import torch
+
+    if precision == "fp32":
+        return True
+    if device.type == "cuda":
+        return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    # Where torch is too old to say, it is safe to assume nothing.
+    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(found.get(name) for name in UNITS[precision])
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one. Raises EnvironmentFault; never another device than the one asked for."""
     import torch

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aqa_extract.i3d import InceptionI3D, MaxPool, build_i3d, load_i3d, same_padding
 from aqa_shared.errors import EnvironmentFault, UsageError
+from aqa_shared.machine import has_units_for
 
 CLIPS = ("v_GGSY1Qvo990", "mmaction2_demo")
 
@@ -82,6 +83,8 @@ def test_features_and_logits_equal_the_reference(shared_dir: Path, i3d_rgb_weigh
 def test_half_precision_keeps_the_direction_of_features(
     shared_dir: Path, i3d_rgb_weights: str, dtype: torch.dtype, largest: float
 ) -> None:
+    if dtype == torch.float16 and not has_units_for("fp16", torch.device("cpu")):
+        pytest.skip("this processor has no units for fp16: a clip takes a minute")
     model = load_i3d(i3d_rgb_weights, "rgb")[0].to(dtype)
     for name in CLIPS:
         x, feature, _ = golden(shared_dir, name)
@@ -126,6 +129,23 @@ def test_padding_and_pooling_follow_tensorflow(kernel: int, stride: int) -> None
         x = -1 - torch.rand(size, generator=torch.Generator().manual_seed(size))
         pooled = MaxPool((1, 1, kernel), (1, 1, stride))(x.view(1, 1, 1, 1, size)).flatten()
         assert pooled.tolist() == [max(x[p].item() for p in window) for window in windows]
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last_3d])
+def test_pooling_equals_torchs_own_and_keeps_the_memory_format(format: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for kernel, stride in (
+        ((1, 3, 3), (1, 2, 2)),
+        ((3, 3, 3), (1, 1, 1)),
+        ((3, 3, 3), (2, 2, 2)),
+        ((2, 2, 2), (2,) * 3),
+    ):
+        for size in ((8, 14, 14), (5, 7, 9), (1, 2, 13)):
+            x = torch.randn(2, 6, *size, generator=generator).contiguous(memory_format=format)
+            before = [same_padding(*axis)[0] for axis in zip(size, kernel, stride, strict=True)]
+            pooled = MaxPool(kernel, stride)(x)
+            assert torch.equal(pooled, F.max_pool3d(x, kernel, stride, padding=before, ceil_mode=True))
+            assert pooled.is_contiguous(memory_format=format)
 
 
 def test_the_odd_element_goes_to_the_end() -> None:
