@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
@@ -29,6 +30,9 @@ out = Console(soft_wrap=True, highlight=False)
 """Results only."""
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 """Progress, notes, errors; lines are not broken, so that commands and paths can be copied."""
+
+SILENCE = 60.0
+"""Seconds without a line of progress, where stderr is no terminal, after which the next step is said."""
 
 
 def printable(text: str) -> str:
@@ -59,7 +63,7 @@ def summary(text: str) -> None:
 
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal, plain lines elsewhere; yields `advance(n=1, note="")`."""
+    """A bar on a terminal, plain lines with the time left elsewhere; yields `advance(n=1, note="")`."""
     if err.is_terminal:
         columns = (
             TextColumn("{task.description}"),
@@ -73,19 +77,33 @@ def progress(description: str, total: int | None) -> Iterator[Callable[..., None
             task = bar.add_task(description, total=total, note="")
             yield lambda n=1, note="": bar.update(task, advance=n, note=escape(note))
         return
-    done = 0
-    shown = -1
+    done, shown = 0, -1
+    begun = last = time.monotonic()
 
     def advance(n: int = 1, note: str = "") -> None:
-        nonlocal done, shown
+        nonlocal done, shown, last
         done += n
-        # A log file wants about twenty lines, whatever the total.
+        now = time.monotonic()
+        # A log file wants about twenty lines, whatever the total, and a long run a sign of life between them.
         mark = done if not total else done * 20 // total
-        if mark != shown or done == total:
-            shown = mark
-            err.print(f"{escape(description)}: {done}/{total if total is not None else '?'} {escape(note)}".rstrip())
+        if mark == shown and done != total and now - last < SILENCE:
+            return
+        shown, last = mark, now
+        left = f"{as_time((now - begun) / done * (total - done))} left" if total and 0 < done < total else ""
+        line = f"{description}: {done}/{total if total is not None else '?'}"
+        err.print(escape(" ".join([line, *([", ".join(filter(None, (note, left)))] if note or left else [])])))
 
     yield advance
+
+
+def as_time(seconds: float) -> str:
+    """`40 s`, `12 min 5 s`, `3 h 20 min`: exact enough for what is left to wait."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class _Output(io.FileIO):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -69,3 +70,34 @@ def test_an_unbuffered_process_loses_nothing_when_it_is_killed() -> None:
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     done = subprocess.run([sys.executable, "-c", COMMAND.format(say=say)], capture_output=True, text=True, env=env)
     assert (done.returncode, done.stdout, done.stderr) == (9, "a result\n", "working\na trace\n")
+
+
+def progress_lines(total: int | None, steps: int, silence: float = 60) -> list[str]:
+    code = (
+        "import time\nfrom aqa_shared import console\n"
+        f"console.SILENCE = {silence}\n"
+        f"with console.progress('extract', {total}) as advance:\n"
+        f"    for i in range({steps}):\n        time.sleep(0.01)\n        advance(1, note='2 videos/s [x]')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    return done.stderr.splitlines()
+
+
+def test_without_a_terminal_progress_is_twenty_lines_with_the_time_left() -> None:
+    lines = progress_lines(100, 100)
+    assert len(lines) in (20, 21)
+    assert lines[-1] == "extract: 100/100 2 videos/s [x]"
+    assert re.fullmatch(r"extract: 5/100 2 videos/s \[x\], \d+ s left", lines[1])
+    assert len(progress_lines(100, 50, silence=0)) == 50
+    assert progress_lines(None, 2) == ["extract: 1/? 2 videos/s [x]", "extract: 2/? 2 videos/s [x]"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (12345, "3 h 25 min"), (-1, "0 s")],
+)
+def test_times_in_words(seconds: float, words: str) -> None:
+    from aqa_shared.console import as_time
+
+    assert as_time(seconds) == words
