@@ -87,7 +87,7 @@ def extract(
     protocol: Annotated[
         str, Segments(help="Which frames make up the segments: " + ", ".join(PROTOCOLS) + ".")
     ] = "even",
-    segments: Annotated[int, Segments(help="Segments a video (even).")] = 10,
+    segments: Annotated[str, Segments(help="Segments a video (even), or auto: as many as look at every frame.")] = "10",
     segment_frames: Annotated[int, Segments(help="Frames a segment (even, dense).")] = 16,
     step: Annotated[int, Segments(help="Frames between segment starts (dense).")] = 16,
     fps: Annotated[float | None, Segments(help="Resample to this rate by timestamp first.")] = None,
@@ -152,7 +152,7 @@ def extract(
         flow=flow,
         sampling={
             "protocol": protocol,
-            "segments": segments,
+            "segments": "auto" if segments == "auto" else _whole("--segments", segments, "a whole number or auto"),
             "segment_frames": segment_frames,
             "step": step,
             "fps": fps,
@@ -211,6 +211,13 @@ def extract(
     if (fault := environment_fault(report.failures)) is not None:
         raise fault
     raise typer.Exit(int(report.exit_code))
+
+
+def _whole(option: str, text: str, what: str) -> int:
+    try:
+        return int(text)
+    except ValueError as e:
+        raise UsageError(f"{option} {text!r}", fix=f"give {what}") from e
 
 
 def settings_from(
@@ -286,7 +293,8 @@ def refuse_ignored(context: typer.Context, settings: ExtractSettings) -> None:
 
 def as_toml(context: typer.Context, settings: ExtractSettings) -> str:
     """Every option in force, resolved, as `--config` reads it; what is unset or would be ignored is omitted."""
-    values = {**context.params, "streams": list(settings.streams), "flow": settings.flow.mode}
+    resolved = {"streams": list(settings.streams), "flow": settings.flow.mode, "segments": settings.sampling.segments}
+    values = {**context.params, **resolved}
     groups: dict[str, list[str]] = {}
     for parameter in context.command.params:
         name, heading = str(parameter.name), getattr(parameter, "rich_help_panel", None)
@@ -299,7 +307,7 @@ def as_toml(context: typer.Context, settings: ExtractSettings) -> str:
 
 def _named(error: Mapping[str, Any]) -> UsageError:
     """A validation error by the option it came from: ("flow", "bound") is --flow-bound, ("flow", "mode") is --flow."""
-    place = [str(part) for part in error["loc"]]
+    place = [str(part) for part in error["loc"] if part not in ("constrained-int", "literal['auto']")]
     if place[0:1] in (["sampling"], ["pixels"]) or place[-1:] == ["mode"]:
         place = place[1:] if place[-1:] != ["mode"] else place[:1]
     message = error["msg"].removeprefix("Value error, ")

@@ -19,6 +19,7 @@ from aqa_extract import faults, quarantine
 from aqa_extract.faults import Fault
 from aqa_extract.identity import Identity, identify, stat_matches
 from aqa_extract.job import Job, without_twins
+from aqa_extract.sampling import coverage
 from aqa_extract.signals import Interrupted, Signals, caught
 from aqa_extract.streams import array_specs
 from aqa_shared import __version__, console
@@ -325,6 +326,8 @@ def _run(
             raise AqaError(f"{len(lost)} videos were neither extracted nor quarantined: {', '.join(sorted(lost)[:5])}")
         # A signal that comes only now finds the work done: the run ends as if it had not come.
         writer.finalise(labels)
+        if said := coverage(work.looked_at, settings.sampling):
+            console.note(said)
     return work.committed
 
 

@@ -9,7 +9,7 @@ sources leave open is marked (ours). docs/sampling.md has the table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,11 @@ class Plan:
         """Source frame indices of every segment."""
         return self.timeline[self.segments]
 
+    @property
+    def looked_at(self) -> tuple[int, int]:
+        """Different source frames that segments use, and those of the timeline they were chosen from."""
+        return len(np.unique(self.frames)), len(np.unique(self.timeline))
+
     def wanted(self, need_next: bool) -> Int32[np.ndarray, "n"]:
         """Sorted positions that segments use; with `need_next` also each one's successor, for flow."""
         used = np.unique(self.segments)
@@ -86,6 +91,30 @@ def plan_segments(sampling: Sampling, times: Float64[np.ndarray, "n"], fps: floa
     timeline, starts, padded = _PROTOCOLS[sampling.protocol](kept, sampling)
     segments = starts[:, None] + np.arange(sampling.segment_frames)
     return Plan(timeline.astype(np.int32), segments.astype(np.int32), padded)
+
+
+SMALL_SHARE = 0.5
+"""Of the frames; below, a run recommends more segments (ours)."""
+
+
+def coverage(looked_at: Sequence[tuple[int, int]], sampling: Sampling) -> str:
+    """What share of the frames the segments of many videos look at, and what to do where it is small; "" for none.
+
+    `looked_at` are `Plan.looked_at` of each. Only `even` is judged: the other protocols say themselves what they use.
+    """
+    if not looked_at or sampling.protocol != "even" or sampling.segments == "auto":
+        return ""
+    shares = [used / of for used, of in looked_at]
+    middle, least = float(np.median(shares)), min(shares)
+    among = f"; of one of {len(shares)} videos {least:.0%}" if least < middle - 0.005 else ""
+    said = f"{sampling.segments} segments of {sampling.segment_frames} frames look at {middle:.0%} of the frames{among}"
+    if middle >= SMALL_SHARE:
+        return said
+    count = -(-float(np.median([of for _, of in looked_at])) // sampling.segment_frames)
+    return (
+        f"{said}: what happens between is not seen. --segments auto looks at all of them (about {count:.0f} segments a "
+        f"video, {count / sampling.segments:.0f} times the work; less with a lower --fps)"
+    )
 
 
 def part(times: Float64[np.ndarray, "n"], fps: float, video: Video | None) -> tuple[int, int]:
@@ -136,8 +165,12 @@ def _spread(kept: np.ndarray, count: int, frames: int) -> tuple[np.ndarray, np.n
 
 
 def _even(kept: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray, bool]:
-    """(ours) Starts are rint(linspace(0, N - F, T)): halves round to the even number, as NumPy does."""
-    return _spread(kept, s.segments, s.segment_frames)
+    """(ours) Starts are rint(linspace(0, N - F, T)): halves round to the even number, as NumPy does.
+
+    `auto` is T = ceil(N / F), the least with which no frame is passed over.
+    """
+    count = -(-len(kept) // s.segment_frames) if s.segments == "auto" else s.segments
+    return _spread(kept, count, s.segment_frames)
 
 
 def _dense(kept: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray, bool]:

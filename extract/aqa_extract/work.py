@@ -38,6 +38,8 @@ class Work:
     """Every decode child alive, so that a signal can end them."""
     committed: set[str] = field(default_factory=set)
     """Ids written by this run."""
+    looked_at: list[tuple[int, int]] = field(default_factory=list)
+    """`Plan.looked_at` of every video written."""
 
     @contextmanager
     def loader(self, budget: ByteBudget) -> Iterator[Callable[[Job], Prepared]]:
@@ -106,6 +108,7 @@ class Work:
             except ValueError as e:  # features that are not finite
                 raise JobFailed(job.failed("bad_features", "commit", str(e), done.prepared.finished.backend)) from e
             self.committed.add(video.id)
+            self.looked_at.append(done.prepared.plan.looked_at)
 
     def kill_decoders(self) -> None:
         """End every decode child, so that loaders stop waiting for them."""
@@ -117,7 +120,7 @@ def _too_long(error: TooLarge) -> str:
     return (
         f"the frames that its segments use would take {error.wanted / 1e9:.3g} GB, one video may take "
         f"{error.ceiling / 1e9:.3g} GB, half of the memory there is; cut it into parts with start and end in a "
-        "manifest, or use fewer segments or a smaller --short-side"
+        "manifest, or use fewer --segments, a lower --fps or a smaller --short-side"
     )
 
 

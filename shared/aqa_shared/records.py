@@ -74,8 +74,8 @@ class Sampling(Record):
     """Which frames make up the segments; `aqa_extract.sampling` gives the exact indices."""
 
     protocol: Protocol = "even"
-    segments: int = Field(default=10, ge=1)
-    """Number of segments, for the protocols that leave it open (`even`)."""
+    segments: Annotated[int, Field(ge=1)] | Literal["auto"] = 10
+    """Number of segments of `even`; `auto` takes as many as let them look at every frame."""
     segment_frames: int = Field(default=16, ge=9)
     """Frames of a segment; I3D needs at least 9."""
     step: int = Field(default=16, ge=1)

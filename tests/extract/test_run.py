@@ -122,6 +122,23 @@ def test_a_feature_is_what_the_network_says_of_those_frames(clips: Path, undistu
     np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
+def test_segments_follow_the_length_or_what_they_miss_is_said(clips: Path, tmp_path: Path) -> None:
+    done = run_command(clips, tmp_path / "auto.zarr", "--segments", "auto")
+    assert done.returncode == ExitCode.QUARANTINED, done.stderr
+    assert "of the frames" not in done.stderr
+    store = FeatureStore.open(tmp_path / "auto.zarr")
+    assert dict(zip(store.ids, store.lengths.tolist(), strict=True)) == {
+        "clip0.mp4": 2,
+        "clip1.mp4": 2,
+        "clip2.mp4": 2,
+        "clip3.mp4": 3,
+        "sub/clip4.mp4": 3,
+    }
+    done = run_command(clips / "sub", tmp_path / "one.zarr", "--segments", "1")
+    assert "1 segments of 16 frames look at 40% of the frames" in done.stderr
+    assert "--segments auto looks at all of them (about 3 segments a video, 3 times the work" in done.stderr
+
+
 def test_a_second_run_does_nothing_and_still_says_what_is_quarantined(clips: Path, undisturbed: Path) -> None:
     before = contents(undisturbed)
     done = run_command(clips, undisturbed)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aqa_extract.sampling import MIN_FRAMES, SamplingError, plan_segments, resample
+from aqa_extract.sampling import MIN_FRAMES, SamplingError, coverage, plan_segments, resample
 from aqa_shared.records import Sampling, Video
 
 
@@ -38,6 +38,39 @@ def test_even_rounds_halves_to_the_even_frame() -> None:
 
 def test_even_repeats_one_clip_where_only_one_fits() -> None:
     assert plan_segments(Sampling(segments=3), at(16), 25).frames.tolist() == runs([0, 0, 0])
+
+
+@pytest.mark.parametrize(("n", "starts"), [(5, [0]), (16, [0]), (17, [0, 1]), (32, [0, 16]), (40, [0, 12, 24])])
+def test_auto_takes_the_fewest_segments_that_look_at_every_frame(n: int, starts: list[int]) -> None:
+    plan = plan_segments(Sampling(segments="auto"), at(n), 25)
+    assert plan.segments[:, 0].tolist() == starts
+    assert plan.looked_at == (n, n)
+
+
+@given(n=st.integers(MIN_FRAMES, 3000), frames=st.integers(9, 64), fps=st.sampled_from([None, 5.0, 40.0]))
+def test_auto_passes_over_no_frame(n: int, frames: int, fps: float | None) -> None:
+    sampling = Sampling(segments="auto", segment_frames=frames, fps=fps)
+    if fps == 5.0 and n < 8:
+        return
+    plan = plan_segments(sampling, at(n), 25)
+    used, of = plan.looked_at
+    assert used == of
+    assert len(plan.segments) == -(-max(len(plan.timeline), frames) // frames)
+
+
+def test_a_share_of_the_frames_is_said_and_more_recommended_where_it_is_small() -> None:
+    plans = [plan_segments(Sampling(), at(n), 25) for n in (2700, 2700, 120)]
+    looked_at = [plan.looked_at for plan in plans]
+    assert looked_at == [(160, 2700), (160, 2700), (120, 120)]
+    assert coverage(looked_at, Sampling()) == (
+        "10 segments of 16 frames look at 6% of the frames: what happens between is not seen. --segments auto looks at "
+        "all of them (about 169 segments a video, 17 times the work; less with a lower --fps)"
+    )
+    said = coverage([(120, 120), (100, 120), (160, 200)], Sampling())
+    assert said == "10 segments of 16 frames look at 83% of the frames; of one of 3 videos 80%"
+    for quiet in (Sampling(segments="auto"), Sampling(protocol="mtl-aqa"), Sampling(protocol="dense")):
+        assert coverage(looked_at, quiet) == ""
+    assert coverage([], Sampling()) == ""
 
 
 def test_dense_drops_the_last_partial_clip() -> None:

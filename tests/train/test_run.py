@@ -547,6 +547,23 @@ def test_variable_lengths_and_two_streams_train(make_store: MakeStore, tmp_path:
     assert np.isfinite(scores).all()
 
 
+@pytest.mark.parametrize("in_memory", ["yes", "no"])
+def test_lengths_that_follow_the_videos_train_and_longer_ones_are_scored(
+    make_store: MakeStore, tmp_path: Path, in_memory: str
+) -> None:
+    """As --segments auto makes them: from one segment to many, and a new video longer than all."""
+    store = make_store(videos=16, lengths=[169, 7, 1, 30] * 4)
+    options = ("--method", "s4aqa,aa", "--seeds", 1, "--epochs", 2, "--in-memory", in_memory)
+    aqa_train("--features", store, *options, "--out", tmp_path / "o", *FAST)
+    model = load_checkpoint(tmp_path / "o")
+    assert np.isfinite(model.score(FeatureStore.open(store))).all()
+    longer = model.score(FeatureStore.open(make_store(videos=3, name="l.zarr", lengths=[5, 7, 200])))
+    assert np.isfinite(longer).all()
+    # A video's score is its own: the padding beside a longer one adds nothing but rounding.
+    alone = model.score(FeatureStore.open(make_store(videos=2, name="a.zarr", lengths=[5, 7])))
+    assert alone == pytest.approx(longer[:2], rel=1e-5)
+
+
 def test_videos_without_scores_are_the_unlabelled(make_store: MakeStore, tmp_path: Path) -> None:
     scores = [float(i) if i % 3 else None for i in range(18)]
     store = make_store(videos=18, scores=scores)
