@@ -10,7 +10,7 @@ HAS_CC := $(shell command -v cc || command -v gcc || command -v clang)
 EXTRA := $(if $(HAS_CC),,[compiler])
 DEV := $(if $(HAS_CC),[dev],[dev,compiler])
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-versions lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/aqa demo --out demo
@@ -21,6 +21,10 @@ test: lint
 # Everything, with the tests that take minutes.
 test-all: lint
 	$(BIN)/python -m pytest -q -m ''
+
+# The lowest and the newest versions that pyproject.toml allows, on the oldest and the newest Python that is here.
+test-versions:
+	.ci/versions
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -41,4 +45,4 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .venv-lowest .venv-newest demo

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -33,3 +36,14 @@ def test_help_does_not_load_torch(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+def test_every_dependency_has_a_lowest_and_a_highest_version() -> None:
+    """`make test-versions` can try a bound only where there is one; without, a new release breaks what was whole."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    named = [Requirement(text) for text in chain(project["dependencies"], *extras)]
+    assert len(named) > 20
+    for requirement in named:
+        operators = {bound.operator for bound in requirement.specifier}
+        assert operators == {">=", "<"}, f"{requirement}: give it a lowest and a highest version, as >=1.2,<3"
