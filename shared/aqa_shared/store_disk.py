@@ -21,7 +21,7 @@ from aqa_shared.store_layout import (
     STAGING,
     STAGING_GROUP,
     WORK,
-    metadata_digest,
+    metadata_record,
     root_from_disk,
     root_to_disk,
     seal_holds,
@@ -196,7 +196,12 @@ def root_document(store: Path, attributes: Mapping[str, Any], arrays: Mapping[st
     a user added to the root stay.
     """
     raw = {name: (folder / "zarr.json").read_bytes() for name, folder in sorted(arrays.items())}
-    integrity = {name: metadata_digest(data) for name, data in raw.items()}
+    before = attributes.get("integrity", {})
+    # Metadata that stays in place is vouched for as it was, not as it may have become.
+    integrity = {
+        name: before[name] if name in before and arrays[name] == store / name else metadata_record(data)
+        for name, data in raw.items()
+    }
     members = {name: json.loads(data) for name, data in raw.items()}
     members[STAGING] = {**json.loads(STAGING_GROUP)}
     document = {

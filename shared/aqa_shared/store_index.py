@@ -12,7 +12,7 @@ import numpy as np
 
 from aqa_shared.errors import StoreError
 from aqa_shared.store_disk import read_root
-from aqa_shared.store_layout import LABEL_COLUMNS, META_COLUMNS, metadata_digest, missing_chunks, open_array
+from aqa_shared.store_layout import LABEL_COLUMNS, META_COLUMNS, metadata_holds, missing_chunks, open_array
 
 
 def read_array(array: Any, rows: slice | None = None) -> np.ndarray:
@@ -70,7 +70,7 @@ class Index:
         """The zarr.Array at the root, after a look at its metadata alone; `read` looks at the chunks it needs."""
         folder = self.store / name
         try:
-            if metadata_digest((folder / "zarr.json").read_bytes()) != self.attributes["integrity"][name]:
+            if not metadata_holds((folder / "zarr.json").read_bytes(), self.attributes["integrity"][name]):
                 raise ValueError("its zarr.json was changed")
             return open_array(folder)
         except (OSError, ValueError, KeyError, TypeError) as e:

@@ -206,12 +206,20 @@ def root_from_disk(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {**mine, **{k: json.loads(v) for k, v in texts.items()}}
 
 
-def metadata_digest(zarr_json: bytes) -> str:
-    """Digest of what an array's zarr.json says of its bytes; attributes may be added, and the text laid out anew.
+def metadata_record(zarr_json: bytes, attributes: Sequence[str] | None = None) -> dict[str, Any]:
+    """What the root keeps of an array's zarr.json: a digest, and the names of the attributes (None: all) it covers.
 
-    Raises ValueError where it is not JSON.
+    Others may be added later, and the text laid out anew. Raises ValueError where it is not JSON.
     """
-    return digest_of(to_json({k: v for k, v in json.loads(zarr_json).items() if k != "attributes"}).encode())
+    document = json.loads(zarr_json)
+    names = sorted(document["attributes"] if attributes is None else attributes)
+    document["attributes"] = {n: document["attributes"][n] for n in names if n in document["attributes"]}
+    return {"digest": digest_of(to_json(document).encode()), "attributes": names}
+
+
+def metadata_holds(zarr_json: bytes, record: Mapping[str, Any]) -> bool:
+    """Whether an array's zarr.json still says what it said when `record` was made."""
+    return metadata_record(zarr_json, record["attributes"]) == record
 
 
 def chunk_rows(rows: int, row_bytes: int) -> int:
