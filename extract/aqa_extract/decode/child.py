@@ -18,6 +18,7 @@ import numpy as np
 from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.probe import Probe
 from aqa_extract.decode.process import Child, Clock, Reported
+from aqa_extract.decode.seek import skipped
 from aqa_extract.sampling import Plan, SamplingError, plan_segments
 from aqa_shared.records import Sampling, UntaggedMatrix, Video
 
@@ -205,6 +206,8 @@ def _decode_once(
         backend = "av" if probe.decord_refusal else "decord"
     for _ in range(3):
         opened = _plan(probe, request)
+        if request.decoder == "auto" and backend == "decord" and _jumps_pay(opened):
+            backend = "av"
         yield opened
         limit = (
             Clock(min(decord_seconds(probe), clock.left))
@@ -223,6 +226,12 @@ def _decode_once(
         assert isinstance(last, Probe)
         probe = last
     raise DecodeFailure("frame_count_mismatch", "decode", "each reading gives another number of frames", backend)
+
+
+def _jumps_pay(opened: Opened) -> bool:
+    """Whether PyAV, which may jump, has half of the frames to decode that decord has, or fewer."""
+    frames = opened.plan.timeline[opened.wanted].tolist()
+    return 2 * skipped(opened.probe.entries, frames) > opened.probe.n_expected
 
 
 def _plan(probe: Probe, request: DecodeRequest) -> Opened:

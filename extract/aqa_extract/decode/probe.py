@@ -18,6 +18,7 @@ from av.stream import Disposition
 
 from aqa_extract.decode.colour import Colour
 from aqa_extract.decode.failure import DecodeFailure
+from aqa_extract.decode.seek import PacketLog, PacketTable
 from aqa_extract.decode.shape import displayed_size, orientation, sample_aspect
 from aqa_extract.decode.source import Source, open_video, packets_of, too_large
 
@@ -71,6 +72,8 @@ class Probe:
     """Bytes of the file, with `mtime_ns` its identity while it is read."""
     mtime_ns: int
     warnings: tuple[str, ...] = ()
+    entries: tuple[int, ...] = ()
+    """Frames at which decoding may begin instead of at the first (`seek.py`)."""
     decord_refusal: str = ""
     """Why decord may not read it; empty where both backends give equal frames."""
 
@@ -80,12 +83,19 @@ class Probe:
 
     @classmethod
     def from_message(cls, values: dict[str, Any], payload: bytes) -> Probe:
-        values = {**values, "warnings": tuple(values["warnings"]), "colour": Colour(**values["colour"])}
+        values = {
+            **values,
+            "warnings": tuple(values["warnings"]),
+            "entries": tuple(values["entries"]),
+            "colour": Colour(**values["colour"]),
+        }
         return cls(times=np.frombuffer(payload, "<f8").astype(np.float64), **values)
 
 
-def probe(source: Source, max_pixels: int, untagged_matrix: UntaggedMatrix = "bt601") -> Probe:
-    """Demux every packet and decode one frame.
+def probe(
+    source: Source, max_pixels: int, untagged_matrix: UntaggedMatrix = "bt601"
+) -> tuple[Probe, PacketTable | None]:
+    """Demux every packet and decode one frame; what was found, and the packets where jumps among them are safe.
 
     Raises:
         DecodeFailure: as `open_video`, and `too_small`, `no_frames`, `frame_count_mismatch`, `corrupt`,
@@ -100,10 +110,12 @@ def probe(source: Source, max_pixels: int, untagged_matrix: UntaggedMatrix = "bt
         stamps: list[int | None] = []
         discarded = damaged = 0
         headless: bool | None = None
+        log = PacketLog(container, stream)
         for packet in packets_of(container, stream):
             if packet is None:
                 damaged += 1
                 continue
+            log.add(packet)
             damaged += packet.is_corrupt
             headless = not packet.is_keyframe if headless is None else headless
             if packet.is_discard:
@@ -165,6 +177,8 @@ def probe(source: Source, max_pixels: int, untagged_matrix: UntaggedMatrix = "bt
     sideways = turned in (90, 270)
     gaps = np.diff(times)
     vfr = bool(len(gaps)) and bool(gaps.max() > 1.5 * np.median(gaps) or gaps.min() < 0.5 * np.median(gaps))
+    # Frames are found by their times, and a jump passes over what a warning is about.
+    table = None if uniform or damaged or headless or interlaced else log.table()
     found = Probe(
         container=format_name,
         codec=codec,
@@ -188,8 +202,9 @@ def probe(source: Source, max_pixels: int, untagged_matrix: UntaggedMatrix = "bt
         size=source.before.st_size,
         mtime_ns=source.before.st_mtime_ns,
         warnings=tuple(warnings),
+        entries=table.entries if table else (),
     )
-    return replace(found, decord_refusal=decord_refusal(found, uniform))
+    return replace(found, decord_refusal=decord_refusal(found, uniform)), table
 
 
 def timeline(stamps: list[int | None], time_base: float, average: float) -> tuple[np.ndarray, float, bool]:

@@ -1,9 +1,10 @@
 """The two backends, under one frame semantics.
 
 Frame i is the i-th picture of the container's default video stream as displayed: after the edit list, in display
-order, turned by its display matrix, as 8-bit RGB by FFmpeg's own conversion. PyAV is the reference; decord is used
-only where `Probe.decord_refusal` is empty. Both run from the first frame to the last and never seek, because seeking
-is where decoders differ from themselves.
+order, turned by its display matrix, as 8-bit RGB (`colour.py`). PyAV is the reference; decord is used only where
+`Probe.decord_refusal` is empty. Both run from the first frame to the last. PyAV passes over frames that nobody wants
+where it can be proven that those after them are the same (`seek.py`); decord never seeks, because that is where it
+differs from itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from aqa_extract.decode.colour import Converter
 from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.probe import MISMATCH, Probe
+from aqa_extract.decode.seek import PacketTable, next_entry, skipped
 from aqa_extract.decode.shape import turn
 from aqa_extract.decode.source import Source, open_video
 
@@ -34,7 +36,9 @@ class Tally:
     backend: str
     version: str
     decoded: int = 0
-    """Display frames that came out."""
+    """Display frames that came out or were passed over."""
+    skipped: int = 0
+    """Those that were passed over."""
     corrupt: int = 0
     """Packets or frames that the decoder complained about."""
     complete: bool = False
@@ -54,8 +58,16 @@ class Reader(Protocol):
 class AvReader:
     """Sequential decoding with PyAV."""
 
-    def __init__(self, source: Source, probe: Probe, max_pixels: int, untagged_matrix: UntaggedMatrix) -> None:
+    def __init__(
+        self,
+        source: Source,
+        probe: Probe,
+        max_pixels: int,
+        untagged_matrix: UntaggedMatrix,
+        table: PacketTable | None = None,
+    ) -> None:
         self.source, self.probe, self.max_pixels = source, probe, max_pixels
+        self.table = table
         self.untagged_matrix: UntaggedMatrix = untagged_matrix
         self.tally = Tally("av", av.__version__)
 
@@ -64,51 +76,60 @@ class AvReader:
 
         Reading on after the last wanted frame costs time, but only the end tells whether the header's frame
         count, on which the plan rests, was true. Where a part ends earlier its frames are all there is to check.
+        Frames before a wanted one are passed over where the packet table has an entry between; SeekMistake tells
+        that it lied, and that nothing that was yielded counts.
         """
         tally = self.tally
         to_rgb = Converter(self.untagged_matrix)
         position = 0
+        if not skipped(self.probe.entries, wanted):
+            self.table = None
         with open_video(self.source, self.max_pixels) as (container, stream):
             tally.time_base = float(stream.time_base or 0)
-            size: tuple[int, int] | None = None
-            aspect: Fraction | None = None
-            for frame in self._frames(container, stream):
-                # The context's, because PyAV does not show a frame's own: a change is seen some frames early.
-                now = stream.codec_context.sample_aspect_ratio or Fraction(1)
-                aspect = aspect or now
-                if now != aspect:
-                    raise DecodeFailure(
-                        "resolution_change",
-                        "decode",
-                        f"its pixels change their shape from {aspect} to {now} near frame {tally.decoded}, so no one"
-                        " shape is the true one; cut it there, or re-encode it at one size",
-                        "av",
-                    )
-                if size is None:
-                    size = (frame.width, frame.height)
-                elif size != (frame.width, frame.height):
-                    raise DecodeFailure(
-                        "resolution_change",
-                        "decode",
-                        f"frame {tally.decoded} is {frame.width}x{frame.height}, the ones before are"
-                        f" {size[0]}x{size[1]}; re-encode the video at one size",
-                        "av",
-                    )
-                tally.stamps.append(frame.pts)
-                if position < len(wanted) and wanted[position] == tally.decoded:
-                    rgb = turn(to_rgb(frame), self.probe.rotation, self.probe.mirrored)
-                    while position < len(wanted) and wanted[position] == tally.decoded:
-                        yield rgb
-                        position += 1
-                tally.decoded += 1
-                if end is not None and tally.decoded >= end:
-                    return
+            same = _Unchanging()
+            entry = self._entry(wanted, position)
+            while True:
+                for frame in self._frames(container, stream, entry):
+                    same.check(frame, stream, tally.decoded)
+                    tally.stamps.append(frame.pts)
+                    if position < len(wanted) and wanted[position] == tally.decoded:
+                        rgb = turn(to_rgb(frame), self.probe.rotation, self.probe.mirrored)
+                        while position < len(wanted) and wanted[position] == tally.decoded:
+                            yield rgb
+                            position += 1
+                    tally.decoded += 1
+                    if end is not None and tally.decoded >= end:
+                        return
+                    if (entry := self._entry(wanted, position)) is not None:
+                        break
+                else:
+                    break
+        if self.table is not None:
+            self.table.check(tally.decoded, None)
         tally.complete = True
 
-    def _frames(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-        """Every frame that comes out; packets that fail, or that libavcodec logs an error about, are counted."""
+    def _entry(self, wanted: Sequence[int], position: int) -> int | None:
+        """The frame to jump to before the next wanted one."""
+        if self.table is None or position == len(wanted):
+            return None
+        return next_entry(self.probe.entries, self.tally.decoded, wanted[position])
+
+    def _frames(
+        self, container: av.container.InputContainer, stream: av.VideoStream, entry: int | None
+    ) -> Iterator[av.VideoFrame]:
+        """Every frame that comes out, from frame `entry` on where one is given; with a table each must be the one due.
+
+        Packets that fail, or that libavcodec logs an error about, are counted.
+        """
         logged = av.logging.get_last_error()[0]
-        packets = container.demux(stream)
+        packets: Iterator[av.Packet] = container.demux(stream)
+        first: int | None = None
+        """Where the jump leads; what is shown before it may lack what it refers to, and was passed over."""
+        if self.table is not None and entry is not None:
+            entry, packets = self.table.jump(container, stream, entry)
+            first = int(self.table.shown[entry])
+            self.tally.skipped += entry - self.tally.decoded
+            self.tally.decoded = entry
         while True:
             try:
                 packet = next(packets)
@@ -119,21 +140,55 @@ class AvReader:
                 self.tally.corrupt += 1
                 return
             failed = False
+            wasted = packet.is_discard or (first is not None and packet.pts is not None and packet.pts < first)
             try:
-                decoded = packet.decode()
+                decoded = [frame for frame in packet.decode() if first is None or (frame.pts or first) >= first]
             except MemoryError as e:
                 raise DecodeFailure("out_of_memory", "decode", "no memory for the next frame", "av") from e
             except (av.error.FFmpegError, ValueError):
                 failed, decoded = True, []
             complaints = av.logging.get_last_error()[0]
-            if not packet.is_discard and (
+            if not wasted and (
                 failed or packet.is_corrupt or complaints > logged or any(f.is_corrupt for f in decoded)
             ):
                 self.tally.corrupt += 1
             logged = complaints
             for frame in decoded:
                 if isinstance(frame, av.VideoFrame):
+                    if self.table is not None:
+                        self.table.check(self.tally.decoded, frame.pts)
                     yield frame
+
+
+class _Unchanging:
+    """Refuses a video whose pictures change their shape."""
+
+    def __init__(self) -> None:
+        self.size: tuple[int, int] | None = None
+        self.aspect: Fraction | None = None
+
+    def check(self, frame: av.VideoFrame, stream: av.VideoStream, index: int) -> None:
+        """Raises DecodeFailure where frame `index` is not shaped as those before it."""
+        self.size = self.size or (frame.width, frame.height)
+        if self.size != (frame.width, frame.height):
+            raise DecodeFailure(
+                "resolution_change",
+                "decode",
+                f"frame {index} is {frame.width}x{frame.height}, the ones before are {self.size[0]}x{self.size[1]};"
+                " re-encode the video at one size",
+                "av",
+            )
+        # The context's, because PyAV does not show a frame's own: a change is seen some frames early.
+        aspect = stream.codec_context.sample_aspect_ratio or Fraction(1)
+        self.aspect = self.aspect or aspect
+        if self.aspect != aspect:
+            raise DecodeFailure(
+                "resolution_change",
+                "decode",
+                f"its pixels change their shape from {self.aspect} to {aspect} near frame {index}, so no one shape is"
+                " the true one; cut it there, or re-encode it at one size",
+                "av",
+            )
 
 
 _API_ERRORS = (ImportError, AttributeError, TypeError)
@@ -198,7 +253,7 @@ def _gist(error: Exception) -> str:
 
 def damage(tally: Tally, expected: int) -> str:
     """The reason to refuse what was decoded ('' if there is none) when more than 1 % is damaged or missing."""
-    if tally.corrupt > MISMATCH * expected:
+    if tally.corrupt > MISMATCH * (expected - tally.skipped):
         return "corrupt"
     if tally.complete and abs(tally.decoded - expected) > MISMATCH * expected:
         return "frame_count_mismatch"

@@ -24,6 +24,7 @@ import numpy as np
 from aqa_extract.decode.failure import DecodeFailure, out_of_memory
 from aqa_extract.decode.probe import Probe, probe, timeline
 from aqa_extract.decode.readers import AvReader, DecordReader, Reader, damage
+from aqa_extract.decode.seek import PacketTable, SeekMistake
 from aqa_extract.decode.source import Source
 from aqa_extract.decode.wire import Channel, FrameBuffer, Gone
 from aqa_extract.faults import Fault, fault
@@ -85,6 +86,7 @@ class Worker:
         self.channel, self.buffer = channel, buffer
         self.source: Source | None = None
         self.probe: Probe | None = None
+        self.table: PacketTable | None = None
         self.max_pixels = 0
         self.untagged_matrix: UntaggedMatrix = "bt601"
 
@@ -135,7 +137,7 @@ class Worker:
         self.max_pixels, self.untagged_matrix = command["max_pixels"], command["untagged_matrix"]
         # The name travels with its undecodable bytes as surrogates, which JSON keeps.
         self.source = Source(command["path"])
-        self.probe = probe(self.source, self.max_pixels, self.untagged_matrix)
+        self.probe, self.table = probe(self.source, self.max_pixels, self.untagged_matrix)
         values, payload = self.probe.to_message()
         self.channel.send({"event": "probed", **values}, payload)
 
@@ -148,9 +150,14 @@ class Worker:
             _clear_stderr()
             reader = DecordReader(self.source, self.probe)
         else:
-            reader = AvReader(self.source, self.probe, self.max_pixels, self.untagged_matrix)
+            reader = AvReader(self.source, self.probe, self.max_pixels, self.untagged_matrix, self.table)
         end = command["end"]
-        self._send_frames(reader, wanted, end, command)
+        try:
+            self._send_frames(reader, wanted, end, command)
+        except SeekMistake as e:
+            # What was sent so far may be wrong; the parent voids it when it hears of another probe.
+            self._probed_anew(f"jumping in the video led astray ({e}): read from the first frame instead")
+            return
         self.source.check_unchanged()
         tally = reader.tally
         if tally.backend == "decord" and os.fstat(2).st_size > 0:
@@ -173,7 +180,7 @@ class Worker:
                 "event": "finished",
                 "backend": tally.backend,
                 "version": tally.version,
-                "decoded": tally.decoded,
+                "decoded": tally.decoded - tally.skipped,
                 "corrupt": tally.corrupt,
                 "warnings": warnings,
             }
@@ -185,13 +192,13 @@ class Worker:
         tally = reader.tally
         times, fps, _ = timeline(tally.stamps, tally.time_base, self.probe.fps)
         warning = f"degraded: {self.probe.n_expected} frames announced, {tally.decoded} decoded"
-        self.probe = replace(
-            self.probe,
-            times=times,
-            fps=fps,
-            n_expected=tally.decoded,
-            warnings=(*self.probe.warnings, warning),
-        )
+        self._probed_anew(warning, times=times, fps=fps, n_expected=tally.decoded)
+
+    def _probed_anew(self, warning: str, **changes: Any) -> None:
+        """Send the probe again, with what reading has shown; from now on the video is read without jumps."""
+        assert self.probe is not None
+        self.table = None
+        self.probe = replace(self.probe, entries=(), warnings=(*self.probe.warnings, warning), **changes)
         values, payload = self.probe.to_message()
         self.channel.send({"event": "probed", **values}, payload)
 
