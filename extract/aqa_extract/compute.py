@@ -1,16 +1,20 @@
 """The device stage: detection, flow and I3D on prepared videos, in batches that cross video boundaries.
 
 Every I3D batch has the same shape (the last one is filled up with zeros), because kernels chosen by shape may
-round differently: a feature must not depend on which videos happened to be beside it.
+round differently: a feature must not depend on which videos happened to be beside it. For the same reason every part
+of the work is computed by one thread: on a CPU several cores take several parts at once, and how many there are
+changes no bit.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +31,10 @@ from aqa_shared.console import warn
 from aqa_shared.errors import AqaError, EnvironmentFault
 from aqa_shared.records import ExtractSettings
 
-DETECT_BATCH = 32
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+DETECT_BATCH = 8
 ROWS = 64
 """Frames that are in float at a time: minutes of video would take tens of gigabytes."""
 
@@ -73,21 +80,32 @@ class _Clip:
     pixels: Tensor
 
 
+@torch.inference_mode()
+def _infer(work: Callable[[Part], Result], part: Part) -> Result:
+    """Inference mode is a thread's own."""
+    return work(part)
+
+
 class Compute:
     """Feed it prepared videos, from one thread or several; it returns those that are complete.
 
     `batch` is the number of segments per I3D call; it is halved, loudly, when the device runs out of memory.
-    On a CPU every calling thread computes on its own core: TV-L1's many small steps gain nothing from more, and
-    the threads of one step wait for each other whenever the machine is shared.
+    `cores` is how many threads compute, however few threads feed: the parts of one video spread over them. On a
+    CPU each part is one thread's: TV-L1's many small steps gain nothing from more, and the threads of one step wait
+    for each other whenever the machine is shared.
     """
 
-    def __init__(self, networks: Networks, settings: ExtractSettings, batch: int, flow_batch: int) -> None:
+    def __init__(
+        self, networks: Networks, settings: ExtractSettings, batch: int, flow_batch: int, cores: int = 1
+    ) -> None:
         self.networks = networks
         self.settings = settings
         self.batch = batch
         self.flow_batch = flow_batch
+        self.cores = cores
         self.kinds = chosen(settings)
         self.lock = threading.Lock()
+        self.pool = ThreadPoolExecutor(cores, "compute", torch.set_num_threads, (1,)) if cores > 1 else None
         self.queues: dict[str, deque[_Clip]] = {kind.modality: deque() for kind in self.kinds}
         """By modality: clips of any stream and any video."""
         self.completed: list[Done] = []
@@ -106,8 +124,8 @@ class Compute:
         ticket = _Ticket(Done(prepared, {}, {}), len(prepared.plan.segments) * len(self.kinds))
         try:
             with device_faults():
-                for clip in self._clips(ticket):
-                    self._enqueue(clip)
+                for _ in self._spread(self._run, self._batches(self._clips(ticket))):
+                    pass
         except Exception:
             with self.lock:
                 ticket.dropped = True
@@ -124,9 +142,11 @@ class Compute:
     def flush(self) -> list[Done]:
         """Run what is left, in batches filled up to the usual shape."""
         with device_faults():
-            for modality, queue in self.queues.items():
-                while queue:
-                    self._run(modality, [queue.popleft() for _ in range(min(self.batch, len(queue)))])
+            left = ((modality, list(queue)) for modality, queue in self.queues.items() if queue)
+            for _ in self._spread(self._run, left):
+                pass
+            for queue in self.queues.values():
+                queue.clear()
         return self._take_completed()
 
     def _take_completed(self) -> list[Done]:
@@ -134,17 +154,36 @@ class Compute:
             completed, self.completed = self.completed, []
         return completed
 
-    def _enqueue(self, clip: _Clip) -> None:
-        queue = self.queues[clip.kind.modality]
-        with self.lock:
-            queue.append(clip)
-            if len(queue) < self.batch:
-                return
-            clips = [queue.popleft() for _ in range(self.batch)]
-        self._run(clip.kind.modality, clips)
+    def _spread(self, work: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
+        """`work` of every part, in order, on all cores; what is taken of `parts` is little ahead of what is done."""
+        if self.pool is None:
+            yield from map(work, parts)
+            return
+        begun: deque[Future[Result]] = deque()
+        try:
+            for part in parts:
+                begun.append(self.pool.submit(_infer, work, part))
+                if len(begun) > self.cores:
+                    yield begun.popleft().result()
+        finally:
+            # Also after an error: a batch holds clips of other videos, which wait for it.
+            while begun:
+                yield begun.popleft().result()
 
-    def _run(self, modality: str, clips: list[_Clip]) -> None:
+    def _batches(self, clips: Iterable[_Clip]) -> Iterator[tuple[str, list[_Clip]]]:
+        """Full batches; what does not fill one waits for the clips of another video, or for `flush`."""
+        for clip in clips:
+            queue = self.queues[clip.kind.modality]
+            with self.lock:
+                queue.append(clip)
+                if len(queue) < self.batch:
+                    continue
+                full = [queue.popleft() for _ in range(self.batch)]
+            yield clip.kind.modality, full
+
+    def _run(self, batch: tuple[str, list[_Clip]]) -> None:
         """One I3D call, or several where the device has no memory for that many segments at once."""
+        modality, clips = batch
         while clips:
             size = self.batch  # once: another thread may halve it meanwhile
             part = clips[:size]
@@ -233,7 +272,7 @@ class Compute:
     def _track(self, prepared: Prepared) -> Track:
         assert self.networks.detector is not None, "streams that follow the actor come with a detector"
         assert prepared.detect_frames is not None, "streams that follow the actor keep frames for the detector"
-        found = [self.networks.detector.detect(part) for part in prepared.detect_frames.split(DETECT_BATCH)]
+        found = list(self._spread(self.networks.detector.detect, prepared.detect_frames.split(DETECT_BATCH)))
         return follow(
             prepared.positions[prepared.detect_rows],
             torch.cat([f.boxes for f in found]).cpu().numpy(),
@@ -262,9 +301,13 @@ class Compute:
         first = torch.from_numpy(np.searchsorted(positions, starts)).to(gray.device)
         second = torch.from_numpy(np.searchsorted(positions, starts + 1)).to(gray.device)
         total = flow.new_zeros(())
-        for a, b in zip(first.split(self.flow_batch), second.split(self.flow_batch), strict=True):
-            flow[a] = tvl1(gray, a, b, self.networks.tvl1)
-            total += motion(flow[a]) * len(a)
+
+        def solve(pairs: tuple[Tensor, Tensor]) -> Tensor:
+            flow[pairs[0]] = found = tvl1(gray, *pairs, self.networks.tvl1)
+            return motion(found) * len(found)
+
+        for moved in self._spread(solve, zip(first.split(self.flow_batch), second.split(self.flow_batch), strict=True)):
+            total += moved
         end = np.searchsorted(positions, last)
         if end < len(positions) and positions[end] == last and end > 0:
             flow[end] = flow[end - 1]

@@ -271,6 +271,7 @@ def _run(
             settings,
             batch=options.batch or (32 if device.type == "cuda" else 2),
             flow_batch=64 if device.type == "cuda" else 8,
+            cores=cores if device.type == "cpu" else 1,
         )
         jobs = {job.video.id: job for job in todo.jobs}
         begun = time.monotonic()

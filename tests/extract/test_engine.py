@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 
@@ -290,11 +292,11 @@ def networks(settings: ExtractSettings, network: SmallMemory) -> Networks:
     return Networks(settings, torch.device("cpu"), {"rgb": network}, None, TVL1Settings.named("fast"), {})
 
 
-def features(path: Path, network: SmallMemory, batch: int) -> list[Done]:
+def features(path: Path, network: SmallMemory, batch: int, cores: int = 1) -> list[Done]:
     """The clip at `path` as 41 segments through `network`."""
     settings = ExtractSettings(sampling=Sampling(segments=41), pixels=Pixels(short_side=32, crop=32))
     cpu = torch.device("cpu")
-    compute = Compute(networks(settings, network), settings, batch=batch, flow_batch=8)
+    compute = Compute(networks(settings, network), settings, batch=batch, flow_batch=8, cores=cores)
     request = DecodeRequest(str(path), Video(id="v", path=str(path)), settings.sampling)
     with Decoder() as decoder:
         prepared = load(decoder, request, settings, cpu, None, lambda _: None)
@@ -317,6 +319,43 @@ def test_no_room_for_a_single_segment_is_a_fault_of_the_device(clips: ModuleType
     with pytest.raises(EnvironmentFault, match="single segment"):
         features(clips.Clip(frames=60).write(tmp_path / "clip"), network, batch=4)
     assert network.calls == [4, 2, 1]
+
+
+class Together(SmallMemory):
+    """Goes on only when its first `cores` calls are in progress at once."""
+
+    def __init__(self, cores: int) -> None:
+        super().__init__(room=2)
+        self.all_there = threading.Barrier(cores, timeout=60)
+        self.number = count()
+
+    def pre_pool(self, x: Tensor) -> Tensor:
+        if next(self.number) < self.all_there.parties:
+            self.all_there.wait()
+        return super().pre_pool(x)
+
+
+def test_one_video_alone_is_computed_on_every_core(clips: ModuleType, tmp_path: Path) -> None:
+    path = clips.Clip(frames=60).write(tmp_path / "clip")
+    (spread,) = features(path, Together(cores=3), batch=2, cores=3)
+    (alone,) = features(path, SmallMemory(room=2), batch=2)
+    np.testing.assert_array_equal(spread.arrays["rgb"], alone.arrays["rgb"])
+
+
+def test_an_error_of_one_part_is_raised_and_leaves_no_part_behind() -> None:
+    settings = ExtractSettings()
+    compute = Compute(networks(settings, SmallMemory(room=2)), settings, batch=2, flow_batch=8, cores=2)
+    done: list[int] = []
+
+    def work(part: int) -> None:
+        if part == 1:
+            raise ValueError("part 1")
+        time.sleep(0.05)
+        done.append(part)
+
+    with pytest.raises(ValueError, match="part 1"):
+        list(compute._spread(work, range(10)))
+    assert sorted(done) == [0, 2, 3]  # what was begun is finished, and nothing begins after it
 
 
 @contextmanager

@@ -278,6 +278,27 @@ def test_features_do_not_depend_on_batch_workers_or_neighbours(clips: Path, undi
     assert np.array_equal(alone, FeatureStore.open(undisturbed).video(videos[1].id, "rgb"))
 
 
+def test_the_cores_share_one_video_and_change_no_bit(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SETTINGS.model_copy(
+        update={
+            "streams": ("rgb", "flow", "actor-rgb"),
+            "flow": FlowSettings(mode="parity"),
+            "flow_weights": "inflated-from-rgb",
+            "actor_weights": "ssd-mobilenet-v3",
+            "sampling": Sampling(segments=5),
+        }
+    )
+    stores = []
+    for cores in (1, 3):
+        monkeypatch.setattr("aqa_extract.run.available_cores", lambda cores=cores: cores)
+        stores.append(tmp_path / f"{cores}.zarr")
+        extract(find_videos(clips).videos[4:5], stores[-1], settings)
+    assert contents(stores[0]) == contents(stores[1])
+    assert FeatureStore.open(stores[0]).table["motion"][0] > 0
+
+
 def test_new_labels_reach_the_store_without_extracting_again(clips: Path, tmp_path: Path) -> None:
     store = tmp_path / "labels.zarr"
     video = find_videos(clips).videos[1]
