@@ -130,7 +130,7 @@ def extract(
     retry_failed: Annotated[bool, Run(help="Try quarantined videos again.")] = False,
     repair: Annotated[bool, Run(help="Extract again what `aqa verify` finds damaged.")] = False,
     overwrite: Annotated[bool, Run(help="Replace an existing store.")] = False,
-    dry_run: Annotated[bool, Run(help="Say what would be done; write nothing.")] = False,
+    dry_run: Annotated[bool, Run(help="Say what would be done and what it would cost; write nothing.")] = False,
     print_config: Annotated[
         bool, Run(help="Print the options as --config reads them and stop.", is_eager=True, callback=_asks_only)
     ] = False,
@@ -184,7 +184,7 @@ def extract(
         return
     refuse_ignored(context, settings)
     from aqa_extract.faults import environment_fault
-    from aqa_extract.run import Options, plan
+    from aqa_extract.run import Options
     from aqa_extract.run import extract as run_extract
     from aqa_shared.manifest import find_videos
 
@@ -203,8 +203,12 @@ def extract(
         overwrite=overwrite,
     )
     if dry_run:
-        console.out.print(plan(manifest.videos, out, settings, options, dry=True).text(), markup=False)
-        return
+        from aqa_extract.estimate import estimate
+
+        found = estimate(manifest.videos, out, settings, options)
+        console.out.print(found.text(), markup=False)
+        found.refuse_without_room()
+        raise typer.Exit(int(found.exit_code))
     labelled = bool(manifest.labels_sources)
     report = run_extract(manifest.videos, out, settings, options, labelled=labelled)
     console.summary(report.text())

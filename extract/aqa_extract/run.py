@@ -31,6 +31,9 @@ from aqa_shared.store import StoreWriter, disk_errors, peek, refuse_foreign, ref
 if TYPE_CHECKING:
     import torch
 
+    from aqa_extract.compute import Compute
+    from aqa_extract.networks import Networks
+
 PART = ("start", "end", "start_time", "end_time")
 REFUSALS = {
     "id_conflict": "the store holds this id from another version of the file, or another part of it; to extract it "
@@ -71,19 +74,6 @@ class Plan:
     """In the store, but not known to be from this part of this file."""
     damaged: set[str] = field(default_factory=set)
     """In the store, but not whole; extracted again."""
-
-    def text(self) -> str:
-        """For --dry-run."""
-        videos = sum(len(job.ids) for job in self.jobs)
-        size = sum({job.video.path: job.identity.size for job in self.jobs if job.identity}.values())
-        rows = [
-            f"store        {self.store}",
-            f"to extract   {videos} videos, {size / 1e6:.1f} MB",
-            f"already in   {len(self.already)}",
-            f"kept out     {len(self.kept_out)} (quarantined before; --retry-failed tries them again)",
-        ]
-        rows += [f"refused      {console.printable(f.id)}: {f.reason} — {f.detail}" for f in self.refused]
-        return "\n".join(rows)
 
 
 @dataclass
@@ -239,7 +229,6 @@ def _run(
     """The part that needs torch and the networks; returns the ids it committed."""
     import torch
 
-    from aqa_extract.compute import Compute
     from aqa_extract.engine import ByteBudget, Engine
     from aqa_extract.networks import Networks
     from aqa_extract.work import Work
@@ -247,8 +236,7 @@ def _run(
     device = pick_device(options.device)
     cores = available_cores()
     torch.set_num_threads(1)
-    # On a CPU the networks need the cores themselves: one decode child keeps two of them fed.
-    workers = options.workers or max(1, min(len(todo.jobs), cores if device.type != "cpu" else (cores + 1) // 2))
+    workers = decode_children(options, device, len(todo.jobs))
     networks = Networks.load(pinned(settings, report.store, options), device, console.note)
     provenance = {
         "weights": networks.weights,
@@ -266,13 +254,7 @@ def _run(
         writer.forget(todo.damaged)
         stop = threading.Event()
         work = Work(settings, device, networks.detector_size, writer, options.decoder, options.timeout, stop)
-        compute = Compute(
-            networks,
-            settings,
-            batch=options.batch or (32 if device.type == "cuda" else 2),
-            flow_batch=64 if device.type == "cuda" else 8,
-            cores=cores if device.type == "cpu" else 1,
-        )
+        compute = new_compute(networks, options)
         jobs = {job.video.id: job for job in todo.jobs}
         begun = time.monotonic()
 
@@ -343,6 +325,28 @@ def _with_twins(job: Job, failed: Failure) -> list[Failure]:
     ]
 
 
+def decode_children(options: Options, device: torch.device, jobs: int) -> int:
+    """How many videos are decoded at a time."""
+    cores = available_cores()
+    # On a CPU the networks need the cores themselves: one decode child keeps two of them fed.
+    return options.workers or max(1, min(jobs, cores if device.type != "cpu" else (cores + 1) // 2))
+
+
+def new_compute(networks: Networks, options: Options) -> Compute:
+    """The device stage, with the batches that suit the device."""
+    from aqa_extract.compute import Compute
+
+    cuda = networks.device.type == "cuda"
+    batch = options.batch or (32 if cuda else 2)
+    return Compute(
+        networks,
+        networks.settings,
+        batch=batch,
+        flow_batch=64 if cuda else 8,
+        cores=1 if cuda else available_cores(),
+    )
+
+
 def memory_budget(device: torch.device) -> int:
     """Bytes of decoded pixels that may wait for the device: a quarter of the memory they wait in."""
     import torch
@@ -365,12 +369,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def pinned(settings: ExtractSettings, out: Path, options: Options) -> ExtractSettings:
+def pinned(settings: ExtractSettings, out: Path, options: Options, *, dry: bool = False) -> ExtractSettings:
     """`settings` with every `default` weight replaced by what the store was begun with, where it was begun.
 
-    Else a store begun offline could not be continued once better weights can be reached.
+    Else a store begun offline could not be continued once better weights can be reached. `dry` writes nothing.
     """
-    known = None if options.overwrite else peek(out)
+    known = None if options.overwrite else peek(out, repair=not dry)
     if known is None:
         return settings
     begun_with = known.provenance.get("weights", {})

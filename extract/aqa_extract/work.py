@@ -19,7 +19,7 @@ from aqa_extract.job import Job
 from aqa_extract.loading import Prepared, load
 from aqa_extract.streams import needs_flow
 from aqa_shared.errors import AqaError
-from aqa_shared.records import ExtractSettings
+from aqa_shared.records import ExtractSettings, Video
 from aqa_shared.store import StoreWriter
 
 
@@ -49,15 +49,7 @@ class Work:
             yield lambda job: self._load(decoder, budget, job)
 
     def _load(self, decoder: Decoder, budget: ByteBudget, job: Job) -> Prepared:
-        request = DecodeRequest(
-            path=job.video.path,
-            video=job.video,
-            sampling=self.settings.sampling,
-            decoder=self.decoder,
-            need_next=needs_flow(self.settings),
-            deadline=self.timeout,
-            untagged_matrix=self.settings.pixels.untagged_matrix,
-        )
+        request = request_for(job.video, self.settings, self.decoder, self.timeout)
         for last_try in (False, True):
             started = time.monotonic()
             reserved = 0
@@ -114,6 +106,21 @@ class Work:
         """End every decode child, so that loaders stop waiting for them."""
         for decoder in self.decoders:
             decoder.interrupt()
+
+
+def request_for(
+    video: Video, settings: ExtractSettings, decoder: Literal["auto", "decord", "av"], timeout: float
+) -> DecodeRequest:
+    """What a run asks of its decoders."""
+    return DecodeRequest(
+        path=video.path,
+        video=video,
+        sampling=settings.sampling,
+        decoder=decoder,
+        need_next=needs_flow(settings),
+        deadline=timeout,
+        untagged_matrix=settings.pixels.untagged_matrix,
+    )
 
 
 def _too_long(error: TooLarge) -> str:

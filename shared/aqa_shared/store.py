@@ -6,7 +6,7 @@ docs/store-format.md describes what is on disk.
 """
 
 from aqa_shared.store_disk import disk_errors
-from aqa_shared.store_identity import refuse_foreign, refuse_other_settings
+from aqa_shared.store_identity import refuse_foreign, refuse_other_settings, refuse_other_weights
 from aqa_shared.store_layout import QUARANTINE, SCHEMA, ArraySpec
 from aqa_shared.store_peek import Peek, peek
 from aqa_shared.store_read import FeatureStore, describe
@@ -26,5 +26,6 @@ __all__ = [
     "peek",
     "refuse_foreign",
     "refuse_other_settings",
+    "refuse_other_weights",
     "verify",
 ]

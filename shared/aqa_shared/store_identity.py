@@ -87,6 +87,11 @@ def refuse_other_settings(path: Path, found: ExtractSettings, wanted: ExtractSet
     _raise_if_different(path, old, new)
 
 
+def refuse_other_weights(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """The part of `refuse_different` that concerns weights, from two provenances. Raises StoreError."""
+    _raise_if_different(path, _weight_digests(found), _weight_digests(wanted))
+
+
 def refuse_different(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise StoreError, naming each field that differs, unless the two roots describe comparable features."""
     if found["family"] == wanted["family"]:

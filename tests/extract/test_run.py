@@ -625,20 +625,6 @@ def test_a_store_begun_with_a_default_goes_on_with_those_weights(clips: Path, un
     assert pinned(asked, undisturbed, Options()).rgb_weights == "i3d-kinetics-400"
 
 
-def test_dry_run_writes_nothing(clips: Path, tmp_path: Path) -> None:
-    done = run_command(clips, tmp_path / "dry.zarr", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "to extract   6 videos" in done.stdout
-    assert not (tmp_path / "dry.zarr").exists()
-
-
-def test_dry_run_ends_as_the_run_would_for_a_foreign_folder(clips: Path, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    done = run_command(clips, tmp_path, "--overwrite", "--dry-run")
-    assert done.returncode == ExitCode.STORE, done.stdout
-    assert "notes.txt" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

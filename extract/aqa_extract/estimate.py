@@ -1,0 +1,364 @@
+"""`--dry-run`: what a run would do and what it would cost, found out without writing anything.
+
+videos ─▶ plan ─▶ device, folder, weights (refused as the run would) ─▶ every video probed ─▶ a few tried ─▶ sums
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aqa_extract import faults
+from aqa_extract.decode.child import DecodeFailure, Decoder
+from aqa_extract.decode.probe import Probe
+from aqa_extract.decode.seek import skipped
+from aqa_extract.job import Job
+from aqa_extract.run import Options, Plan, decode_children, memory_budget, new_compute, pinned
+from aqa_extract.run import plan as plan_run
+from aqa_extract.sampling import Plan as Segments
+from aqa_extract.sampling import SamplingError, coverage, part, plan_segments
+from aqa_extract.streams import array_specs, chosen, needs_actor, needs_flow
+from aqa_shared import console
+from aqa_shared.console import as_time
+from aqa_shared.errors import ExitCode, StoreError
+from aqa_shared.machine import available_cores, pick_device
+from aqa_shared.records import ExtractSettings, Failure, Video
+from aqa_shared.store import disk_errors, peek, refuse_other_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from aqa_extract.networks import Networks
+    from aqa_extract.weights_outlook import Outlook
+
+PROBE_SECONDS = 30.0
+"""Videos beyond are counted like those that were opened within, in random order."""
+TRY_SECONDS = 60.0
+"""No further video is tried after."""
+TRIED = 3
+TRY_FRAMES = 300
+"""Of each tried video only its first frames are decoded."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A video that was opened and not decoded."""
+
+    job: Job
+    probe: Probe
+    segments: Segments
+    frames: int
+    """Of the part that is to be extracted."""
+    decoded: int
+    """Frames that a run decodes for it."""
+
+    @property
+    def pixels(self) -> int:
+        return self.decoded * self.probe.frame_width * self.probe.frame_height
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.probe.fps
+
+
+@dataclass
+class Speed:
+    """What a few videos took on this machine, one after the other."""
+
+    videos: int
+    load: float
+    """Seconds for a decoded pixel."""
+    compute: float
+    """Seconds for a segment."""
+
+
+@dataclass
+class Estimate:
+    """What `aqa-extract --dry-run` prints."""
+
+    plan: Plan
+    settings: ExtractSettings
+    looks: list[Look] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    """Videos that could not be opened: a run would quarantine them."""
+    device: str = ""
+    children: int = 1
+    cores: int = 1
+    weights: dict[str, Outlook] = field(default_factory=dict)
+    speed: Speed | None = None
+    in_store: int = 0
+    """Bytes that the store has now."""
+    free: int = 0
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """As the run's."""
+        return faults.exit_code([*self.failures, *self.plan.kept_out, *self.plan.refused])
+
+    @property
+    def scale(self) -> float:
+        """Videos for each that was opened."""
+        opened = len(self.looks) + len(self.failures)
+        return len(self.plan.jobs) / opened if opened else 1.0
+
+    @property
+    def segments(self) -> float:
+        return self.scale * sum(len(look.segments.segments) for look in self.looks)
+
+    @property
+    def new_bytes(self) -> float:
+        """Of the arrays that the store will hold more, twins included."""
+        one = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in array_specs(self.settings))
+        return one * self.scale * sum(len(look.segments.segments) * len(look.job.ids) for look in self.looks)
+
+    @property
+    def room(self) -> float:
+        """Bytes that must be free: for the new videos as they come, and for the whole store anew at the end."""
+        return 2 * self.new_bytes + self.in_store if self.plan.jobs else 0.0
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds that a run would take: stages overlap, and on a CPU they share its cores."""
+        if self.speed is None:
+            return None
+        load = self.speed.load * self.scale * sum(look.pixels for look in self.looks)
+        compute = self.speed.compute * self.segments
+        # On a CPU the trial's segments had all cores, which decoding takes some of.
+        shared = load / self.cores if self.device == "cpu" else 0.0
+        return max(load / self.children, compute + shared)
+
+    def refuse_without_room(self) -> None:
+        """Raises StoreError where the disk would be full before the end."""
+        if self.room > self.free:
+            raise StoreError(
+                f"{self.plan.store}: the run needs {_size(self.room)}, {_size(self.free)} are free",
+                fix="free some space, choose another --out, or extract fewer segments or streams",
+            )
+
+    def text(self) -> str:
+        """The whole as a person reads it."""
+        jobs, all_ids = self.plan.jobs, sum(len(job.ids) for job in self.plan.jobs)
+        rows = [("store", f"{self.plan.store} ({_size(self.in_store) if self.in_store else 'new'})")]
+        if jobs:
+            seconds = self.scale * sum(look.seconds for look in self.looks)
+            frames = self.scale * sum(look.frames for look in self.looks)
+            twins = f" ({all_ids - len(jobs)} of them equal to others)" if all_ids > len(jobs) else ""
+            files = sum({job.video.path: job.identity.size for job in jobs if job.identity}.values())
+            rows.append(
+                (
+                    "to extract",
+                    f"{all_ids} videos{twins}: {frames:.0f} frames, {as_time(seconds)} of video "
+                    f"({seconds / 3600:.2f} h), {_size(files)} of files",
+                )
+            )
+            if self.scale > 1:
+                rows.append(("", f"reckoned from {len(self.looks)} of {len(jobs)}, opened at random"))
+        else:
+            rows.append(("to extract", "nothing"))
+        rows.append(("already in", str(len(self.plan.already))))
+        if self.plan.kept_out:
+            rows.append(
+                ("kept out", f"{len(self.plan.kept_out)} (quarantined before; --retry-failed tries them again)")
+            )
+        for failure in (*self.plan.refused, *self.failures[:20]):
+            name = "refused" if failure in self.plan.refused else "would fail"
+            rows.append(
+                (name, f"{console.printable(failure.id)}: {failure.reason} — {console.printable(failure.detail)}")
+            )
+        if len(self.failures) > 20:
+            rows.append(("", f"… and {len(self.failures) - 20} more"))
+        if jobs:
+            rows += self._costs()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:{width}}  {text}" for name, text in rows)
+
+    def _costs(self) -> list[tuple[str, str]]:
+        counts = [len(look.segments.segments) for look in self.looks] or [0]
+        each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        sampling = self.settings.sampling
+        rows = [
+            (
+                "segments",
+                f"{self.segments:.0f} ({each} a video; {sampling.protocol}, {sampling.segment_frames} frames each)",
+            )
+        ]
+        if said := coverage([look.segments.looked_at for look in self.looks], sampling):
+            rows.append(("", said))
+        flow = "" if self.settings.flow.mode == "off" else f"; TV-L1 {self.settings.flow.mode}"
+        rows.append(("streams", ", ".join(kind.name for kind in chosen(self.settings)) + flow))
+        rows += [(f"{role} weights", str(found)) for role, found in self.weights.items()]
+        rows.append(("device", f"{self.device}, {self.cores} cores, {self.children} decoding"))
+        rows.append(
+            (
+                "to write",
+                f"{_size(self.new_bytes)} more in the store; {_size(self.room)} must be free, {_size(self.free)} are",
+            )
+        )
+        if self.duration is None or self.speed is None:
+            ready = all(found.ready for found in self.weights.values())
+            why = "no video could be tried" if ready else "the weights are not here yet"
+            rows.append(("time", f"not known: {why}"))
+        else:
+            tried = f"the first {TRY_FRAMES} frames of {self.speed.videos} short video(s), tried just now"
+            told = f"about {as_time(self.duration)}, reckoned from {tried}; a busier machine takes longer"
+            rows.append(("time", told))
+        return rows
+
+
+def estimate(videos: Sequence[Video], out: Path, settings: ExtractSettings, options: Options) -> Estimate:
+    """What `extract` would do with the same arguments. Raises what it would raise; writes nothing, fetches nothing."""
+    result = Estimate(plan_run(videos, out, settings, options, dry=True), settings)
+    result.in_store = 0 if options.overwrite else _bytes_below(out)
+    if not result.plan.jobs:
+        return result
+    device = pick_device(options.device)
+    result.device, result.cores = device.type, available_cores()
+    result.children = decode_children(options, device, len(result.plan.jobs))
+    result.free = _free(out)
+    settings = pinned(settings, out, options, dry=True)
+    result.weights = _outlooks(settings)
+    networks = None
+    if all(found.ready for found in result.weights.values()):
+        networks = _networks(settings, out, device, options)
+    _look(result, settings)
+    if networks is not None and result.looks:
+        result.speed = _try(result.looks, networks, options)
+    return result
+
+
+def _outlooks(settings: ExtractSettings) -> dict[str, Outlook]:
+    from aqa_extract.weights_outlook import outlook
+
+    found: dict[str, Outlook] = {}
+    for modality in dict.fromkeys(kind.modality for kind in chosen(settings)):
+        name = settings.rgb_weights if modality == "rgb" else settings.flow_weights
+        found[modality] = outlook(name, modality, settings.rgb_weights)
+    if needs_actor(settings):
+        found["actor"] = outlook(settings.actor_weights, "actor")
+    return found
+
+
+def _networks(settings: ExtractSettings, out: Path, device: torch.device, options: Options) -> Networks:
+    """Loaded as the run would, and refused where the store has features of others."""
+    import torch
+
+    from aqa_extract.networks import Networks
+
+    torch.set_num_threads(1)
+    networks = Networks.load(settings, device, lambda _: None)
+    known = None if options.overwrite else peek(out, repair=False)
+    if known is not None:
+        refuse_other_weights(out, known.provenance, {"weights": networks.weights})
+    return networks
+
+
+def _look(result: Estimate, settings: ExtractSettings) -> None:
+    """Open the videos in random order, until all are or time is up."""
+    jobs = list(result.plan.jobs)
+    random.Random(0).shuffle(jobs)
+    end = time.monotonic() + PROBE_SECONDS
+    with Decoder() as decoder, console.progress("open", len(jobs)) as advance:
+        for job in jobs:
+            if time.monotonic() > end:
+                break
+            try:
+                probe = decoder.probe(job.video.path, untagged_matrix=settings.pixels.untagged_matrix)
+                segments = plan_segments(settings.sampling, probe.times, probe.fps, job.video)
+                first, last = part(probe.times, probe.fps, job.video)
+            except DecodeFailure as e:
+                result.failures.append(job.failed(e.reason, e.stage, e.detail, e.backend))
+            except SamplingError as e:
+                result.failures.append(job.failed(e.reason, "sampling", e.detail))
+            else:
+                decoded = _decoded(probe, segments, job.video, settings)
+                result.looks.append(Look(job, probe, segments, last - first, decoded))
+            advance()
+
+
+def _decoded(probe: Probe, segments: Segments, video: Video, settings: ExtractSettings) -> int:
+    """Frames that are decoded to have those of the segments: to the end of the video or part, less what is jumped."""
+    has_end = video.end is not None or video.end_time is not None
+    end = int(segments.timeline.max()) + 1 if has_end else probe.n_expected
+    wanted = segments.timeline[segments.wanted(needs_flow(settings))]
+    return max(end - skipped(probe.entries, wanted.tolist()), 1)
+
+
+def _try(looks: Sequence[Look], networks: Networks, options: Options) -> Speed | None:
+    """Load and compute the beginnings of a few videos, those with the least to do, and forget the result."""
+    from aqa_extract.engine import TooLarge
+    from aqa_extract.loading import load
+    from aqa_extract.work import request_for
+
+    settings, compute = networks.settings, new_compute(networks, options)
+    ceiling = 2 * memory_budget(networks.device)
+
+    def reserve(wanted: int) -> None:
+        if wanted > ceiling:
+            raise TooLarge(wanted, ceiling)
+
+    measured: list[tuple[float, float, int, int]] = []
+    end = time.monotonic() + TRY_SECONDS
+    least = sorted(looks, key=lambda look: (len(look.segments.segments), look.pixels))[: TRIED + 1]
+    # The first one pays for what is only done once, so it is tried again where there is no other.
+    with Decoder() as decoder, console.progress("try", len(least)) as advance:
+        for look in least if len(least) > 1 else least * 2:
+            n = min(TRY_FRAMES, look.probe.n_expected)
+            video = Video(id=look.job.video.id, path=look.job.video.path, start=0, end=n)
+            begun = time.monotonic()
+            try:
+                request = request_for(video, settings, options.decoder, options.timeout)
+                prepared = load(decoder, request, settings, networks.device, networks.detector_size, reserve)
+                loaded = time.monotonic()
+                prepared.job = look.job
+                compute.submit(prepared)
+                compute.flush()
+            except (DecodeFailure, TooLarge):
+                continue
+            decoded = _decoded(prepared.probe, prepared.plan, video, settings)
+            pixels = decoded * look.probe.frame_width * look.probe.frame_height
+            measured.append((loaded - begun, time.monotonic() - loaded, pixels, len(prepared.plan.segments)))
+            advance()
+            if time.monotonic() > end:
+                break
+    if not measured:
+        return None
+    counted = measured[1:] or measured
+    load_seconds, compute_seconds, pixels, segments = (sum(column) for column in zip(*counted, strict=True))
+    return Speed(len(counted), load_seconds / pixels, compute_seconds / segments)
+
+
+def _free(out: Path) -> int:
+    """Bytes that are free where the store is or will be. Raises StoreError where it cannot be written."""
+    place = Path(os.path.abspath(out))
+    with disk_errors(out, "open the store for writing"):
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(place, os.W_OK | os.X_OK):
+            read_only = hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY
+            code = errno.EROFS if read_only else errno.EACCES
+            raise OSError(code, os.strerror(code))
+        return shutil.disk_usage(place).free
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(os.path.getsize(os.path.join(top, name)) for top, _, names in os.walk(folder) for name in names)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
