@@ -122,8 +122,9 @@ def test_the_papers_training_is_the_default() -> None:
         ({"training": {"score_max": float("inf")}}, [], "score_max: .*finite"),
         ({"training": {"epoch": 3}}, [], "did you mean epochs"),
         ({}, ["momentum=0.5"], "momentum = 0.5 is a setting of sgd, and the optimiser is adam"),
-        ({"folds": 4, "test_fraction": 0.5}, [], "test_fraction = 0.5 would be ignored: the folds"),
-        ({"split": "s.json", "test_fraction": 0.5}, [], "test_fraction = 0.5 would be ignored: s.json"),
+        ({"folds": 4, "test_fraction": 0.5}, [], "folds = 4 and test_fraction = 0.5 say what is tested"),
+        ({"split": "s.json", "test_fraction": 0.5}, [], "split = s.json and test_fraction = 0.5 say"),
+        ({"split": "s.json", "folds": 4}, [], "split = s.json and folds = 4 say"),
     ],
 )
 def test_wrong_settings_are_named(flags: dict[str, object], sets: list[str], said: str) -> None:

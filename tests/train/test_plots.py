@@ -12,7 +12,7 @@ import pytest
 from aqa_train.plots import draw
 
 from .conftest import MakeStore
-from .test_run import FAST, aqa_train
+from .test_run import HELD, aqa_train
 
 PLOTS = [f"{name}.{kind}" for name in ("curves", "methods", "scatter") for kind in ("png", "svg")]
 
@@ -21,7 +21,7 @@ PLOTS = [f"{name}.{kind}" for name in ("curves", "methods", "scatter") for kind 
 def run(make_store_once: MakeStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("plots") / "run"
     aqa_train("--features", make_store_once(videos=16), "--method", "aa", "--labelled", 1, "--seeds", 2,
-              "--epochs", 2, "--out", out, "--jobs", 1, *FAST)  # fmt: skip
+              "--epochs", 2, "--out", out, "--jobs", 1, *HELD)  # fmt: skip
     return out
 
 
@@ -106,7 +106,7 @@ def test_a_run_without_matplotlib_ends_well(make_store: MakeStore, tmp_path: Pat
     (tmp_path / "path" / "matplotlib").mkdir(parents=True)
     (tmp_path / "path" / "matplotlib" / "__init__.py").write_text("raise ImportError('broken here')")
     options = ["--features", make_store(videos=12), "--method", "aa", "--seeds", 1, "--epochs", 1,
-               "--out", tmp_path / "o", *FAST]  # fmt: skip
+               "--out", tmp_path / "o", *HELD]  # fmt: skip
     code = f"import sys; sys.argv[1:] = {list(map(str, options))!r}; from aqa_train.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path / "path")}

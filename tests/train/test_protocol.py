@@ -16,7 +16,7 @@ from aqa_shared.store import FeatureStore
 from aqa_train.config import RunConfig
 from aqa_train.experiment import prepare
 from aqa_train.features import FeatureSet
-from aqa_train.protocol import make_splits
+from aqa_train.protocol import make_splits, over_folds
 from aqa_train.splits import Split
 
 from .conftest import MakeStore, synthetic
@@ -54,16 +54,67 @@ def test_roles_that_mean_nothing_are_refused() -> None:
 
 
 def test_validation_marks_count_where_no_test_is_named() -> None:
-    (split,), said = splits(features(["val"] * 3 + ["train"] * 9))
-    assert split.validation == ids(0, 1, 2)
-    assert not set(split.test) & set(split.validation)
+    found = features(["val"] * 3 + ["train"] * 9)
+    drawn, said = splits(found)
+    assert len(drawn) == 4
+    assert "each of 9 scored videos is, in 4 folds" in said[0]
+    (split,), said = splits(found, test_fraction=0.25)
     assert "2 of 9 scored ones are held out" in said[0]
+    for one in (split, *drawn):
+        assert one.validation == ids(0, 1, 2)
+        assert not set(one.test) & set(one.validation)
 
 
-def test_a_group_without_folds_is_refused() -> None:
+@pytest.mark.parametrize(("scored", "folds"), [(4, 2), (5, 2), (8, 4), (11, 5), (499, 5), (500, 1), (501, 1)])
+def test_without_a_split_the_number_of_scored_videos_decides(scored: int, folds: int) -> None:
+    n = scored + 3
+    found = features(scores=[*range(scored), np.nan, np.nan, np.nan], n=n)
+    drawn, _ = splits(found, labelled=1.0)
+    assert len(drawn) == folds
+    tested = [i for s in drawn for i in s.test]
+    assert len(tested) == len(set(tested)) == (scored if folds > 1 else 125)
+    assert all(len(s.test) > 1 and {*ids(scored, scored + 1, scored + 2)} <= set(s.unlabelled) for s in drawn)
+    assert over_folds(RunConfig(features="f"), found) == "pooled"
+
+
+def test_three_scored_videos_are_too_few_to_cross_validate() -> None:
+    with pytest.raises(UsageError, match="3 scored videos are too few to train and test"):
+        splits(features(scores=[1, 2, 3, *[np.nan] * 9]))
+
+
+def test_folds_that_were_asked_for_are_averaged(tmp_path: Path) -> None:
+    file = tmp_path / "folds.json"
+    file.write_text(json.dumps([{"train": ids(*range(6)), "test": ids(*range(6, 12))}]))
+    for given in ({"folds": 3}, {"split": str(file)}, {"test_fraction": 0.5}):
+        assert over_folds(RunConfig(features="f", **given), features()) == "mean"
+    assert over_folds(RunConfig(features="f", folds=3, over_folds="pooled"), features()) == "pooled"
+    assert over_folds(RunConfig(features="f"), features(["test"] * 6 + ["train"] * 6)) == "mean"
+
+
+def test_a_part_beside_the_stores_test_videos_is_refused() -> None:
+    with pytest.raises(UsageError, match="both say what is test"):
+        splits(features(["test"] * 2 + ["train"] * 10), test_fraction=0.2)
+
+
+@pytest.mark.parametrize("given", [{}, {"test_fraction": 0.3}])
+def test_groups_are_whole_wherever_the_test_videos_come_from(given: dict[str, Any]) -> None:
+    athlete = np.array([f"a{i // 3}" for i in range(36)], dtype=object)
+    roles = ["val" if i < 2 else "" for i in range(36)]
+    drawn, said = splits(features(roles, n=36, athlete=athlete), group="athlete", labelled=1.0, **given)
+    assert len(drawn) == (1 if given else 5)
+    assert "1 other view(s) of validation videos are not learned from" in said
+    for split in drawn:
+        learned, tested = ({athlete[int(i[1:])] for i in part} for part in (split.labelled, split.test))
+        assert not learned & tested
+        assert "a0" not in learned | tested
+        assert len(learned | tested) == 11
+
+
+def test_a_store_whose_splits_part_a_group_is_refused() -> None:
     athlete = np.array([f"a{i // 2}" for i in range(12)], dtype=object)
-    with pytest.raises(UsageError, match="--group athlete says nothing without --folds"):
-        splits(features(athlete=athlete), group="athlete")
+    with pytest.raises(UsageError, match=r"the column split parts 1 group\(s\): a1"):
+        splits(features(["test"] * 3 + ["train"] * 9, athlete=athlete), group="athlete")
+    assert splits(features(["test"] * 4 + ["train"] * 8, athlete=athlete), group="athlete")[0]
 
 
 def test_unscored_views_of_what_is_tested_are_not_learned_from() -> None:

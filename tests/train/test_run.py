@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from aqa_shared.errors import AqaError, EnvironmentFault, StoreError, UsageError
 from aqa_shared.records import Sampling
@@ -27,7 +26,6 @@ from aqa_train.cli import app
 from aqa_train.config import resolve
 from aqa_train.experiment import place, prepare
 from aqa_train.metrics import spearman
-from aqa_train.outputs import MEASURES, as_table, summarise
 from aqa_train.predict import load_checkpoint
 from aqa_train.signals import TERMINATING, asked_to_stop
 from aqa_train.splits import Split
@@ -37,6 +35,8 @@ from .conftest import MakeStore
 FAST = ["--set", "widths=8,8", "--set", "batch=8", "--device", "cpu"]
 HIDING = ["--labelled", 0.4]
 """Every video of most stores here has a score; this leaves some to learn from without it."""
+HELD = [*FAST, "--test-fraction", "0.25"]
+"""One test set, where nothing else says who is tested: for what is not about folds."""
 
 
 def aqa_train(*arguments: object) -> None:
@@ -194,7 +194,7 @@ def results(out: Path) -> dict[str, Any]:
 
 def test_jobs_give_the_results_of_one_after_the_other(make_store: MakeStore, tmp_path: Path) -> None:
     store = make_store(videos=16)
-    common = ["--features", store, "--method", "s4aqa", "--seeds", 3, "--epochs", 2, *HIDING, *FAST]
+    common = ["--features", store, "--method", "s4aqa", "--seeds", 3, "--epochs", 2, *HIDING, *HELD]
     aqa_train(*common, "--out", tmp_path / "one", "--jobs", 1)
     aqa_train(*common, "--out", tmp_path / "two", "--jobs", 2)
     assert len(results(tmp_path / "one")) == 6
@@ -208,7 +208,7 @@ def test_signals_save_and_resuming_gives_the_same(
     make_store: MakeStore, tmp_path: Path, jobs: int, stopped_by: signal.Signals, code: int
 ) -> None:
     store = make_store(videos=20)
-    common = ["--features", store, "--seeds", 2, "--epochs", 300, "--jobs", jobs, *HIDING, *FAST]
+    common = ["--features", store, "--seeds", 2, "--epochs", 300, "--jobs", jobs, *HIDING, *HELD]
     for attempt in range(5):
         cut = tmp_path / f"cut{attempt}"
         command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--out", str(cut)]
@@ -248,7 +248,7 @@ def test_a_signal_to_every_process_at_once_loses_nothing(
     make_store: MakeStore, tmp_path: Path, number: signal.Signals
 ) -> None:
     """Batch systems signal the whole group, so a worker hears it twice; wide networks take a moment to save."""
-    wide = ["--set", "widths=1024,1024", "--set", "batch=8", "--device", "cpu"]
+    wide = ["--set", "widths=1024,1024", "--set", "batch=8", "--device", "cpu", "--test-fraction", "0.25"]
     common = ["--features", make_store(videos=20), "--seeds", 2, "--epochs", 12, *wide]
     cut = tmp_path / "cut off"
     command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--jobs", "2", "--out", str(cut)]
@@ -271,7 +271,7 @@ def test_a_signal_to_every_process_at_once_loses_nothing(
 
 def two_at_a_time(store: Path, out: Path) -> subprocess.Popen[str]:
     """A long run of two processes, one of which trains by now."""
-    options = ["--features", store, "--seeds", 2, "--epochs", 5000, "--out", out, "--jobs", 2, *HIDING, *FAST]
+    options = ["--features", store, "--seeds", 2, "--epochs", 5000, "--out", out, "--jobs", 2, *HIDING, *HELD]
     command = [sys.executable, "-m", "aqa_train.cli", *map(str, options)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -359,7 +359,7 @@ def worker_ids(parent: int) -> list[int]:
 @pytest.mark.parametrize("wait", [0.0, 0.7])
 def test_ctrl_c_while_processes_start_is_no_error(make_store: MakeStore, tmp_path: Path, wait: float) -> None:
     """A terminal sends it to every process at once, also to those that still import."""
-    options = ["--features", make_store(videos=12), "--out", tmp_path / "run", "--seeds", 2, "--jobs", 2, *FAST]
+    options = ["--features", make_store(videos=12), "--out", tmp_path / "run", "--seeds", 2, "--jobs", 2, *HELD]
     command = [sys.executable, "-m", "aqa_train.cli", *map(str, options)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while len(worker_ids(process.pid)) < 2:
@@ -375,7 +375,7 @@ def test_ctrl_c_while_processes_start_is_no_error(make_store: MakeStore, tmp_pat
 def test_resuming_with_other_settings_or_labels_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
     store = make_store(videos=16)
     out = tmp_path / "run"
-    aqa_train("--features", store, "--seeds", 1, "--epochs", 2, "--out", out, "--jobs", 1, *FAST)
+    aqa_train("--features", store, "--seeds", 1, "--epochs", 2, "--out", out, "--jobs", 1, *HELD)
     aqa_train("--resume", out, "--seeds", 1)
     with pytest.raises(UsageError, match="seeds: 1 → 3"):
         aqa_train("--resume", out, "--seeds", 3)
@@ -401,7 +401,7 @@ def test_resuming_ignores_the_environment(
 ) -> None:
     out = tmp_path / "run"
     aqa_train(
-        "--features", make_store(videos=16), "--seeds", 1, "--epochs", 1, "--out", out, "--jobs", 1, *HIDING, *FAST
+        "--features", make_store(videos=16), "--seeds", 1, "--epochs", 1, "--out", out, "--jobs", 1, *HIDING, *HELD
     )
     for name, value in {"SEEDS": "4", "LR": "0.1", "NONSENSE": "1"}.items():
         monkeypatch.setenv(f"AQA_TRAIN_{name}", value)
@@ -441,7 +441,7 @@ def test_the_same_command_goes_on_with_its_run_from_any_folder(
 ) -> None:
     make_store(videos=12)
     monkeypatch.chdir(tmp_path)
-    command = ["--features", "feats.zarr", "--seeds", 2, "--epochs", 1, "--out", "run", "--jobs", 1, *HIDING, *FAST]
+    command = ["--features", "feats.zarr", "--seeds", 2, "--epochs", 1, "--out", "run", "--jobs", 1, *HIDING, *HELD]
     aqa_train(*command)
     kept = (tmp_path / "run" / "models" / "s4aqa" / "fold0-seed0" / "result.json").stat().st_mtime_ns
     before = results(tmp_path / "run")
@@ -470,7 +470,7 @@ def test_a_run_cut_off_before_it_began_is_begun_again(make_store: MakeStore, tmp
 def test_a_folder_that_cannot_be_written_is_a_store_error(make_store: MakeStore, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot write .*file") as e:
-        aqa_train("--features", make_store(videos=12), "--seeds", 1, "--out", tmp_path / "file" / "run", *FAST)
+        aqa_train("--features", make_store(videos=12), "--seeds", 1, "--out", tmp_path / "file" / "run", *HELD)
     assert e.value.exit_code == 6
 
 
@@ -504,7 +504,7 @@ def test_dry_run_writes_nothing(make_store: MakeStore, tmp_path: Path, capsys: p
     store = make_store(videos=16)
     before = sorted(tmp_path.rglob("*"))
     aqa_train(
-        "--features", store, "--seeds", 3, "--method", "aa,s4aqa", "--dry-run", "--out", tmp_path / "o", *HIDING, *FAST
+        "--features", store, "--seeds", 3, "--method", "aa,s4aqa", "--dry-run", "--out", tmp_path / "o", *HIDING, *HELD
     )
     shown = capsys.readouterr().out
     assert "6 training(s) of 1000 epochs" in shown
@@ -540,7 +540,7 @@ def test_help_does_not_load_torch() -> None:
 
 def test_variable_lengths_and_two_streams_train(make_store: MakeStore, tmp_path: Path) -> None:
     store = make_store(videos=16, lengths=[4, 3, 2, 1] * 4, streams=("rgb", "flow"))
-    aqa_train("--features", store, "--streams", "rgb,flow", "--seeds", 1, "--epochs", 2, "--out", tmp_path / "o", *FAST)
+    aqa_train("--features", store, "--streams", "rgb,flow", "--seeds", 1, "--epochs", 2, "--out", tmp_path / "o", *HELD)
     model = load_checkpoint(tmp_path / "o")
     assert model.channels == {"rgb": 16, "flow": 16}
     scores = model.score(FeatureStore.open(store))
@@ -567,7 +567,7 @@ def test_lengths_that_follow_the_videos_train_and_longer_ones_are_scored(
 def test_videos_without_scores_are_the_unlabelled(make_store: MakeStore, tmp_path: Path) -> None:
     scores = [float(i) if i % 3 else None for i in range(18)]
     store = make_store(videos=18, scores=scores)
-    aqa_train("--features", store, "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *FAST)
+    aqa_train("--features", store, "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *HELD)
     p = json.loads((tmp_path / "o" / "metrics.json").read_text())["protocol"]
     assert (p["labelled_fraction"], p["labelled"], p["unlabelled"], p["test"]) == (1.0, 9, 6, 3)
 
@@ -631,7 +631,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 
 def test_labelled_whole_works_without_unlabelled_for_aa(make_store: MakeStore, tmp_path: Path) -> None:
     aqa_train("--features", make_store(videos=12), "--method", "aa", "--labelled", 1, "--seeds", 1,
-              "--epochs", 1, "--out", tmp_path / "o", *FAST)  # fmt: skip
+              "--epochs", 1, "--out", tmp_path / "o", *HELD)  # fmt: skip
     assert json.loads((tmp_path / "o" / "metrics.json").read_text())["protocol"]["unlabelled"] == 0
 
 
@@ -644,28 +644,6 @@ def test_a_constant_test_set_is_null(make_store: MakeStore, tmp_path: Path) -> N
     assert summary["rows"][0]["mae"]["mean"] > 0
 
 
-def test_undefined_folds_and_seeds_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two folds of two seeds: the baseline lacks a fold, a method's correlation is undefined but once."""
-
-    def run(method: str, fold: int, seed: int, **metrics: dict[str, float | None]) -> dict[str, Any]:
-        return {"method": method, "fold": fold, "seed": seed, "ids": ["a"], "metrics": metrics}
-
-    measured = dict.fromkeys(MEASURES, 1.0)
-    constant = {**measured, "spearman": None}
-    results = [run("aa", f, s, last=measured if f == s == 0 else constant) for s in (0, 1) for f in (0, 1)]
-    results[0]["metrics"]["best-on-validation"] = measured
-    results += [run("difficulty only", 0, s, baseline=measured) for s in (0, 1)]
-    last, best, difficulty = summarise(results)
-    assert last["spearman"] == {"mean": 1.0, "std": None, "by_seed": [1.0, None], "defined": 1, "of": 4}
-    assert (last["mae"]["defined"], best["mae"]["defined"], difficulty["mae"]["defined"]) == (4, 1, 2)
-    protocol = dict.fromkeys(("labelled", "unlabelled", "test", "seeds", "folds"), 1)
-    Console(file=sys.stdout, width=200).print(as_table({"protocol": protocol, "rows": [last, best, difficulty]}))
-    lines = capsys.readouterr().out.splitlines()
-    assert next(x for x in lines if " last " in x).split()[2:] == ["1.000", "(1", "of", "4)", "1.00", "±", "0.00",
-                                                                   "1.00", "±", "0.00"]  # fmt: skip
-    assert next(x for x in lines if "difficulty" in x).count("(2 of 4)") == 3
-
-
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
 @pytest.mark.parametrize("umask", [0o002, 0o027])
 def test_whoever_may_read_the_folder_may_read_every_file(make_store: MakeStore, tmp_path: Path, umask: int) -> None:
@@ -675,7 +653,7 @@ def test_whoever_may_read_the_folder_may_read_every_file(make_store: MakeStore, 
         store = make_store(videos=16, pending=1)
         common = ["--features", store, "--validation", 0.3, "--labelled", 0.8, "--out", tmp_path / "run", "--jobs", 1]
         stopped = subprocess.Popen(
-            [sys.executable, "-m", "aqa_train.cli", *map(str, [*common, "--epochs", 5000, "--seeds", 1, *FAST])],
+            [sys.executable, "-m", "aqa_train.cli", *map(str, [*common, "--epochs", 5000, "--seeds", 1, *HELD])],
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert stopped.stderr is not None
@@ -684,7 +662,7 @@ def test_whoever_may_read_the_folder_may_read_every_file(make_store: MakeStore, 
         stopped.terminate()
         stopped.communicate(timeout=60)
         aqa_train("--features", store, "--validation", 0.3, "--labelled", 0.8, "--out", tmp_path / "whole", "--jobs", 1,
-                  "--epochs", 2, "--seeds", 1, *FAST)  # fmt: skip
+                  "--epochs", 2, "--seeds", 1, *HELD)  # fmt: skip
     finally:
         os.umask(before)
     found = [p for name in ("feats.zarr", "run", "whole") for p in (tmp_path / name).rglob("*")]
@@ -702,7 +680,7 @@ def test_nothing_is_written_into_a_foreign_folder(make_store: MakeStore, tmp_pat
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("x")
     with pytest.raises(UsageError, match="no run folder"):
-        aqa_train("--features", make_store(videos=12), "--out", foreign, *FAST)
+        aqa_train("--features", make_store(videos=12), "--out", foreign, *HELD)
     assert os.listdir(foreign) == ["thesis.tex"]
 
 
@@ -748,7 +726,7 @@ def test_broken_labels_files_are_refused(make_store: MakeStore, tmp_path: Path, 
     labels = tmp_path / "new.csv"
     labels.write_text(text)
     with pytest.raises(UsageError, match=r"new\.csv"):
-        aqa_train("--features", make_store(videos=12), "--labels", labels, "--out", tmp_path / "o", *FAST)
+        aqa_train("--features", make_store(videos=12), "--labels", labels, "--out", tmp_path / "o", *HELD)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path: Path) -> None:

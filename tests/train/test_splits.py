@@ -139,6 +139,13 @@ def test_folds_are_even_in_size_and_score() -> None:
     assert np.ptp(means) < 0.3 * scores.std()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_no_fold_has_all_the_better_scores(seed: int) -> None:
+    """Pooled over folds, constant predictions would else rank the videos backwards."""
+    folds = score_folds(np.arange(20.0), 5, np.random.default_rng(seed))
+    assert [np.arange(20.0)[folds == k].mean() for k in range(5)] == [9.5] * 5
+
+
 def test_groups_share_a_fold() -> None:
     scores = np.repeat(np.arange(20.0), 2)
     group = np.repeat([f"trial{i}" for i in range(20)], 2).astype(object)

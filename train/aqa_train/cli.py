@@ -57,11 +57,23 @@ def train(
     split: Annotated[
         Path | None, Protocol(help="File of train and test ids: JSON, or CSV of id,split or id,fold.")
     ] = None,
-    folds: Annotated[int | None, Protocol(help="Cross-validate over this many score-stratified folds.")] = None,
+    folds: Annotated[
+        int | None,
+        Protocol(
+            help="Cross-validate over this many score-stratified folds. "
+            "[default: by the number of videos, where nothing says what is test]"
+        ),
+    ] = None,
     test_fraction: Annotated[
-        float,
-        Protocol(help="Part of the scored videos held out where no store, file or --folds says what is test."),
-    ] = 0.25,
+        float | None, Protocol(help="Hold this part of the scored videos out once, instead of cross-validating.")
+    ] = None,
+    over_folds: Annotated[
+        str | None,
+        Protocol(
+            help="Of several folds: pooled (one figure over all their test videos) or mean (of each fold's figure). "
+            "[default: mean for --folds and --split, else pooled]"
+        ),
+    ] = None,
     group: Annotated[str | None, Protocol(help="Column whose equal values stay in one fold.")] = None,
     draw: Annotated[
         str, Protocol(help="How labelled videos are drawn: stratified, systematic, random or nested.")
@@ -146,8 +158,9 @@ def run(
     """The command's work: train, write `out`, print the table; returns what metrics.json holds."""
     from aqa_train import experiment as work
     from aqa_train.checkpoint import writing
-    from aqa_train.outputs import as_table, refuse_other_data, write_results, write_start
+    from aqa_train.outputs import refuse_other_data, write_results, write_start
     from aqa_train.plots import draw
+    from aqa_train.summary import as_text
     from aqa_train.workers import choose_jobs, run_all
 
     where = pick_device(device)
@@ -175,10 +188,7 @@ def run(
         with writing(out):
             summary = write_results(experiment, out, results, compared)
         draw(out, console.warn)
-    table = as_table(summary)
-    # A result is never cut to the terminal's width.
-    wide = console.out.measure(table, options=console.out.options.update(width=10_000)).maximum
-    console.out.print(table, width=wide, crop=False)
+    console.out.print(as_text(summary), markup=False)
     console.note(f"run folder: {out}")
     return summary
 

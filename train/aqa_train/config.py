@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_vali
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import Record
 from aqa_shared.toml import as_key, as_value
+from aqa_train.intervals import OverFolds
 from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
 from aqa_train.splits import Draw
 
@@ -71,8 +72,10 @@ class RunConfig(Record):
     folds: int | None = Field(default=None, ge=2)
     group: str | None = None
     """Column whose equal values stay in one fold."""
-    test_fraction: float = Field(default=0.25, gt=0, lt=1)
-    """Held out where neither the store, a file nor folds say what is test."""
+    test_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """Held out once, instead of cross-validating where nothing else says what is test."""
+    over_folds: OverFolds | None = None
+    """What is reported of several folds; None: `mean` where folds were asked for or given, else `pooled`."""
     labelled: float = Field(default=1.0, gt=0, le=1)
     """Part of the scored training videos that keep their scores; the scores of the others are hidden."""
     draw: Draw = "stratified"
@@ -199,12 +202,10 @@ def _refuse_settings_without_effect(config: RunConfig) -> None:
             f"momentum = {momentum:g} is a setting of sgd, and the optimiser is {config.training.optimiser}",
             fix="omit it, or add --set optimiser=sgd",
         )
-    if config.test_fraction != RunConfig.model_fields["test_fraction"].default and (config.folds or config.split):
-        raise UsageError(
-            f"test_fraction = {config.test_fraction:g} would be ignored: "
-            f"{'the folds' if config.folds else config.split} say who is tested",
-            fix="omit it, or the other",
-        )
+    testing = ("split", "folds", "test_fraction")
+    given = [f"{name} = {value}" for name in testing if (value := getattr(config, name)) is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} say what is tested", fix="give one of them")
     for name in config.settings:
         users = [m for m in config.methods if name in (f.name for f in dataclasses.fields(METHODS[m].load().Config))]
         if users and all(name in METHODS[m].fixed for m in users):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_CLIP = 1 - 1e-5
+CLIP = 1 - 1e-5
 """Of correlations that are averaged: atanh(±1) is infinite, and one perfect fold would hide all others."""
 
 
@@ -68,7 +68,7 @@ def fisher_mean(correlations: Sequence[float | None]) -> float | None:
         return None
     if len(defined) == 1:
         return float(defined[0])
-    return float(np.tanh(np.arctanh(np.clip(defined, -_CLIP, _CLIP)).mean()))
+    return float(np.tanh(np.arctanh(np.clip(defined, -CLIP, CLIP)).mean()))
 
 
 def mean_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:

@@ -12,19 +12,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
 from aqa_shared.errors import UsageError
 from aqa_shared.files import replacing
 from aqa_train.checkpoint import writing
 from aqa_train.config import RunConfig, as_toml, spelt_out
 from aqa_train.experiment import Experiment, write_json
-from aqa_train.metrics import fisher_mean, mean_std
+from aqa_train.intervals import LEVEL
+from aqa_train.protocol import comparison
 from aqa_train.splits import Split
+from aqa_train.summary import MEASURES, WITH_INTERVAL, Comparison, summarise
 
 PACKAGES = ("aqa", "torch", "numpy", "scipy", "scikit-learn", "zarr", "dask", "safetensors")
-MEASURES = ("spearman", "kendall", "mae", "rl2_dataset_range", "rl2_test_range")
 
 
 START = ("config.toml", "environment.json", "data.json", "splits")
@@ -91,44 +89,15 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def summarise(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a method and selection: over the folds of a seed Fisher mean of correlations, mean of errors; then
-    mean and deviation over seeds.
-
-    Undefined values are left out, so every measure says how many of the run's folds × seeds are `defined`.
-    """
-    results = list(results)
-    runs = len({(r["fold"], r["seed"]) for r in results})
-    rows = []
-    for method in dict.fromkeys(r["method"] for r in results):
-        mine = [r for r in results if r["method"] == method]
-        for selection in dict.fromkeys(s for r in mine for s in r["metrics"]):
-            row: dict[str, Any] = {"method": method, "selection": selection}
-            seeds = sorted({r["seed"] for r in mine})
-            row["seeds"], row["folds"] = len(seeds), len({r["fold"] for r in mine})
-            row["test_videos"] = sum(len(r["ids"]) for r in mine) // len(seeds)
-            for measure in MEASURES:
-                values = [(r["seed"], r["metrics"].get(selection, {}).get(measure)) for r in mine]
-                by_seed = [_over_folds(measure, [v for of, v in values if of == s]) for s in seeds]
-                mean, deviation = mean_std(by_seed)
-                defined = sum(v is not None for _, v in values)
-                row[measure] = {"mean": mean, "std": deviation, "by_seed": by_seed, "defined": defined, "of": runs}
-            rows.append(row)
-    return rows
-
-
-def _over_folds(measure: str, values: list[float | None]) -> float | None:
-    return fisher_mean(values) if measure in ("spearman", "kendall") else mean_std(values)[0]
-
-
 def write_results(
     experiment: Experiment, out: Path, results: list[dict[str, Any]], baselines: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """metrics.json, metrics.csv, predictions.csv, losses.csv; returns what metrics.json holds."""
     config = experiment.config
-    rows = summarise([*results, *baselines])
+    tested = comparison(config, experiment.features, [*results, *baselines])
+    rows = summarise([*results, *baselines], tested)
     summary: dict[str, Any] = {
-        "protocol": _protocol(experiment, results),
+        "protocol": _protocol(experiment, results, tested),
         "rows": rows,
         "checkpoint": f"models/{experiment.trainings[0].name}/last.safetensors",
         "runs": [
@@ -138,14 +107,21 @@ def write_results(
     write_json(out / "metrics.json", summary)
     counts = ("method", "selection", "seeds", "folds", "test_videos")
     statistics = ("mean", "std", "defined", "of")
+    ends = ("low", "high")
     _write_csv(
         out / "metrics.csv",
-        [*counts, *(f"{m}_{s}" for m in MEASURES for s in statistics)],
+        [
+            *(*counts, *(f"{m}_{s}" for m in MEASURES for s in statistics)),
+            *(*(f"{m}_{e}" for m in WITH_INTERVAL for e in ends), "verdict"),
+        ],
         (
-            [*(r[c] for c in counts), *(r[m][s] for m in MEASURES for s in statistics)]
+            [
+                *(*(r[c] for c in counts), *(r[m][s] for m in MEASURES for s in statistics)),
+                *(*(v for m in WITH_INTERVAL for v in r[m]["interval"] or (None, None)), r["verdict"]),
+            ]
             for r in rows
         ),
-    )  # fmt: skip
+    )
     _write_csv(
         out / "predictions.csv",
         ["id", "true", "predicted", "residual", "method", "selection", "fold", "seed", "split"],
@@ -171,7 +147,7 @@ def write_results(
     return summary
 
 
-def _protocol(experiment: Experiment, results: list[dict[str, Any]]) -> dict[str, Any]:
+def _protocol(experiment: Experiment, results: list[dict[str, Any]], tested: Comparison) -> dict[str, Any]:
     config, split = experiment.config, experiment.splits[0]
     return {
         "features": config.features,
@@ -183,7 +159,16 @@ def _protocol(experiment: Experiment, results: list[dict[str, Any]]) -> dict[str
         "unlabelled": len(split.unlabelled),
         "validation": len(split.validation),
         "test": len(split.test),
+        "test_all": len(tested.true),
         "folds": len({s.fold for s in experiment.splits}),
+        "over_folds": tested.over_folds,
+        "interval": {
+            "level": LEVEL,
+            "method": "bootstrap, expanded percentiles, paired over rows, mean over seeds",
+            "of": tested.unit,
+            "n": tested.units,
+            "draws": len(tested.draws.counts),
+        },
         "seeds": config.seeds,
         "selection": "last epoch; best epoch on validation videos where there are any; never on test",
         "transductive": config.transductive,
@@ -202,33 +187,6 @@ def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> 
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-
-
-def as_table(summary: dict[str, Any]) -> Table:
-    """The rows of metrics.json for a terminal."""
-    p = summary["protocol"]
-    title = (
-        f"{p['labelled']} labelled, {p['unlabelled']} unlabelled, {p['test']} test videos; "
-        f"{p['seeds']} seed(s) × {p['folds']} fold(s)"
-    )
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("method", no_wrap=True)
-    table.add_column("epoch", no_wrap=True)
-    for name in ("Spearman", "MAE", "R-ℓ2 ×100"):
-        table.add_column(name, justify="right", no_wrap=True)
-    names = {"last": "last", "best-on-validation": "best on val.", "baseline": "–"}
-    for r in summary["rows"]:
-        cells = [_cell(r["spearman"], 3), _cell(r["mae"], 2), _cell(r["rl2_dataset_range"], 2)]
-        table.add_row(r["method"], names[r["selection"]], *cells)
-    return table
-
-
-def _cell(value: dict[str, Any], digits: int) -> str:
-    if value["mean"] is None:
-        return "–"
-    spread = "" if value["std"] is None else f" ± {value['std']:.{digits}f}"
-    part = "" if value["defined"] == value["of"] else f" ({value['defined']} of {value['of']})"
-    return f"{value['mean']:.{digits}f}{spread}{part}"
 
 
 def read_config(out: Path) -> RunConfig:

@@ -13,10 +13,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from aqa_train.summary import LINEAR
 
 INK, SOFT = "#1f2430", "#8a93a6"
 COLOURS = ("#2f6fde", "#e07a1f", "#2a9d6f", "#b04fc4", "#d03b4b", "#6b7a12", "#0f8fa8", "#7a5a3c")
@@ -104,11 +108,16 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _figure(columns: int, rows: int = 1, *, width: float = 4.0, height: float = 3.7) -> tuple[Any, Any]:
+def _figure(panels: int, columns: int, *, width: float = 4.0, height: float = 3.7) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
+    columns = min(panels, columns)
+    rows = -(-panels // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[panels:]:
+        axis.set_visible(False)
+    return figure, axes[:panels]
 
 
 def _save(figure: Any, stem: Path) -> None:
@@ -117,48 +126,98 @@ def _save(figure: Any, stem: Path) -> None:
 
 
 def _scatter(predictions: Sequence[dict[str, str]], summary: dict[str, Any]) -> Any:
-    """Every video once a method: the mean prediction over seeds, with the range over seeds behind it."""
-    last = [r for r in predictions if r["selection"] == "last"]
-    methods = list(dict.fromkeys(r["method"] for r in last))
-    figure, axes = _figure(len(methods))
-    every = [float(r[side]) for r in last for side in ("true", "predicted")]
-    low, high = min(every), max(every)
+    """A panel a method, and ridge's: every test video by the mean prediction of all seeds, whose figures are said."""
+    from matplotlib.ticker import MaxNLocator
+
+    protocol = summary["protocol"]
+    rows = [r for r in summary["rows"] if r["selection"] == "last" or r["method"] == LINEAR]
+    panels = [_points(predictions, r["method"], r["selection"]) for r in rows]
+    figure, axes = _figure(len(rows), 3, height=4.35)
+    true = np.concatenate([p.true for p in panels])
+    size = np.ptp(true) or 1.0
+    # A method that went astray must not squeeze all others into a corner.
+    low = max(min(true.min(), *(p.low.min() for p in panels)), true.min() - size)
+    high = min(max(true.max(), *(p.high.max() for p in panels)), true.max() + size)
     pad = 0.04 * (high - low or 1)
-    for axis, method, colour in zip(axes[0], methods, COLOURS * len(methods), strict=False):
-        by_video: dict[str, tuple[float, list[float]]] = {}
-        for r in last:
-            if r["method"] == method:
-                by_video.setdefault(r["id"], (float(r["true"]), []))[1].append(float(r["predicted"]))
-        true = np.array([t for t, _ in by_video.values()])
-        mean = np.array([np.mean(p) for _, p in by_video.values()])
-        spread = np.array([[np.min(p), np.max(p)] for _, p in by_video.values()])
+    ticks = [t for t in MaxNLocator(5).tick_values(low, high) if low - pad <= t <= high + pad]
+    outside = 0
+    for axis, row, points, colour in zip(axes, rows, panels, _colours(rows), strict=True):
         axis.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        if len(true) <= 150 and (spread[:, 1] > spread[:, 0]).any():
-            axis.vlines(true, spread[:, 0], spread[:, 1], color=colour, alpha=0.25, linewidth=1.2, zorder=2)
-        size = float(np.clip(2500 / max(len(true), 1), 6, 30))
-        axis.scatter(true, mean, s=size, color=colour, edgecolor="white", linewidth=0.5, zorder=3)
-        row = next(r for r in summary["rows"] if r["method"] == method and r["selection"] == "last")
-        value = row["spearman"]
-        rho = "undefined" if value["mean"] is None else f"{value['mean']:.3f}"
-        rho += "" if value["std"] is None else f" ± {value['std']:.3f}"
-        axis.set_title(f"{method}   Spearman {rho}")
+        if len(points.true) <= 150 and (points.high > points.low).any():
+            ends = np.clip([points.low, points.high], low, high)
+            axis.vlines(points.true, *ends, color=colour, alpha=0.25, linewidth=1.2, zorder=2)
+        area = float(np.clip(2500 / max(len(points.true), 1), 6, 30))
+        out = (points.mean < low) | (points.mean > high)
+        outside += int(out.sum())
+        axis.scatter(
+            points.true[~out], points.mean[~out], s=area, color=colour, edgecolor="white", linewidth=0.5, zorder=3
+        )
+        shown = np.clip(points.mean[out], low, high)
+        axis.scatter(points.true[out], shown, s=area, facecolor="white", edgecolor=colour, zorder=3, clip_on=False)
+        found = row["ensemble"]
+        axis.set_title(row["method"], pad=38)
+        lines = f"Spearman {_figures(found['spearman'], 3)}\nMAE {_figures(found['mae'], 2)}   n = {len(points.true)}"
+        axis.text(0, 1.02, lines, transform=axis.transAxes, va="bottom", fontsize=9, linespacing=1.35)
         axis.set(xlabel="true score", xlim=(low - pad, high + pad), ylim=(low - pad, high + pad), aspect="equal")
-    axes[0][0].set_ylabel("predicted score")
-    if (seeds := summary["protocol"]["seeds"]) > 1:
-        figure.supxlabel(f"test videos: mean of {seeds} seeds, bars from lowest to highest", fontsize=8.5, color=SOFT)
+        axis.set_xticks(ticks)
+        axis.set_yticks(ticks)
+    for axis in axes[::3]:
+        axis.set_ylabel("predicted score")
+    says = ["test videos"]
+    if protocol["seeds"] > 1:
+        says[0] += f", each by the mean of {protocol['seeds']} seeds (bars: lowest to highest seed)"
+    if protocol["folds"] > 1:
+        how = {"pooled": "over all folds together", "mean": "averaged over folds"}[protocol["over_folds"]]
+        says.append(f"{protocol['folds']} folds; figures {how}")
+    if any(r["ensemble"]["mae"]["interval"] for r in rows):
+        says.append(f"[{protocol['interval']['level']:.0%} interval over test {protocol['interval']['of']}]")
+    if outside:
+        says.append(f"{outside} predicted off the scale (hollow)")
+    figure.supxlabel("\n".join(says), fontsize=8.5, color=SOFT)
     return figure
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Test videos of one method: true score, mean prediction over seeds, and the lowest and highest."""
+
+    true: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def _points(predictions: Sequence[dict[str, str]], method: str, selection: str) -> _Points:
+    by_video: dict[tuple[str, str], tuple[float, list[float]]] = {}
+    for r in predictions:
+        if (r["method"], r["selection"]) == (method, selection):
+            by_video.setdefault((r["fold"], r["id"]), (float(r["true"]), []))[1].append(float(r["predicted"]))
+    seeds = [np.array(p) for _, p in by_video.values()]
+    true = np.array([t for t, _ in by_video.values()])
+    return _Points(true, *(np.array([f(p) for p in seeds]) for f in (np.mean, np.min, np.max)))
+
+
+def _figures(measure: dict[str, Any], digits: int) -> str:
+    """`0.713 [0.52, 0.84]`."""
+    if measure["value"] is None:
+        return "undefined"
+    interval = "" if measure["interval"] is None else " [{:.2f}, {:.2f}]".format(*measure["interval"])
+    return f"{measure['value']:.{digits}f}{interval}"
+
+
+def _colours(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One a method, by its place; baselines are grey."""
+    trained = list(dict.fromkeys(r["method"] for r in rows if r["selection"] != "baseline"))
+    return [COLOURS[trained.index(r["method"]) % len(COLOURS)] if r["method"] in trained else SOFT for r in rows]
 
 
 def _curves(losses: Sequence[dict[str, str]]) -> Any:
     """A panel a loss: the median over runs by epoch, with the range."""
     methods = list(dict.fromkeys(r["method"] for r in losses))
     terms = [k for k in losses[0] if k not in ("method", "fold", "seed", "epoch")]
-    columns = 2 if len(terms) == 4 else min(len(terms), 3)
-    figure, axes = _figure(columns, -(-len(terms) // columns), height=3.0)
-    for axis in axes.flat[len(terms) :]:
-        axis.set_visible(False)
+    figure, axes = _figure(len(terms), 2 if len(terms) == 4 else 3, height=3.0)
     titles = {"total": "total, weighted", "validation_spearman": "Spearman on validation"}
-    for axis, term in zip(axes.flat, terms, strict=False):
+    for axis, term in zip(axes, terms, strict=True):
         for method, colour in zip(methods, COLOURS * len(methods), strict=False):
             runs: dict[tuple[str, str], list[float]] = {}
             for r in losses:
@@ -180,26 +239,31 @@ def _curves(losses: Sequence[dict[str, str]]) -> Any:
         axis.set_title(titles.get(term, term))
         axis.set_xlabel("epoch")
     if len(methods) > 1:
-        axes[0][0].legend()
+        axes[0].legend()
     figure.supxlabel("median and range over the runs", fontsize=8.5, color=SOFT)
     return figure
 
 
 def _methods(summary: dict[str, Any]) -> Any:
-    """Spearman of every row, a dot a seed: differences are to be seen against their spread."""
-    rows = [r for r in summary["rows"] if r["spearman"]["mean"] is not None]
-    figure, axes = _figure(1, width=6.4, height=0.9 + 0.45 * max(len(rows), 2))
-    axis = axes[0][0]
-    for y, r in enumerate(reversed(rows)):
-        colour = SOFT if r["selection"] == "baseline" else COLOURS[0]
-        seeds = [v for v in r["spearman"]["by_seed"] if v is not None]
-        axis.scatter(seeds, np.full(len(seeds), y), s=16, color=colour, alpha=0.4, linewidth=0)
-        axis.plot([r["spearman"]["mean"]] * 2, [y - 0.28, y + 0.28], color=colour, linewidth=2.4)
-        label = f"{r['spearman']['mean']:.3f}"
+    """Spearman of every row, its interval over test videos, and a dot a seed: differences beside what they may be."""
+    rows = [r for r in summary["rows"] if r["spearman"]["mean"] is not None][::-1]
+    figure, (axis,) = _figure(1, 1, width=7.2, height=1.0 + 0.45 * max(len(rows), 2))
+    for y, (r, colour) in enumerate(zip(rows, _colours(rows[::-1])[::-1], strict=True)):
+        value = r["spearman"]
+        seeds = [v for v in value["by_seed"] if v is not None]
+        if value["interval"] is not None:
+            axis.plot(value["interval"], [y, y], color=colour, linewidth=5, alpha=0.25, solid_capstyle="butt")
+        axis.scatter(seeds, np.full(len(seeds), y), s=14, color=colour, alpha=0.7, linewidth=0, zorder=3)
+        axis.plot([value["mean"]] * 2, [y - 0.28, y + 0.28], color=colour, linewidth=2.4, zorder=2)
+        label = _figures({"value": value["mean"], "interval": value["interval"]}, 3)
         axis.annotate(label, (1.01, y), xycoords=("axes fraction", "data"), va="center", annotation_clip=False)
     names = [r["method"] + (" (best on val.)" if r["selection"] == "best-on-validation" else "") for r in rows]
-    axis.set_yticks(range(len(rows)), list(reversed(names)))
-    axis.set(ylim=(-0.6, max(len(rows), 1) - 0.4), xlabel="Spearman on test: each seed, and their mean")
+    axis.set_yticks(range(len(rows)), names)
+    axis.set(ylim=(-0.6, max(len(rows), 1) - 0.4))
+    n, of = (summary["protocol"]["interval"][k] for k in ("n", "of"))
+    known = any(r["spearman"]["interval"] for r in rows)
+    level = f"; band: {summary['protocol']['interval']['level']:.0%} interval over {n} test {of}" if known else ""
+    axis.set_xlabel(f"Spearman on test: a dot a seed, and their mean{level}")
     axis.grid(axis="y", visible=False)
     return figure
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,13 @@ from numpy.typing import NDArray
 from aqa_shared.errors import UsageError
 from aqa_train.config import RunConfig
 from aqa_train.features import FeatureSet, Rows
+from aqa_train.intervals import OverFolds
 from aqa_train.splits import (
     ROLES,
     FileFold,
     Split,
+    count_units,
+    default_folds,
     hold_out,
     label,
     label_groups,
@@ -23,6 +27,7 @@ from aqa_train.splits import (
     role_named,
     score_folds,
 )
+from aqa_train.summary import Comparison
 from aqa_train.trainer import ScoreScale
 
 Say = Callable[[str], None]
@@ -198,54 +203,112 @@ def _folds(
     scored, unscored = everything[~np.isnan(scores)], everything[np.isnan(scores)]
     role = np.array([role_named(str(r)) for r in features.column("split")], dtype=object)
     rng = np.random.default_rng([config.seed, 2**16])
-    if config.split is not None and config.folds is not None:
-        raise UsageError("--split and --folds both say what is test", fix="give one of them")
-    if config.group is not None and config.folds is None and config.split is None:
-        raise UsageError(
-            f"--group {config.group} says nothing without --folds or --split",
-            fix="give one of them too, or leave it away",
-        )
+    source = source_of_tests(config, role)
     group = _group(config, features)
-    if config.split is None and config.folds is None:
+    if source in ("store", "part", "cross-validation"):
         _refuse_unknown_roles(features, role)
-    if config.split is not None:
-        path = Path(config.split)
+    if source == "file":
+        path = Path(str(config.split))
         found = [_from_file(fold, features, role, group, path, say) for fold in read_split_file(path)]
-    elif config.folds is not None:
-        number = score_folds(scores[scored], config.folds, rng, _at(category, scored), _at(group, scored))
-        found = []
-        for k in range(config.folds):
-            tested = scored[number == k]
-            # A view without a score of what is tested would be learned from all the same.
-            rest = unscored[~_same_group(group, unscored, tested)]
-            found.append((np.sort(np.concatenate([scored[number != k], rest])), _NONE, tested))
-    elif (role == "test").any():
+    elif source == "store":
         free = scored[role[scored] == ""]
         if len(free):
             say(f"{len(free)} scored video(s) have no split and are taken for training: {features.ids[free[0]]} …")
         train = everything[(role == "train") | (role == "")]
         found = [(train, everything[role == "val"], everything[role == "test"])]
+        if group is not None:
+            _refuse_parted(group, *found[0], "the column split")
     else:
-        validation = everything[role == "val"]
-        free = scored[role[scored] != "val"]
-        if len(free) < 3:
-            raise UsageError(
-                f"{len(free)} scored video(s) are too few to train and test", fix="score at least 3 videos"
-            )
-        test = free[hold_out(scores[free], config.test_fraction, rng)]
-        say(f"no test videos are named: {len(test)} of {len(free)} scored ones are held out, stratified by score")
-        found = [(np.setdiff1d(everything, np.union1d(test, validation)), validation, test)]
+        # Who is marked for validation validates every fold; with --group other views of it take no part.
+        validation = _NONE if source == "folds" else everything[role == "val"]
+        views = np.setdiff1d(everything[_same_group(group, everything, validation)], validation)
+        if len(views):
+            say(f"{len(views)} other view(s) of validation videos are not learned from")
+        free = np.setdiff1d(scored, np.union1d(validation, views))
+        rest = np.setdiff1d(unscored, np.union1d(validation, views))
+        # A view without a score of what is tested would be learned from all the same.
+        found = []
+        for tested in _own_tests(config, source, free, scores, category, group, rng, say):
+            also = rest[~_same_group(group, rest, tested)]
+            found.append((np.union1d(np.setdiff1d(free, tested), also), validation, tested))
     return [
         (train, _scored(val, scores, "validation", say), _scored(test, scores, "test", say))
         for train, val, test in found
     ]
 
 
+TestSource = Literal["file", "folds", "store", "part", "cross-validation"]
+
+
+def source_of_tests(config: RunConfig, role: NDArray[np.object_]) -> TestSource:
+    """What says which videos are tested."""
+    in_store = bool((role == "test").any())
+    if config.test_fraction is not None and in_store:
+        raise UsageError(
+            f"--test-fraction {config.test_fraction:g} and the column split, which marks test videos, both say what "
+            "is test",
+            fix="omit --test-fraction, or name test videos with --split FILE",
+        )
+    if config.split is not None:
+        return "file"
+    if config.folds is not None:
+        return "folds"
+    return "store" if in_store else "part" if config.test_fraction is not None else "cross-validation"
+
+
+def _own_tests(
+    config: RunConfig,
+    source: TestSource,
+    free: Rows,
+    scores: NDArray[np.float64],
+    category: NDArray[np.object_] | None,
+    group: NDArray[np.object_] | None,
+    rng: np.random.Generator,
+    say: Say,
+) -> list[Rows]:
+    """The test videos of every fold that is made here, spread over the scores."""
+    grouped = _at(group, free)
+    units = count_units(len(free), grouped)
+    what = "scored videos" if units == len(free) else f"groups of scored videos ({len(free)} videos)"
+    least = {"cross-validation": 4, "part": 3}.get(source, 0)
+    if units < least:
+        raise UsageError(f"{units} {what} are too few to train and test", fix=f"score at least {least}")
+    folds = config.folds or (default_folds(units) if source == "cross-validation" else 1)
+    if folds > 1:
+        number = score_folds(scores[free], folds, rng, _at(category, free), grouped)
+        if source == "cross-validation":
+            say(
+                f"nothing says who is tested: each of {units} {what} is, in {folds} folds (--split FILE names test "
+                "videos, --test-fraction 0.25 holds out a part once)"
+            )
+        return [free[number == k] for k in range(folds)]
+    fraction = config.test_fraction or HELD_OUT
+    test = free[hold_out(scores[free], fraction, rng, grouped)]
+    say(f"no test videos are named: {len(test)} of {len(free)} scored ones are held out, stratified by score")
+    return [test]
+
+
+def over_folds(config: RunConfig, features: FeatureSet) -> OverFolds:
+    """Folds of our own making are pooled; those that were asked for or published are averaged, as is usual."""
+    role = np.array([role_named(str(r)) for r in features.column("split")], dtype=object)
+    return config.over_folds or ("pooled" if source_of_tests(config, role) == "cross-validation" else "mean")
+
+
+def comparison(config: RunConfig, features: FeatureSet, results: Sequence[Mapping[str, Any]]) -> Comparison:
+    """The test videos of a run, with draws of them that its first seed decides."""
+    group = _group(config, features)
+    return Comparison.of(
+        results,
+        over_folds(config, features),
+        metric_range(config, features),
+        {} if group is None else dict(zip(features.ids, map(str, group), strict=True)),
+        np.random.default_rng([config.seed, 2**17]),
+    )
+
+
+HELD_OUT = 0.25
+"""Of so many scored videos that one part tells enough."""
 _NONE: Rows = np.empty(0, dtype=np.int64)
-
-
-def _silent(message: str) -> None:
-    pass
 
 
 def _once(say: Say) -> Say:
@@ -318,7 +381,7 @@ def _from_file(
     return np.union1d(train, taken), validation, test
 
 
-def _refuse_parted(group: NDArray[np.object_], train: Rows, validation: Rows, test: Rows, path: Path) -> None:
+def _refuse_parted(group: NDArray[np.object_], train: Rows, validation: Rows, test: Rows, path: Path | str) -> None:
     """A file that gives the views of one trial different roles contradicts --group."""
     learned, chosen, tested = (set(group[rows]) - {""} for rows in (train, validation, test))
     parted = sorted((learned & chosen) | (learned & tested) | (chosen & tested))

@@ -1,0 +1,256 @@
+"""What a run found: the rows of metrics.json, how sure they are, and the table on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aqa_train import intervals, metrics
+from aqa_train.intervals import Interval, Numbers, OverFolds, Resamples
+
+MEASURES = ("spearman", "kendall", "mae", "rl2_dataset_range", "rl2_test_range")
+WITH_INTERVAL = ("spearman", "mae", "rl2_dataset_range")
+_RANKS = ("spearman", "kendall")
+ScoreRange = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The test videos of every fold, in one order for all rows, and draws of them."""
+
+    key: dict[tuple[int, str], int]
+    """Place of (fold, id)."""
+    true: Numbers
+    fold: NDArray[np.int64]
+    over_folds: OverFolds
+    score_range: ScoreRange
+    unit: str
+    """What is drawn: `videos` or `groups`."""
+    units: int
+    draws: Resamples
+
+    @classmethod
+    def of(
+        cls,
+        results: Sequence[Mapping[str, Any]],
+        over_folds: OverFolds,
+        score_range: ScoreRange,
+        group: Mapping[str, str],
+        rng: np.random.Generator,
+    ) -> Comparison:
+        """From results with `fold`, `ids` and `true`; `group` by id, "" or missing for a video on its own."""
+        found = {(r["fold"], i): t for r in results for i, t in zip(r["ids"], r["true"], strict=True)}
+        names = [("group", group[i]) if group.get(i) else ("video", i) for _, i in found]
+        unit = np.unique(np.array([f"{kind} {name}" for kind, name in names]), return_inverse=True)[1]
+        fold = np.array([f for f, _ in found])
+        return cls(
+            key={k: place for place, k in enumerate(found)},
+            true=np.array(list(found.values()), dtype=np.float64),
+            fold=fold,
+            over_folds=over_folds,
+            score_range=score_range,
+            unit="groups" if any(group.values()) else "videos",
+            units=int(unit.max(initial=-1)) + 1,
+            draws=Resamples.draw(unit, np.zeros_like(fold) if over_folds == "pooled" else fold, rng),
+        )
+
+    def predictions(self, results: Sequence[Mapping[str, Any]], selection: str) -> Numbers:
+        """(seeds, videos): what one method predicted; NaN where it did not."""
+        seeds = sorted({r["seed"] for r in results})
+        found = np.full((len(seeds), len(self.true)), np.nan)
+        for r in results:
+            if selection in r["predicted"]:
+                places = [self.key[r["fold"], i] for i in r["ids"]]
+                found[seeds.index(r["seed"]), places] = r["predicted"][selection]
+        return found
+
+    def measure(self, predicted: Numbers) -> tuple[dict[str, float | None], dict[str, int]]:
+        """The figures of one prediction of every video (NaN: none) over the folds as asked, and of how many folds."""
+        found = [self._evaluate(predicted, part) for part in self._parts()]
+        values = {name: _over_folds(name, [f[name] for f in found]) for name in MEASURES}
+        if self.over_folds == "mean":
+            return values, {name: sum(f[name] is not None for f in found) for name in MEASURES}
+        folds = len(np.unique(self.fold[~np.isnan(predicted)]))
+        return values, {name: 0 if value is None else folds for name, value in values.items()}
+
+    def by_draw(self, name: str, predicted: Numbers) -> Numbers:
+        """A figure in every draw: the mean over seeds of `predicted` (seeds, videos)."""
+        parts = self._parts()
+        return _mean_defined([self._by_draw(name, p, parts) for p in predicted])
+
+    def interval(self, name: str, predicted: Numbers, value: float | None) -> Interval | None:
+        """Of a figure whose value is `value`."""
+        if value is None or not self.draws.tell:
+            return None
+        if name == "spearman" and abs(value) >= metrics.CLIP:
+            return intervals.of_perfect_order(value, self.draws.freedom)
+        return self.draws.interval(self.by_draw(name, predicted))
+
+    def _parts(self) -> list[NDArray[np.int64]]:
+        if self.over_folds == "pooled":
+            return [np.arange(len(self.true))]
+        return [np.flatnonzero(self.fold == f) for f in np.unique(self.fold)]
+
+    def _evaluate(self, predicted: Numbers, part: NDArray[np.int64]) -> dict[str, float | int | None]:
+        part = part[~np.isnan(predicted[part])]
+        found = metrics.evaluate(predicted[part], self.true[part], self.score_range)
+        if self._ranks_nothing(predicted, part):
+            found |= dict.fromkeys(_RANKS)
+        return found
+
+    def _ranks_nothing(self, predicted: Numbers, part: NDArray[np.int64]) -> bool:
+        """Constant within every fold: that the folds' constants differ says nothing about a video."""
+        folds = self.fold[part]
+        return all(np.ptp(predicted[part][folds == f]) == 0 for f in np.unique(folds))
+
+    def _by_draw(self, name: str, predicted: Numbers, parts: Sequence[NDArray[np.int64]]) -> Numbers:
+        found = []
+        for part in parts:
+            part = part[~np.isnan(predicted[part])]
+            p, t, counts = predicted[part], self.true[part], self.draws.counts[:, part]
+            if name == "spearman":
+                p = np.zeros_like(p) if self._ranks_nothing(predicted, part) else p
+                found.append(intervals.spearman(intervals.ranks(p, counts), intervals.ranks(t, counts), counts))
+            else:
+                low, high = self.score_range
+                error = np.abs(p - t) if name == "mae" else np.square((p - t) / (high - low)) * 100
+                found.append(intervals.mean(error, counts))
+        return intervals.fisher_mean(found) if name == "spearman" else _mean_defined(found)
+
+
+def _mean_defined(values: Sequence[Numbers]) -> Numbers:
+    """The mean of what is defined, draw by draw."""
+    stacked = np.stack(values)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nansum(stacked, axis=0) / (~np.isnan(stacked)).sum(axis=0))
+
+
+def _over_folds(measure: str, values: Sequence[float | int | None]) -> float | None:
+    return metrics.fisher_mean(values) if measure in _RANKS else metrics.mean_std(values)[0]
+
+
+def summarise(results: Sequence[Mapping[str, Any]], tested: Comparison) -> list[dict[str, Any]]:
+    """A row a method and selection: a figure a seed, over its folds; then mean and deviation over seeds.
+
+    Undefined values are left out, so every measure says how many of the run's folds × seeds are `defined`.
+    `interval` is that of the mean over other test videos; `ensemble` has the figures of the mean prediction of all
+    seeds; `against` the differences to the baselines, and `verdict` what they come to.
+    """
+    runs = len({(r["fold"], r["seed"]) for r in results})
+    rows, drawn = [], []
+    for method in dict.fromkeys(r["method"] for r in results):
+        mine = [r for r in results if r["method"] == method]
+        for selection in dict.fromkeys(s for r in mine for s in r["predicted"]):
+            predicted = tested.predictions(mine, selection)
+            row: dict[str, Any] = {"method": method, "selection": selection}
+            row["seeds"], row["folds"] = len(predicted), len({r["fold"] for r in mine})
+            row["test_videos"] = int((~np.isnan(predicted)).sum()) // len(predicted)
+            values, defined = zip(*(tested.measure(p) for p in predicted), strict=True)
+            for name in MEASURES:
+                by_seed = [v[name] for v in values]
+                center, deviation = metrics.mean_std(by_seed)
+                row[name] = {"mean": center, "std": deviation, "by_seed": by_seed}
+                row[name] |= {"defined": sum(d[name] for d in defined), "of": runs}
+            together = predicted.mean(axis=0)
+            row["ensemble"] = {name: {"value": v} for name, v in tested.measure(together)[0].items()}
+            for name in WITH_INTERVAL:
+                row[name]["interval"] = tested.interval(name, predicted, row[name]["mean"])
+                found = row["ensemble"][name]
+                found["interval"] = tested.interval(name, together[None], found["value"])
+            rows.append(row)
+            drawn.append(predicted)
+    _judge(rows, drawn, tested)
+    return rows
+
+
+CONSTANT, LINEAR = "mean score", "ridge"
+"""The rows that others are compared with."""
+
+
+def _judge(rows: Sequence[dict[str, Any]], predicted: Sequence[Numbers], tested: Comparison) -> None:
+    """Add `against` and `verdict` to every row but the mean score's, which ranks nothing."""
+    place = {r["method"]: i for i, r in enumerate(rows) if r["selection"] == "baseline"}
+    for row, mine in zip(rows, predicted, strict=True):
+        if row["method"] == CONSTANT:
+            row["against"], row["verdict"] = {}, None
+            continue
+        row["against"] = {CONSTANT: {"spearman": _difference(row["spearman"]["mean"], row["spearman"]["interval"])}}
+        for name in (CONSTANT, LINEAR):
+            if name not in place or row["method"] == name:
+                continue
+            other = rows[place[name]]
+            found = row["against"].setdefault(name, {})
+            for measure in ("mae",) if name == CONSTANT else ("spearman", "mae"):
+                value = (row[measure]["mean"] or 0.0) - (other[measure]["mean"] or 0.0)
+                interval = None
+                if tested.draws.tell:
+                    a, b = (tested.by_draw(measure, p) for p in (mine, predicted[place[name]]))
+                    interval = tested.draws.interval(a - b)
+                found[measure] = _difference(value, interval)
+        row["verdict"] = _verdict(row["against"], tested)
+
+
+def _difference(value: float | None, interval: Interval | None) -> dict[str, Any]:
+    return {"difference": value, "interval": interval}
+
+
+def _verdict(against: Mapping[str, Any], tested: Comparison) -> str:
+    n = f"(n={tested.units}{' groups' if tested.unit == 'groups' else ''})"
+    if not tested.draws.tell:
+        return f"too few test {tested.unit} to tell {n.replace(' groups', '')}"
+    words = []
+    for name, found in against.items():
+        value, interval = found["spearman"]["difference"], found["spearman"]["interval"]
+        named = name if name == LINEAR else f"the {name}"
+        if interval is not None and interval[0] > 0:
+            words.append(f"beats {named}")
+            continue
+        surely_not = value is None or value <= 0
+        words.append(f"does not beat {named}" if surely_not else f"cannot be told from {named} {n}")
+        break
+    # Who beats ridge beats the mean score: the last word says both.
+    text = words[-1] if words[-1].startswith("beats") else ", ".join(words)
+    errors = against[CONSTANT].get("mae", {}).get("interval")
+    if errors is not None and errors[0] > 0:
+        text += f"; its errors are larger than the {CONSTANT}'s"
+    return text
+
+
+def as_text(summary: Mapping[str, Any]) -> str:
+    """The rows of metrics.json as a table, and the verdicts below it; as wide as it is, since a result is never cut."""
+    p, rows = summary["protocol"], summary["rows"]
+    title = f"{p['labelled']} labelled, {p['unlabelled']} unlabelled, {p['test']} test videos; {p['seeds']} seed(s)"
+    if p["folds"] > 1:
+        how = {"pooled": "pooled", "mean": "averaged"}[p["over_folds"]]
+        title += f" × {p['folds']} folds, {how}: {p['test_all']} test videos in all"
+    epoch = {"last": "last", "best-on-validation": "best on val.", "baseline": "–"}
+    table = [["method", "epoch", "Spearman", "MAE", "R-ℓ2 ×100"]]
+    for r in rows:
+        cells = [_cell(r["spearman"], 3, spread=True), _cell(r["mae"], 2), _cell(r["rl2_dataset_range"], 2)]
+        table.append([r["method"], epoch[r["selection"]], *cells])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["   ".join([c.ljust(w) for c, w in zip(row, widths, strict=True)]).rstrip() for row in table]
+    lines.insert(1, "─" * (sum(widths) + 3 * (len(widths) - 1)))
+    legend = []
+    if any(r["spearman"]["std"] is not None for r in rows):
+        legend.append("± deviation over seeds")
+    if any(r[m]["interval"] for r in rows for m in WITH_INTERVAL):
+        legend.append(f"[{p['interval']['level']:.0%} interval over test {p['interval']['of']}]")
+    named = {"best-on-validation": " (best on val.)"}
+    verdicts = [f"{r['method']}{named.get(r['selection'], '')}: {r['verdict']}" for r in rows if r["verdict"]]
+    return "\n".join([title, "", *lines, "", *(["   ".join(legend), ""] if legend else []), *verdicts])
+
+
+def _cell(value: Mapping[str, Any], digits: int, *, spread: bool = False) -> str:
+    if value["mean"] is None:
+        return "–"
+    text = f"{value['mean']:.{digits}f}"
+    if spread and value["std"] is not None:
+        text += f" ± {value['std']:.{digits}f}"
+    if value["interval"] is not None:
+        text += " [" + ", ".join(f"{v:.{digits}f}" for v in value["interval"]) + "]"
+    return text if value["defined"] == value["of"] else f"{text} ({value['defined']} of {value['of']})"
