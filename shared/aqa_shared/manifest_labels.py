@@ -29,7 +29,7 @@ class Labelled:
     """Why none of the labels fits, for the caller to raise where that is an error."""
 
 
-class _Names:
+class VideoNames:
     """Finds the videos that a name in a label table may mean."""
 
     def __init__(self, videos: Sequence[Video], root: str) -> None:
@@ -98,7 +98,7 @@ def apply_labels(videos: Sequence[Video], path: Path, root: str, columns: Mappin
     """
     table = read_table(path, [("id", *PATH_NAMES), ("score",)], columns)
     problems = Problems(path)
-    names = _Names(videos, root)
+    names = VideoNames(videos, root)
     folder = os.path.abspath(path.parent)
     out = Labelled(list(videos), warnings=table.odd_columns())
     first: dict[int, tuple[int, Row]] = {}
@@ -142,7 +142,7 @@ def apply_labels(videos: Sequence[Video], path: Path, root: str, columns: Mappin
     return out
 
 
-def _why_none(table: Table, names: _Names, folder: str, out: Labelled) -> UsageError:
+def _why_none(table: Table, names: VideoNames, folder: str, out: Labelled) -> UsageError:
     """The error that says why no label fits: another column does, or what both sides look like."""
     cause = (
         f"{table.path}: none of its {len(table.rows)} labels fits a video: {_some(map(printable_id, out.unmatched))}; "

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import pickle
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
 from aqa_shared.errors import UsageError
-from aqa_train.splits import DRAWS, Draw, FileFold, Split, hold_out, label, read_split_file, score_folds
+from aqa_shared.pickles import load_arrays
+from aqa_train.splits import DRAWS, Draw, Split, hold_out, label, score_folds
 
 
 @given(
@@ -86,28 +85,12 @@ def test_distance_to_the_full_distribution() -> None:
         assert _distance(scores, fraction, "nested", 40) < random / 3
 
 
-class _OnlyArrays(pickle.Unpickler):
-    """Annotation pickles may hold numpy scalars and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.replace("numpy.core", "numpy._core") in ("numpy", "numpy._core.multiarray") and name in (
-            "dtype",
-            "ndarray",
-            "scalar",
-            "_reconstruct",
-        ):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-
-
 def test_distance_on_mtl_aqa(shared_dir: Path) -> None:
     folder = shared_dir / "annotations" / "mtl-aqa"
     if not folder.is_dir():
         pytest.skip(f"no annotations in {folder}")
-    with (folder / "final_annotations_dict_with_dive_number.pkl").open("rb") as file:
-        annotations = _OnlyArrays(file).load()
-    with (folder / "train_split_0.pkl").open("rb") as file:
-        train = _OnlyArrays(file).load()
+    annotations = load_arrays(folder / "final_annotations_dict_with_dive_number.pkl")
+    train = load_arrays(folder / "train_split_0.pkl")
     scores = np.array([float(annotations[tuple(k)]["final_score"]) for k in train])
     assert len(scores) == 1059
     # Measured by others on this list, save for systematic draws, theirs from the middle of the first interval
@@ -200,65 +183,3 @@ def test_the_same_video_in_training_and_test_is_named() -> None:
     with pytest.raises(UsageError, match="b, c"):
         Split(0, 0, ("a", "b"), ("c",), ("b", "c"))
     assert Split(0, 0, ("a",), ("b", "c"), ("b",), transductive=True).transductive
-
-
-def test_split_files(tmp_path: Path) -> None:
-    roles = tmp_path / "roles.csv"
-    roles.write_text("\ufeffid,split\r\na,train\r\nb,test\r\nc,val\r\n", encoding="utf-8")
-    assert read_split_file(roles) == [FileFold(train=["a"], test=["b"], val=["c"])]
-    folds = tmp_path / "folds.csv"
-    folds.write_text("id,fold\na,1\nb,2\nc, 1\n")
-    assert read_split_file(folds) == [FileFold(train=["b"], test=["a", "c"]), FileFold(train=["a", "c"], test=["b"])]
-    listed = tmp_path / "folds.json"
-    listed.write_text('[{"train": ["a", 7], "test": ["b"]}]')
-    assert read_split_file(listed) == [FileFold(train=["a", "7"], test=["b"])]
-    roles.write_text("id,split\na,Train\nb, TEST\nc,Validation\n")
-    assert read_split_file(roles) == [FileFold(train=["a"], test=["b"], val=["c"])]
-    saved = FileFold(train=["a", "c"], test=["b"], saved=True)
-    Split(0, 0, ("a",), ("b", "c"), ("b",), transductive=True).save(tmp_path / "saved.json")
-    assert read_split_file(tmp_path / "saved.json") == [saved]
-    Split(0, 0, ("a",), ("c",), ("b",)).save(tmp_path / "saved.json")
-    assert read_split_file(tmp_path / "saved.json") == [saved]
-    for key in ("saved", "validation"):
-        listed.write_text(f'{{"train": ["a"], "test": ["b"], "{key}": true}}')
-        with pytest.raises(UsageError, match=key):
-            read_split_file(listed)
-    listed.write_text('{"labelled": ["a"], "unlabelled": ["c"], "test": ["b"]}')
-    assert read_split_file(listed) == [saved]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("x.csv", "id,role\na,train\n", "columns"),
-        ("x.csv", "id,split\na,trian\n", "line 2"),
-        ("x.csv", "", "columns"),
-        ("x.json", '{"train": ["a"]', "line 1"),
-        ("x.json", '{"train": ["a"]}', "fold 0: test: Field required"),
-        ("x.csv", "id,split\na\n", "line 2: split is empty"),
-        ("x.csv", "id,split\na,train\n\n,test\n", "line 4: id is empty"),
-        ("x.csv", "id,fold\na,1\nb\n", "line 3: fold is empty"),
-        ("x.csv", "id,fold\na,1\nb, \n", "line 3: fold is empty"),
-        ("x.csv", "id,fold\n ,1\n", "line 2: id is empty"),
-        ("x.csv", "id,fold\n", "names no video"),
-        ("x.csv", "id,fold\n" + "a" * 200_000 + ",1\n", "field"),
-        ("x.json", "[]", "names no video"),
-        ("x.json", "[null]", "fold 0: the fold: "),
-        ("x.json", '"ab"', "fold 0: the fold: "),
-        ("x.json", '{"labelled": ["a"], "test": ["b"]}', "unlabelled: Field required"),
-        ("x.json", '{"train": null, "test": ["b"]}', "train: Input should be a valid list"),
-        ("x.json", '{"train": "a.mp4", "test": ["b"]}', "train: Input should be a valid list"),
-        ("x.json", '[{"train": ["a"], "test": ["b"]}, {"train": ["a"], "test": [""]}]', r"fold 1: test\.0: "),
-        ("x.json", '{"train": ["a"], "test": ["b"], "validation": ["c"]}', "validation: Extra inputs"),
-    ],
-)
-def test_broken_split_files(tmp_path: Path, name: str, text: str, said: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(UsageError, match=said):
-        read_split_file(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["missing.csv", "missing.json", ""])
-def test_split_files_that_cannot_be_read(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"No such file|directory"):
-        read_split_file(tmp_path / name)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from aqa_shared.errors import UsageError
-from aqa_shared.manifest_labels import apply_labels
+from aqa_shared.manifest_labels import VideoNames, apply_labels
 from aqa_shared.records import Video
 from aqa_train.features import FeatureSet
 
@@ -20,10 +20,7 @@ def relabel(features: FeatureSet, path: Path, columns: Mapping[str, str] | None 
 
     `columns`: names of the table's columns for `id` and `score`, where they are others.
     """
-    places = [str(p) or i for p, i in zip(features.column("path"), features.ids, strict=True)]
-    videos = [Video(id=i, path=p) for i, p in zip(features.ids, places, strict=True)]
-    folders = {os.path.dirname(p) for p in places}
-    root = os.path.commonpath(folders) if len({os.path.isabs(f) for f in folders}) == 1 else ""
+    videos, root = _videos(features)
     found = apply_labels(videos, path, root, columns)
     for warning in found.warnings:
         features.say(warning)
@@ -44,3 +41,16 @@ def relabel(features: FeatureSet, path: Path, columns: Mapping[str, str] | None 
         values = [v.extra.get(name) for v in found.videos]
         table[name] = np.array(["" if v is None else str(v) for v in values], dtype=object)
     return replace(features, table=table)
+
+
+def names_of(features: FeatureSet) -> VideoNames:
+    """Finds the videos that an id, a path or a file's name, with or without its suffix, means."""
+    return VideoNames(*_videos(features))
+
+
+def _videos(features: FeatureSet) -> tuple[list[Video], str]:
+    """The videos, and the folder that all of them lie in."""
+    places = [str(p) or i for p, i in zip(features.column("path"), features.ids, strict=True)]
+    folders = {os.path.dirname(p) for p in places}
+    root = os.path.commonpath(folders) if len({os.path.isabs(f) for f in folders}) == 1 else ""
+    return [Video(id=i, path=p) for i, p in zip(features.ids, places, strict=True)], root

@@ -10,19 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqa_shared.errors import UsageError
+from aqa_shared.manifest_labels import VideoNames
 from aqa_train.config import RunConfig
 from aqa_train.features import FeatureSet, Rows
 from aqa_train.intervals import OverFolds
+from aqa_train.labels import names_of
+from aqa_train.split_files import FileFold, read_split_file
 from aqa_train.splits import (
     ROLES,
-    FileFold,
     Split,
     count_units,
     default_folds,
     hold_out,
     label,
     label_groups,
-    read_split_file,
     refuse_overlap,
     role_named,
     score_folds,
@@ -209,7 +210,9 @@ def _folds(
         _refuse_unknown_roles(features, role)
     if source == "file":
         path = Path(str(config.split))
-        found = [_from_file(fold, features, role, group, path, say) for fold in read_split_file(path)]
+        names = names_of(features)
+        folds = read_split_file(path, known=lambda name: bool(names.find(name, str(path.parent))))
+        found = [_from_file(fold, features, role, group, path, names, say) for fold in folds]
     elif source == "store":
         free = scored[role[scored] == ""]
         if len(free):
@@ -349,16 +352,40 @@ def _from_file(
     role: NDArray[np.object_],
     group: NDArray[np.object_] | None,
     path: Path,
+    names: VideoNames,
     say: Say,
 ) -> tuple[Rows, Rows, Rows]:
-    known = set(features.ids)
-    refuse_overlap(sorted(set(fold.test) & {*fold.train, *fold.val}))
-    missing = [i for i in (*fold.train, *fold.val, *fold.test) if i not in known]
+    rows: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    taken_by: dict[int | str, str] = {}
+    missing: list[str] = []
+    twice: list[tuple[str, str, str]] = []
+    both: list[str] = []
+    for part, ids in zip(rows, (fold.train, fold.val, fold.test), strict=True):
+        for name in ids:
+            found = names.find(name, str(path.parent))
+            if len(found) > 1:
+                some = ", ".join(features.ids[i] for i in found[:5])
+                raise UsageError(f"{path}: {name!r} fits several videos: {some}", fix="write the whole id")
+            video: int | str = found[0] if found else name
+            before = taken_by.get(video)
+            taken_by.setdefault(video, part)
+            if before is not None:
+                if part != before and "test" in (part, before):
+                    both.append(name)
+                else:
+                    twice.append((name, before, part))
+            elif found:
+                rows[part].append(found[0])
+            else:
+                missing.append(name)
+    refuse_overlap(both)
+    if twice:
+        some = ", ".join(f"{n} in {a} and {b}" if a != b else f"{n} in {a}" for n, a, b in twice[:5])
+        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+        raise UsageError(f"{path}: {len(twice)} id(s) are named twice: {some}{more}", fix="name every video once")
     if missing:
         say(f"{path}: {len(missing)} id(s) are not in the store: {', '.join(missing[:5])}")
-    train, validation, test = (
-        rows_of(features, sorted(known.intersection(ids))) for ids in (fold.train, fold.val, fold.test)
-    )
+    train, validation, test = (np.sort(np.array(found, dtype=np.int64)) for found in rows.values())
     if not len(train) or not len(test):
         raise UsageError(
             f"{path} names no {'training' if not len(train) else 'test'} video of the store (ids there look like "

@@ -1,26 +1,22 @@
 """Who is labelled, unlabelled, validated and tested.
 
-Two steps, each a pure function of its seed: `hold_out`, `score_folds` or `read_split_file` part test videos from
+Two steps, each a pure function of its seed: `hold_out`, `score_folds` or a file (`split_files`) part test videos from
 training videos, `label` chooses which training videos keep their scores.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aqa_shared.errors import UsageError
-from aqa_shared.records import Record
 
 Draw = Literal["stratified", "systematic", "random", "nested"]
 DRAWS: tuple[Draw, ...] = get_args(Draw)
@@ -245,115 +241,3 @@ def hold_out(
     test = np.zeros(len(scores), dtype=bool)
     test[label_groups(scores, max(1, round(fraction * units)) / units, rng, group=group)] = True
     return test
-
-
-Ids = list[Annotated[str, Field(min_length=1)]]
-
-
-@dataclass(frozen=True)
-class FileFold:
-    """Who is what in one fold, as a file of splits says it."""
-
-    train: list[str]
-    test: list[str]
-    val: list[str] = field(default_factory=list)
-    saved: bool = False
-    """Written by an earlier run, so it names everyone who takes part."""
-
-
-class _Roles(Record):
-    """A fold as people write it; a key that is none of these is refused, as it may be a misspelt one."""
-
-    model_config = ConfigDict(coerce_numbers_to_str=True)
-
-    train: Ids
-    test: Ids
-    val: Ids = Field(default_factory=list)
-
-    def fold(self) -> FileFold:
-        return FileFold(self.train, self.test, self.val)
-
-
-class _Saved(BaseModel):
-    """What is read of a `Split` that a run saved."""
-
-    model_config = ConfigDict(frozen=True)
-
-    labelled: Ids
-    unlabelled: Ids
-    test: Ids
-    validation: Ids = Field(default_factory=list)
-
-    def fold(self) -> FileFold:
-        # A transductive run learned from its test videos too; they are given back as what they are.
-        test = set(self.test)
-        train = [i for i in [*self.labelled, *self.unlabelled] if i not in test]
-        return FileFold(train=train, test=self.test, val=self.validation, saved=True)
-
-
-def read_split_file(path: Path) -> list[FileFold]:
-    """Roles by fold from a file: JSON `{"train": […], "test": […]}` or a list of such, or CSV `id,split` or `id,fold`.
-
-    In the CSV with `fold`, every fold is the test set once.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as e:
-        raise UsageError(f"{path}: {e.strerror}", fix="name a readable JSON or CSV file") from None
-    except UnicodeDecodeError as e:
-        raise UsageError(f"{path}: byte {e.start} is not UTF-8", fix="save the file as UTF-8") from None
-    try:
-        folds = _json_folds(path, text) if path.suffix.lower() == ".json" else _csv_folds(path, text)
-    except csv.Error as e:
-        raise UsageError(f"{path}: {e}", fix="save it as CSV") from None
-    if not folds:
-        raise UsageError(f"{path} names no video", fix="say in it who trains and who is tested")
-    return folds
-
-
-def _csv_folds(path: Path, text: str) -> list[FileFold]:
-    table = csv.DictReader(io.StringIO(text))
-    columns = {c for c in table.fieldnames or () if c}
-    if "id" not in columns or not columns & {"split", "fold"}:
-        raise UsageError(f"{path}: columns are {sorted(columns)}", fix="give the columns id,split or id,fold")
-    column = "fold" if "fold" in columns else "split"
-    named: dict[str, list[str]] = {}
-    for row in table:
-        where, name, value = f"{path}, line {table.line_num}", row["id"] or "", (row[column] or "").strip()
-        empty = "id" if not name.strip() else column if not value else None
-        if empty:
-            raise UsageError(
-                f"{where}: {empty} is empty", fix=f"give every line an id and a {column}, or leave it away"
-            )
-        if column == "split":
-            value = role_named(value)
-            if value not in ROLES:
-                raise UsageError(f"{where}: split is {row['split']!r}", fix="use train, val or test")
-        named.setdefault(value, []).append(name)
-    if column == "split":
-        train, test, val = (named.get(role, []) for role in ("train", "test", "val"))
-        return [FileFold(train, test, val)] if named else []
-    return [
-        FileFold(train=[i for n in sorted(named) if n != tested for i in named[n]], test=named[tested])
-        for tested in sorted(named)
-    ]
-
-
-def _json_folds(path: Path, text: str) -> list[FileFold]:
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise UsageError(f"{path}, line {e.lineno}: {e.msg}", fix="give valid JSON") from None
-    result = []
-    for number, fold in enumerate(record if isinstance(record, list) else [record]):
-        saved = isinstance(fold, dict) and "labelled" in fold
-        try:
-            result.append((_Saved if saved else _Roles).model_validate(fold).fold())
-        except ValidationError as e:
-            first = e.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the fold"
-            raise UsageError(
-                f"{path}, fold {number}: {where}: {first['msg']}",
-                fix='give {"train": [ids], "test": [ids]}, and "val" if there is one',
-            ) from None
-    return result

@@ -1,0 +1,56 @@
+"""Pickles of other people's making: read only if they hold names, numbers, lists and arrays."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from aqa_shared.errors import UsageError
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads containers of NumPy arrays and nothing else."""
+
+    # NumPy 2 moved its modules to numpy._core, and pickles name whichever wrote them.
+    allowed = frozenset(
+        {("numpy", "ndarray"), ("numpy", "dtype")}
+        | {(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays are read")
+        return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
+
+
+def load_arrays(path: Path) -> Any:
+    """What the pickle at `path` holds, arrays and tuples as lists. Raises UsageError for anything else."""
+    try:
+        with path.open("rb") as file:
+            return _Plain()(ArrayUnpickler(file).load())
+    except OSError as e:
+        raise UsageError(f"{path}: {e.strerror}", fix="name a readable file") from None
+    except Exception as e:
+        # Damaged pickles raise nearly anything.
+        detail = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+        raise UsageError(f"{path} is no pickle of lists and arrays: {detail}", fix="save it as JSON") from None
+
+
+MANY = 10_000_000
+"""Values that a file may hold: lists that repeat each other grow without end."""
+
+
+class _Plain:
+    def __init__(self) -> None:
+        self.left = MANY
+
+    def __call__(self, value: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError(f"it holds more than {MANY} values")
+        if isinstance(value, dict):
+            return {k: self(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [self(v) for v in value]
+        return self(value.tolist()) if hasattr(value, "tolist") else value
