@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import av
 import numpy as np
-from av.video.reformatter import Colorspace, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
 if TYPE_CHECKING:
     from aqa_shared.records import UntaggedMatrix
@@ -87,7 +87,7 @@ class Converter:
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        matrix = {"bt709": Colorspace.ITU709, "bt2020nc": Colorspace.BT2020}.get(_assumed(frame, self.untagged))
+        matrix = {"bt709": 1, "bt2020nc": 9}.get(_assumed(frame, self.untagged))
         rule = _rule(frame)
         # threads=1: with more, PyAV 17 waits longer for its threads than it converts.
         rgb = self._reformatter.reformat(
