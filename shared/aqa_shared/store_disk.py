@@ -10,9 +10,11 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from aqa_shared.console import warn
 from aqa_shared.errors import StoreError
 from aqa_shared.store_layout import (
     JOURNAL,
@@ -53,13 +55,30 @@ def disk_errors(path: Path, doing: str) -> Iterator[None]:
         raise StoreError(f"{path}: cannot {doing}: {e.strerror or e}", fix=hint) from e
 
 
+_LACKING = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
+"""How a file system says that it does not know a call, as network file systems do; anything else is a failure."""
+
+
+@cache
+def _lacks(what: str, consequence: str) -> None:
+    """Said once, however often it is met."""
+    warn(f"this file system {what}: {consequence}")
+
+
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable, where the file system can."""
     if os.name == "nt":
         return
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as e:
+        if e.errno not in _LACKING:
+            raise
+        _lacks(
+            f"cannot flush folders ({e.strerror})",
+            "a power loss may undo the last changes; run `aqa verify` after one",
+        )
     finally:
         os.close(fd)
 
@@ -104,12 +123,21 @@ def remove(path: Path) -> None:
 
 
 def try_lock(path: Path) -> IO[bytes] | None:
-    """Hold `path` exclusively until the returned file is closed or the process dies; None if another holds it."""
+    """Hold `path` exclusively until the returned file is closed or the process dies; None if another holds it.
+
+    On a file system without locks everybody gets it: there one writer at a time is the user's business, and said.
+    """
     f = path.open("ab")
     if fcntl is not None:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
+            if e.errno in _LACKING | {errno.ENOLCK}:
+                _lacks(
+                    f"has no locks (flock: {e.strerror})",
+                    "make sure that one process at a time writes to this store",
+                )
+                return f
             f.close()
             if e.errno in (errno.EAGAIN, errno.EACCES):
                 return None

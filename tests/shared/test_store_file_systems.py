@@ -1,0 +1,103 @@
+"""File systems that lack a call, as NFS, Lustre and CIFS do: a shim in front of libc refuses it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aqa_shared.store import FeatureStore, verify
+
+from .store_cases import tree
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(
+    shutil.which("cc") is None or sys.platform != "linux", reason="needs a C compiler and LD_PRELOAD"
+)
+
+SHIM = """
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+int flock(int fd, int how) {
+    const char *e = getenv("FLOCK_ERRNO");
+    errno = e ? atoi(e) : 0;
+    return e ? -1 : 0;
+}
+int fsync(int fd) {
+    struct stat s;
+    const char *e = getenv("FSYNC_ERRNO");
+    if (!e || fstat(fd, &s) || !S_ISDIR(s.st_mode)) return 0;
+    errno = atoi(e);
+    return -1;
+}
+"""
+WRITE = """
+import sys
+from pathlib import Path
+from tests.shared.store_cases import arrays_of, meta_of, open_writer
+for part in ((0, 1), (2,)):
+    with open_writer(Path(sys.argv[1])) as writer:
+        for i in part:
+            writer.commit(f"v{i}.mp4", arrays_of(i, 1 + i), meta_of(i))
+        writer.finalise({})
+"""
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shim")
+    (folder / "shim.c").write_text(SHIM)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "shim.so", folder / "shim.c"], check=True)
+    return folder / "shim.so"
+
+
+def write(store: Path, shim: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WRITE, store],
+        cwd=ROOT,
+        env={**os.environ, "LD_PRELOAD": str(shim), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def reference(tmp_path: Path, shim: Path) -> Path:
+    done = write(tmp_path / "reference", shim)
+    assert (done.returncode, done.stderr) == (0, "")
+    return tmp_path / "reference"
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "words"),
+    [
+        ("FLOCK_ERRNO", errno.ENOLCK, "has no locks"),
+        ("FLOCK_ERRNO", errno.ENOSYS, "has no locks"),
+        ("FLOCK_ERRNO", errno.EOPNOTSUPP, "has no locks"),
+        ("FSYNC_ERRNO", errno.EINVAL, "cannot flush folders"),
+    ],
+)
+def test_a_call_that_a_file_system_lacks_costs_one_warning(
+    tmp_path: Path, shim: Path, reference: Path, call: str, number: int, words: str
+) -> None:
+    store = tmp_path / "s"
+    done = write(store, shim, **{call: str(number)})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("warning:") == done.stderr.count(words) == 1, done.stderr
+    assert tree(store) == tree(reference)
+    assert verify(store) == []
+    assert len(FeatureStore.open(store)) == 3
+
+
+@pytest.mark.parametrize("call", ["FLOCK_ERRNO", "FSYNC_ERRNO"])
+def test_a_disk_that_fails_still_ends_the_run(tmp_path: Path, shim: Path, call: str) -> None:
+    done = write(tmp_path / "s", shim, **{call: str(errno.EIO)})
+    assert done.returncode != 0
+    assert "StoreError" in done.stderr
+    assert "Input/output error" in done.stderr
