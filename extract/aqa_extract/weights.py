@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pkgutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from aqa_extract.weights_fetch import Say, Source, SourceFailed, check_digest, f
 from aqa_extract.weights_registry import DEFAULTS, INFLATED, REGISTRY, Entry, Kind
 from aqa_shared.console import note
 from aqa_shared.errors import EnvironmentFault, UsageError, did_you_mean
+from aqa_shared.files import scratch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,9 +172,9 @@ def _named(entry: Entry, say: Say, inflate_from: str = "default") -> Loaded:
     reasons = []
     for source in entry.sources:
         # The system's temporary folder, as the cache may be read-only; the converted file is what is kept.
-        with tempfile.TemporaryDirectory(prefix="aqa-weights-") as folder:
+        with scratch("aqa-weights-", otherwise=weights_cache.weights_folder()) as folder:
             try:
-                return _convert(entry, source, source.fetch(Path(folder), say), say)
+                return _convert(entry, source, source.fetch(folder, say), say)
             except SourceFailed as e:
                 reasons.append(str(e))
     raise EnvironmentFault(f"{entry.name} cannot be fetched: {'; '.join(reasons)}", fix=_by_hand(entry))

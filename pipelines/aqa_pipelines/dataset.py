@@ -27,6 +27,7 @@ from aqa_pipelines.scene.dives import DIVES, sample_faults
 from aqa_pipelines.scene.film import film
 from aqa_pipelines.scene.judging import Measured, execution, panel
 from aqa_pipelines.scene.routine import Routine, simulate
+from aqa_shared.console import note
 from aqa_shared.errors import StoreError, UsageError
 from aqa_shared.files import replace_text, replacing
 from aqa_shared.machine import available_cores
@@ -185,14 +186,13 @@ def render(
         if len(missing) < count:
             advance(count - len(missing), note="kept")
         replace_text(folder / LABELS, labels_text(look, count))
-        cores = workers or available_cores()
-        if min(cores, len(missing)) <= 1:
+        pool = _pool(min(workers or available_cores(), len(missing)))
+        if pool is None:
             for index in missing:
                 write_video(look, index, folder)
                 advance()
         else:
-            # spawn: a forked child would inherit the threads' locks of whatever was imported before.
-            with ProcessPoolExecutor(min(cores, len(missing)), mp_context=get_context("spawn")) as pool:
+            with pool:
                 jobs = [pool.submit(write_video, look, index, folder) for index in missing]
                 for job in as_completed(jobs):
                     job.result()
@@ -202,6 +202,18 @@ def render(
             f"cannot write {e.filename or folder}: {e.strerror or e}", fix="free space, or give another --out"
         ) from e
     return len(missing)
+
+
+def _pool(processes: int) -> ProcessPoolExecutor | None:
+    """None where one process is as good, or several cannot talk to each other."""
+    if processes <= 1:
+        return None
+    try:
+        # spawn: a forked child would inherit the threads' locks of whatever was imported before.
+        return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    except (OSError, ImportError, NotImplementedError) as e:
+        note(f"rendering in one process, as this machine has no semaphores (is /dev/shm writable? {e})")
+        return None
 
 
 def _claim(look: Look, folder: Path, overwrite: bool) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 from aqa_shared import console
 from aqa_shared.errors import NoInputError, StoreError, UsageError
-from aqa_shared.files import replace_text
+from aqa_shared.files import replace_text, scratch
 from aqa_shared.machine import pick_device
 from aqa_shared.records import STREAMS, ExtractSettings, Failure
 
@@ -63,8 +62,8 @@ def predict_videos(
     where = pick_device(device)
     manifest = find_videos(videos, with_labels=False)
     manifest.report(console.note, console.warn)
-    with tempfile.TemporaryDirectory(prefix="aqa-predict-") as scratch:
-        out = Path(scratch) / "feats.zarr"
+    with scratch("aqa-predict-") as folder:
+        out = folder / "feats.zarr"
         options = Options(device=device, decoder=decoder, workers=workers, stop_after=0)
         report = extract(manifest.videos, out, settings, options)
         scores: dict[str, float] = {}

@@ -1,11 +1,14 @@
-"""Files that are replaced whole or not at all."""
+"""Files that are replaced whole or not at all, and folders that are gone afterwards."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from aqa_shared.errors import EnvironmentFault
 
 
 @contextmanager
@@ -27,3 +30,38 @@ def replace_text(path: Path, text: str) -> None:
     """`path` holds `text` in UTF-8, line ends as they are."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def scratch(prefix: str, otherwise: Path | None = None) -> Iterator[Path]:
+    """A private folder that is removed at the end: a temporary one, or one in `otherwise` (made where it is absent).
+
+    Raises EnvironmentFault, naming TMPDIR, where neither can be written.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=prefix)
+    except OSError as e:
+        try:
+            if otherwise is None:
+                raise
+            otherwise.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(prefix=f".{prefix}", dir=otherwise)
+        except OSError:
+            raise _no_temporary_folder(e) from e
+    with folder as name:
+        yield Path(name)
+
+
+def temporary_folder() -> Path:
+    """The system's, or TMPDIR. Raises EnvironmentFault where none can be written."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as e:
+        raise _no_temporary_folder(e) from e
+
+
+def _no_temporary_folder(error: OSError) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"there is no folder to keep temporary files in: {error.strerror or error}",
+        fix="set TMPDIR to a folder that can be written",
+    )

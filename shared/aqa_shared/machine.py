@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
 
 def available_cores() -> int:
     """Cores this process may use; affinity (SLURM sets it) and container quotas make them fewer than there are."""
-    import joblib  # type: ignore[import-untyped]
+    with warnings.catch_warnings():
+        # Without a usable /dev/shm joblib warns that it will run nothing in parallel, and its own count is 1.
+        warnings.simplefilter("ignore")
+        from joblib.externals.loky import cpu_count  # type: ignore[import-untyped]
 
-    return int(joblib.cpu_count())
+    return int(cpu_count())
 
 
 def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:

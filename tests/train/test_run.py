@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.shims import NO_SEMAPHORES, needs_shims, shim
 
 from aqa_shared.errors import AqaError, EnvironmentFault, StoreError, UsageError
 from aqa_shared.records import Sampling
@@ -198,6 +199,19 @@ def test_jobs_give_the_results_of_one_after_the_other(make_store: MakeStore, tmp
     aqa_train(*common, "--out", tmp_path / "one", "--jobs", 1)
     aqa_train(*common, "--out", tmp_path / "two", "--jobs", 2)
     assert len(results(tmp_path / "one")) == 6
+    assert results(tmp_path / "one") == results(tmp_path / "two")
+
+
+@needs_shims
+def test_jobs_need_no_semaphores(make_store: MakeStore, tmp_path: Path) -> None:
+    """Which a missing, full or read-only /dev/shm takes away."""
+    store = make_store(videos=16)
+    common = ["--features", str(store), "--seeds", "2", "--epochs", "2", *FAST]
+    aqa_train(*common, "--out", tmp_path / "one", "--jobs", 1)
+    command = [sys.executable, "-m", "aqa_train.cli", *common, "--out", str(tmp_path / "two"), "--jobs", "2"]
+    environment = {**os.environ, "LD_PRELOAD": shim(tmp_path / "shim", NO_SEMAPHORES)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
     assert results(tmp_path / "one") == results(tmp_path / "two")
 
 

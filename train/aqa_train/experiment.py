@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from aqa_shared.errors import UsageError
-from aqa_shared.files import replace_text
+from aqa_shared.files import replace_text, temporary_folder
 from aqa_shared.records import ExtractSettings
 from aqa_train import baselines, metrics, protocol
 from aqa_train.batch import Batch
@@ -71,6 +71,7 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
     """Open the store lazily, apply the labels file, make the splits, and try every method on one small batch."""
     from aqa_shared.store import FeatureStore
 
+    temporary_folder()  # torch looks for one when the first optimiser is made, after all that takes time here
     store = FeatureStore.open(Path(config.features))
     features = FeatureSet.from_store(store, config.streams, say=say)
     if config.labels is not None:

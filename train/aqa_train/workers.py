@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import queue
 import signal
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -69,17 +68,19 @@ def _in_processes(
     advance: Callable[..., None],
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    messages: Any = context.Queue()
     names = [[t.name for t in todo[i::jobs]] for i in range(jobs)]
+    # Pipes, as a queue takes semaphores, which take a writable /dev/shm.
+    pipes = [context.Pipe(duplex=False) for _ in names]
     workers = [
         context.Process(target=_work, args=(config, n, out, device, jobs, in_memory, messages), daemon=True)
-        for n in names
+        for n, (_, messages) in zip(names, pipes, strict=True)
     ]
     with starting_workers():
-        for w in workers:
+        for w, (_, messages) in zip(workers, pipes, strict=True):
             w.start()
+            messages.close()  # theirs alone now, so that it ends with them
     try:
-        failure = _watch(workers, messages, stop, advance)
+        failure = _watch(workers, [receiving for receiving, _ in pipes], stop, advance)
     except KeyboardInterrupt:
         # A second Ctrl-C does not wait for a save; what was saved before stays whole.
         for w in workers:
@@ -93,38 +94,40 @@ def _in_processes(
 
 
 def _watch(
-    workers: Sequence[BaseProcess], messages: Any, stop: Callable[[], int], advance: Callable[..., None]
+    workers: Sequence[BaseProcess],
+    pipes: Sequence[Connection],
+    stop: Callable[[], int],
+    advance: Callable[..., None],
 ) -> AqaError | None:
     """Until every process has ended: show progress, pass a signal on, and return the first failure."""
     failure: AqaError | None = None
     stopping = False
-    while True:
-        alive = any(w.is_alive() for w in workers)
-        try:
-            kind, *rest = messages.get(timeout=0.2)
-        except queue.Empty:
-            if not alive:
-                break
-            kind = ""
-        if kind == "epoch":
-            advance(rest[0], note=rest[1])
-        if kind == "error" and failure is None:
-            failure = AqaError(rest[0], fix=rest[1])
-            failure.exit_code = ExitCode(rest[2])
-        died = next((w for w in workers if not w.is_alive() and w.exitcode not in (0, None)), None)
-        if died is not None and failure is None and kind == "" and not stopping and not stop():
-            failure = AqaError(
-                f"a training process ended with code {died.exitcode}"
-                + (" (killed: out of memory?)" if died.exitcode == -signal.SIGKILL else ""),
-                fix="resume with fewer --jobs",
-            )
+    talking = dict(zip(pipes, workers, strict=True))
+    while talking:
+        for pipe in wait(list(talking), timeout=0.2):
+            assert isinstance(pipe, Connection)
+            try:
+                kind, *rest = pipe.recv()
+            except (EOFError, OSError):  # all that it said has been heard
+                worker = talking.pop(pipe)
+                worker.join()
+                if worker.exitcode and failure is None and not stopping and not stop():
+                    failure = AqaError(
+                        f"a training process ended with code {worker.exitcode}"
+                        + (" (killed: out of memory?)" if worker.exitcode == -signal.SIGKILL else ""),
+                        fix="resume with fewer --jobs",
+                    )
+                continue
+            if kind == "epoch":
+                advance(rest[0], note=rest[1])
+            elif failure is None:
+                failure = AqaError(rest[0], fix=rest[1])
+                failure.exit_code = ExitCode(rest[2])
         if (failure is not None or stop()) and not stopping:
             # They save, then end; what they finished stays.
             stopping = True
             for w in workers:
                 w.terminate()
-    for w in workers:
-        w.join()
     return failure
 
 
@@ -144,7 +147,7 @@ def _unfinished(names: Sequence[str], out: Path) -> list[str]:
 
 
 def _work(
-    config: RunConfig, names: list[str], out: Path, device: str, jobs: int, in_memory: InMemory, messages: Any
+    config: RunConfig, names: list[str], out: Path, device: str, jobs: int, in_memory: InMemory, messages: Connection
 ) -> None:
     """A process: its trainings, one after the other."""
     try:
@@ -168,11 +171,11 @@ def _work(
                     pending += 1
                     # A message an epoch would cost more than a short epoch.
                     if pending >= max(1, config.training.epochs // 50) or epoch == config.training.epochs:
-                        messages.put(("epoch", pending, f"{name} loss {row['total']:.4g}"))
+                        messages.send(("epoch", pending, f"{name} loss {row['total']:.4g}"))
                         pending = 0
 
                 run_training(experiment, training, features, out, where, stop, report)
-    except Stopped:
+    except (Stopped, BrokenPipeError):  # of the pipe: who started us is gone, and may be started again
         return
     except AqaError as e:
-        messages.put(("error", e.cause, e.fix, int(e.exit_code)))
+        messages.send(("error", e.cause, e.fix, int(e.exit_code)))

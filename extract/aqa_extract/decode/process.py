@@ -8,14 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from aqa_extract.decode.failure import DecodeFailure, Stage, out_of_memory
-from aqa_extract.decode.wire import Channel, FrameBuffer, Gone
+from aqa_extract.decode.wire import Channel, FrameBuffer, Gone, nameless_file
 
 START_SECONDS = 60.0
 """For a child to start on a loaded machine; not part of any video's deadline."""
@@ -58,7 +57,7 @@ class Child:
         self.buffer = FrameBuffer.create()
         self.reads = 0
         """Serial number of the last reading, so that the child can tell late answers."""
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by kill)
+        self._stderr = os.fdopen(nameless_file("aqa-decoder-said"), "r+b")
         fds = (theirs.fileno(), lifeline_read, self.buffer.fd)
         try:
             self.process = subprocess.Popen(

@@ -12,9 +12,10 @@ import mmap
 import os
 import socket
 import struct
-import tempfile
 import time
 from typing import Any
+
+from aqa_shared.files import scratch
 
 _HEADER = struct.Struct("<II")
 _LARGEST = 1 << 28
@@ -84,6 +85,18 @@ class Channel:
         return bytes(parts)
 
 
+def nameless_file(title: str) -> int:
+    """Descriptor of an empty file that nobody else can open: in memory, where the system has such files.
+
+    Raises EnvironmentFault, naming TMPDIR, where it would have to be on a disk and none can be written.
+    """
+    if hasattr(os, "memfd_create"):
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            return os.memfd_create(title, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with scratch("aqa-") as folder, (folder / title).open("x+b") as file:
+        return os.dup(file.fileno())
+
+
 class FrameBuffer:
     """Memory that parent and child share by an inherited file descriptor.
 
@@ -97,13 +110,12 @@ class FrameBuffer:
 
     @classmethod
     def create(cls) -> FrameBuffer:
-        if hasattr(os, "memfd_create"):
-            fd = os.memfd_create("aqa-frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = nameless_file("aqa-frames")
+        if hasattr(fcntl, "F_ADD_SEALS"):
             # A child that shrank it would make the parent's next look a SIGBUS.
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-            return cls(fd)
-        with tempfile.TemporaryFile() as file:
-            return cls(os.dup(file.fileno()))
+            with contextlib.suppress(OSError):  # not a memfd
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return cls(fd)
 
     def grow(self, size: int) -> None:
         """At least `size` bytes; views of the old mapping stay valid until they are dropped."""

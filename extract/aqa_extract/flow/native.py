@@ -125,7 +125,10 @@ def compile_library(compiler: Sequence[str], folder: Path) -> Path | None:
             code.write_text(text)
             try:
                 done = subprocess.run(
-                    [*command, str(code), "-o", str(made), "-lm"], capture_output=True, timeout=_SECONDS
+                    [*command, str(code), "-o", str(made), "-lm"],
+                    capture_output=True,
+                    timeout=_SECONDS,
+                    env={**os.environ, "TMPDIR": work},  # the system's need not be writable
                 )
             except (OSError, subprocess.TimeoutExpired):
                 return None
