@@ -134,6 +134,10 @@ class Engine(Generic[Job, Loaded, Finished]):
     """This many failures in a row end the run, if anything is left to do; 0 never does."""
     on_stop: Callable[[], None] = lambda: None
     """Called when the run ends early, to wake loaders that wait for something outside."""
+    in_flight: int = field(default=0, init=False)
+    """Videos that the device has begun and not finished: what an orderly stop still waits for."""
+    abandoned: threading.Event = field(default_factory=threading.Event, init=False)
+    """Set by whoever cannot wait for them: `run` raises without waiting for its threads."""
 
     def run(self, jobs: Sequence[Job]) -> Outcome:
         """Handle every job, or stop early and say why. Raises what is no single video's fault."""
@@ -167,14 +171,16 @@ class _Run(Generic[Job, Loaded, Finished]):
             for _ in drivers:
                 self._put(self.ready, None)
             _join(drivers)
-            if not self.stop.is_set():
-                self._hand_over(self._timed_device(self.engine.device.flush))
+            # After a signal too: else the last clips of what was begun would wait for others to fill their batch.
+            if self.crash is None:
+                _join([self._thread(lambda: self._hand_over(self._timed_device(self.engine.device.flush)), "flush")])
         except BaseException as e:
             self._crashed(e)
         finally:
-            self._drain(loaders, drivers)
-            self.to_write.put(None)
-            _join([writer])
+            if not self.engine.abandoned.is_set():
+                self._drain(loaders, drivers)
+                self.to_write.put(None)
+                _join([writer])
         if self.crash is not None:
             raise self.crash
         if self.stop.is_set() and self.outcome.stopped_by is None:
@@ -229,6 +235,7 @@ class _Run(Generic[Job, Loaded, Finished]):
                 return
             with self.lock:
                 self.driven += 1
+                self.engine.in_flight += not isinstance(item, Failure)
             if isinstance(item, Failure):
                 self._ended(item)
                 continue
@@ -237,6 +244,8 @@ class _Run(Generic[Job, Loaded, Finished]):
             except AqaError:
                 raise
             except Exception as e:
+                with self.lock:
+                    self.engine.in_flight -= 1
                 self._ended(self.engine.device_failure(item, e))
                 continue
             finally:
@@ -255,6 +264,8 @@ class _Run(Generic[Job, Loaded, Finished]):
 
     def _hand_over(self, done: Sequence[Finished]) -> None:
         for finished in done:
+            with self.lock:
+                self.engine.in_flight -= 1
             self.to_write.put(finished)
 
     def _write(self) -> None:

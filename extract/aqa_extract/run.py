@@ -6,6 +6,7 @@ videos ─▶ plan: in already / quarantined before / to do ─▶ engine ─▶
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from aqa_extract.faults import Fault
 from aqa_extract.identity import Identity, identify, stat_matches
 from aqa_extract.job import Job, without_twins
 from aqa_extract.sampling import coverage
-from aqa_extract.signals import Interrupted, Signals, caught
+from aqa_extract.signals import GRACE, Interrupted, Signals, caught
 from aqa_extract.streams import array_specs
 from aqa_shared import __version__, console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, NoInputError
@@ -258,11 +259,6 @@ def _run(
         jobs = {job.video.id: job for job in todo.jobs}
         begun = time.monotonic()
 
-        def end() -> None:
-            stop.set()
-            work.kill_decoders()
-
-        signals.hand_to(end)
         with console.progress("extract", len(todo.jobs)) as advance:
 
             def ended(failed: Failure | None) -> None:
@@ -276,7 +272,7 @@ def _run(
                 rate = f"{len(work.committed) / seconds:.2f} videos/s, {compute.frames / seconds:.0f} frames/s"
                 advance(1, note=rate)
 
-            outcome = Engine(
+            engine = Engine(
                 loader=work.loader,
                 device=compute,
                 commit=work.commit,
@@ -289,7 +285,17 @@ def _run(
                 drivers=min(cores, len(todo.jobs)) if device.type == "cpu" else 1,
                 stop_after=options.stop_after,
                 on_stop=work.kill_decoders,
-            ).run(todo.jobs)
+            )
+
+            def finish(number: int) -> None:
+                stop.set()
+                work.kill_decoders()
+                count = f"finishing {engine.in_flight} video{'s' if engine.in_flight != 1 else ''}"
+                how = "again to stop now" if number == signal.SIGINT else f"for at most {GRACE:.0f} s"
+                console.note(f"{count}; {how}")
+
+            signals.hand_to(finish, engine.abandoned.set)
+            outcome = engine.run(todo.jobs)
         report.stages = vars(outcome.times)
         report.extracted = len(work.committed)
         if signals.received:

@@ -156,6 +156,10 @@ def run(app: Callable[[], object]) -> NoReturn:
         err.print(f"[red]error:[/] {escape(e.cause)}")
         if e.fix:
             err.print(f"[green]fix:[/] {escape(e.fix)}")
+        if e.abrupt:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(int(e.exit_code))
         sys.exit(int(e.exit_code))
     except KeyboardInterrupt:
         err.print("interrupted")

@@ -31,6 +31,8 @@ class AqaError(Exception):
     """
 
     exit_code = ExitCode.INTERNAL
+    abrupt = False
+    """Threads were left at work: a command ends without waiting for anything."""
 
     def __init__(self, cause: str, *, fix: str = "") -> None:
         super().__init__(f"{cause}\n{fix}" if fix else cause)

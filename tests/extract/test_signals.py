@@ -1,0 +1,147 @@
+"""Real signals to a real extraction that is in the middle of a large video."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from tests.extract.clips import Clip
+
+from aqa_shared.errors import ExitCode
+from aqa_shared.store import peek, verify
+
+GRACE = 4
+COMMAND = f"import aqa_extract.signals as s; s.GRACE = {GRACE}; from aqa_extract.cli import main; main()"
+LARGE = ("--streams", "rgb,flow", "--flow", "parity", "--short-side", "512", "--crop", "224", "--segments", "10")
+"""Minutes of flow on any processor."""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("large")
+    Clip(frames=40, size=(1920, 1080), fps=Fraction(25), options={"preset": "ultrafast"}).write(folder / "large")
+    return folder
+
+
+class Extraction:
+    """A command that runs; its stderr as it comes."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.said: list[str] = []
+        self.lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.put(line)
+        self.lines.put(None)
+
+    def wait_for(self, words: str, seconds: float) -> None:
+        """Until a line of stderr has `words`."""
+        until = time.monotonic() + seconds
+        while (line := self.lines.get(timeout=max(0.0, until - time.monotonic()))) is not None:
+            self.said.append(line)
+            if words in line:
+                return
+        raise AssertionError(f"ended without {words!r}: {self.said}")
+
+    def decoders(self) -> list[int]:
+        """Processes that decode at this moment."""
+        found = [
+            int(p) for t in Path(f"/proc/{self.process.pid}/task").iterdir() for p in _read(t / "children").split()
+        ]
+        return [p for p in found if "aqa_extract.decode.worker" in _read(Path(f"/proc/{p}/cmdline"))]
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            assert self.process.poll() is None, self.said
+            time.sleep(0.02)
+
+    def computes(self) -> None:
+        """Until its only video is decoded: the decoder has come and gone, and the device has the frames."""
+        self.wait_until(lambda: bool(self.decoders()))
+        self.wait_until(lambda: not self.decoders())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+@contextmanager
+def extraction(videos: Path, store: Path, weights: str) -> Iterator[Extraction]:
+    names = ("--rgb-weights", weights, "--flow-weights", "inflated-from-rgb")
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, videos, "--out", store, *LARGE, *names],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Extraction(process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes as Linux does")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_terminated_run_ends_within_its_grace(
+    large: Path, tmp_path: Path, i3d_rgb_weights: str, number: signal.Signals
+) -> None:
+    with extraction(large, tmp_path / "s.zarr", i3d_rgb_weights) as run:
+        run.computes()
+        run.process.send_signal(number)
+        sent = time.monotonic()
+        run.wait_for(f"finishing 1 video; for at most {GRACE} s", 5)
+        run.process.send_signal(number)  # `timeout` sends two
+        assert run.process.wait(timeout=GRACE + 10) == ExitCode.TERMINATED
+        assert time.monotonic() - sent > GRACE - 1
+        run.wait_for("rerun the same command", 5)
+    known = peek(tmp_path / "s.zarr")
+    assert known is not None
+    assert known.committed == {}
+    assert verify(tmp_path / "s.zarr") == []
+
+
+def test_ctrl_c_answers_at_once_and_again_ends_at_once(large: Path, tmp_path: Path, i3d_rgb_weights: str) -> None:
+    with extraction(large, tmp_path / "s.zarr", i3d_rgb_weights) as run:
+        run.computes()
+        run.process.send_signal(signal.SIGINT)
+        run.wait_for("finishing 1 video; again to stop now", 5)
+        time.sleep(GRACE + 1)
+        assert run.process.poll() is None, "Ctrl-C waits for what was begun"
+        run.process.send_signal(signal.SIGINT)
+        assert run.process.wait(timeout=10) == ExitCode.INTERRUPTED
+        run.wait_for("rerun the same command", 5)
+    assert verify(tmp_path / "s.zarr") == []
+
+
+def test_a_signal_while_decoding_waits_for_nothing(large: Path, tmp_path: Path, i3d_rgb_weights: str) -> None:
+    with extraction(large, tmp_path / "s.zarr", i3d_rgb_weights) as run:
+        run.wait_until(lambda: any(_cpu_seconds(p) > 0.5 for p in run.decoders()))
+        run.process.send_signal(signal.SIGTERM)
+        run.wait_for("finishing 0 videos", 5)
+        assert run.process.wait(timeout=GRACE + 10) == ExitCode.TERMINATED
+    assert verify(tmp_path / "s.zarr") == []
