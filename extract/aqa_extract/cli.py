@@ -23,7 +23,7 @@ Input, Segments, Streams, Flow, Pixels, Actor, Networks, Run = map(
 """Options by the heading under which `--help` shows them."""
 
 PROTOCOLS = get_args(Protocol)
-_ABOUT_CONFIG = ("config", "print_config", "dry_run")
+_ABOUT_CONFIG = ("config", "print_config", "dry_run", "replace")
 
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -40,7 +40,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     except (OSError, ValueError) as e:
         raise UsageError(f"cannot read the configuration {path}: {e}") from e
     known = {parameter.name for parameter in context.command.params} - {"config"}
-    several = {parameter.name for parameter in context.command.params if parameter.nargs != 1}
+    several = {p.name for p in context.command.params if p.nargs != 1 or getattr(p, "multiple", False)}
     values = {key.replace("-", "_"): value for key, value in values.items()}
     values = {
         key: ",".join(map(str, value)) if isinstance(value, list) and key not in several else value
@@ -129,6 +129,14 @@ def extract(
     stop_after: Annotated[int, Run(min=0, help="Failures in a row that stop the run; 0 never.")] = 20,
     retry_failed: Annotated[bool, Run(help="Try quarantined videos again.")] = False,
     repair: Annotated[bool, Run(help="Extract again what `aqa verify` finds damaged.")] = False,
+    replace: Annotated[
+        list[str] | None,
+        Run(
+            metavar="ID",
+            help="A file that changed takes the place of what the store holds; again or with commas for several, "
+            "`changed` for all.",
+        ),
+    ] = None,
     overwrite: Annotated[bool, Run(help="Replace an existing store.")] = False,
     dry_run: Annotated[bool, Run(help="Say what would be done and what it would cost; write nothing.")] = False,
     print_config: Annotated[
@@ -200,6 +208,7 @@ def extract(
         stop_after=stop_after,
         retry_failed=retry_failed,
         repair=repair,
+        replace=tuple(replace or ()),
         overwrite=overwrite,
     )
     if dry_run:

@@ -170,6 +170,7 @@ class Estimate:
             rows.append(
                 ("kept out", f"{len(self.plan.kept_out)} (quarantined before; --retry-failed tries them again)")
             )
+        rows += [("to replace", console.printable(id)) for id in sorted(self.plan.replaced)]
         for failure in (*self.plan.refused, *self.failures[:20]):
             name = "refused" if failure in self.plan.refused else "would fail"
             rows.append(

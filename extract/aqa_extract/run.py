@@ -24,7 +24,7 @@ from aqa_extract.sampling import coverage
 from aqa_extract.signals import GRACE, Interrupted, Signals, caught
 from aqa_extract.streams import array_specs
 from aqa_shared import __version__, console
-from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, NoInputError
+from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, NoInputError, UsageError, did_you_mean
 from aqa_shared.machine import available_cores, available_memory, pick_device
 from aqa_shared.records import ExtractSettings, Failure, Video
 from aqa_shared.store import StoreWriter, disk_errors, peek, refuse_foreign, refuse_other_settings, verify
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 PART = ("start", "end", "start_time", "end_time")
 REFUSALS = {
-    "id_conflict": "the store holds this id from another version of the file, or another part of it; to extract it "
-    "anew, give it another id in a manifest, or use --overwrite for the whole store",
+    "id_conflict": "the store holds this id from another version of the file, or another part of it; --replace ID puts "
+    "new features in the place of the old (--replace changed: for all of these); or give it another id in a manifest",
     "unreadable": "the store holds this id, but the file has another time now and cannot be read, so nobody knows "
     "whether it is still the same; make it readable and rerun",
 }
@@ -59,6 +59,9 @@ class Options:
     retry_failed: bool = False
     repair: bool = False
     """Extract again what `verify` finds damaged."""
+    replace: tuple[str, ...] = ()
+    """Ids, each its own entry or several separated by commas, of which a file or part that changed takes the place of
+    what the store holds; `changed` means all of those."""
     overwrite: bool = False
 
 
@@ -75,6 +78,8 @@ class Plan:
     """In the store, but not known to be from this part of this file."""
     damaged: set[str] = field(default_factory=set)
     """In the store, but not whole; extracted again."""
+    replaced: set[str] = field(default_factory=set)
+    """In the store from another version of the file or another part; extracted again."""
 
 
 @dataclass
@@ -115,8 +120,10 @@ class Report:
 def plan(videos: Sequence[Video], out: Path, settings: ExtractSettings, options: Options, *, dry: bool = False) -> Plan:
     """Compare what is asked with what the store holds; opens no video with a decoder and loads no network.
 
-    Raises StoreError for a folder that is no store, or a store of other settings. `dry` writes nothing at all.
+    Raises StoreError for a folder that is no store, or a store of other settings, UsageError for ids to replace that
+    are not among the videos. `dry` writes nothing at all.
     """
+    to_replace = _to_replace([video.id for video in videos], options.replace)
     with disk_errors(out, "read the store"):
         refuse_foreign(out)  # also before --overwrite
     known = None if options.overwrite else peek(out, repair=not dry)
@@ -131,7 +138,11 @@ def plan(videos: Sequence[Video], out: Path, settings: ExtractSettings, options:
     refusals = _refusals([video for video in videos if video.id in recorded], recorded, look)
     for video in videos:
         failed = before.get(video.id)
-        if reason := refusals.get(video.id):
+        reason = refusals.get(video.id)
+        if reason == "id_conflict" and video.id in to_replace:
+            result.replaced.add(video.id)
+            fresh.append(Job(video, look(video.path)))
+        elif reason:
             result.refused.append(Job(video, look(video.path)).failed(reason, "probe", REFUSALS[reason]))
         elif video.id in recorded:
             result.already.append(video.id)
@@ -141,6 +152,25 @@ def plan(videos: Sequence[Video], out: Path, settings: ExtractSettings, options:
             fresh.append(Job(video, look(video.path)))
     result.jobs = without_twins(fresh)
     return result
+
+
+def _to_replace(ids: Sequence[str], asked: Sequence[str]) -> set[str]:
+    """The ids that `Options.replace` names; an id may have commas of its own."""
+    known = set(ids)
+    found: set[str] = set()
+    for entry in asked:
+        names = {entry} if entry in known else {name.strip() for name in entry.split(",") if name.strip()}
+        for name in names:
+            if name == "changed":
+                found |= known
+            elif name in known:
+                found.add(name)
+            else:
+                raise UsageError(
+                    f"--replace {name!r}: no video of this run has that id",
+                    fix=f"{did_you_mean(name, known)} give ids as `aqa info` and the quarantine name them".lstrip(),
+                )
+    return found
 
 
 def _refusals(
@@ -252,7 +282,11 @@ def _run(
         provenance=provenance,
         overwrite=options.overwrite,
     ) as writer:
-        writer.forget(todo.damaged)
+        if todo.replaced:
+            # What is only staged becomes part of the store first: so the old features stay until the new ones are
+            # there, and no moment has neither.
+            writer.finalise({})
+        writer.forget(todo.damaged | todo.replaced)
         stop = threading.Event()
         work = Work(settings, device, networks.detector_size, writer, options.decoder, options.timeout, stop)
         compute = new_compute(networks, options)
@@ -314,7 +348,9 @@ def _run(
         if lost:
             raise AqaError(f"{len(lost)} videos were neither extracted nor quarantined: {', '.join(sorted(lost)[:5])}")
         # A signal that comes only now finds the work done: the run ends as if it had not come.
-        writer.finalise(labels)
+        # Where a new version of a file could not be used, the old one's features keep the old one's labels.
+        kept_old = todo.replaced - work.committed
+        writer.finalise({id: video for id, video in labels.items() if id not in kept_old})
         if said := coverage(work.looked_at, settings.sampling):
             console.note(said)
     return work.committed

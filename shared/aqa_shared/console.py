@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
@@ -148,6 +149,8 @@ def _survive_readers() -> None:
 def run(app: Callable[[], object]) -> NoReturn:
     """Run a typer app; turn our errors into cause, fix and exit code, without a traceback unless AQA_DEBUG=1."""
     _survive_readers()
+    # What a machine without semaphores makes joblib say; scikit-learn imports it, and nothing here runs through it.
+    warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
     try:
         app()
     except AqaError as e:

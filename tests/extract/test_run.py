@@ -18,8 +18,8 @@ import torch
 from tests.extract.clips import Clip
 
 from aqa_extract import quarantine
-from aqa_extract.run import Options, extract, pinned, plan
-from aqa_shared.errors import EnvironmentFault, ExitCode, StoreError
+from aqa_extract.run import Options, Report, extract, pinned, plan
+from aqa_shared.errors import EnvironmentFault, ExitCode, StoreError, UsageError
 from aqa_shared.manifest import find_videos
 from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling, Video
 from aqa_shared.store import FeatureStore, peek, verify
@@ -376,6 +376,55 @@ def test_a_file_that_changed_is_refused_not_mixed_in(clips: Path, tmp_path: Path
     assert "kept out     0" in intended.text()
     assert "refused      a.mp4: id_conflict" in intended.text()
     assert report.exit_code == ExitCode.QUARANTINED
+
+
+def test_a_corrected_file_replaces_its_old_features(clips: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    paths = {id: tmp_path / f"{i}.mp4" for i, id in enumerate(("a.mp4", "b.mp4", "c, d.mp4"))}
+
+    def run(sources: dict[str, int], score: float, *replace: str) -> Report:
+        for id, source in sources.items():
+            shutil.copy(clips / f"clip{source}.mp4", paths[id])
+        videos = [Video(id=id, path=str(path), score=score) for id, path in paths.items()]
+        return extract(videos, store, SETTINGS, Options(replace=replace))
+
+    assert run({"a.mp4": 0, "b.mp4": 1, "c, d.mp4": 2}, 1.0).extracted == 3
+    first = FeatureStore.open(store)
+    old = {id: first.video(id, "rgb") for id in paths}
+    paths["b.mp4"].write_bytes(b"half a download")
+    report = run({"a.mp4": 2, "c, d.mp4": 0}, 2.0)
+    assert {f.id: f.reason for f in report.failures} == dict.fromkeys(paths, "id_conflict")
+    assert "--replace ID" in report.text()
+    with pytest.raises(UsageError, match=r"'x\.mp4'"):
+        run({}, 2.0, "a.mp4,x.mp4")
+
+    report = run({}, 2.0, "a.mp4", "c, d.mp4")
+    assert (report.extracted, [f.id for f in report.failures]) == (2, ["b.mp4"])
+    second = FeatureStore.open(store)
+    assert np.array_equal(second.video("a.mp4", "rgb"), old["c, d.mp4"])
+    assert np.array_equal(second.video("c, d.mp4", "rgb"), old["a.mp4"])
+    assert second.table["score"].tolist() == [2, 1, 2]
+    # A new version that cannot be used leaves the old features, with the old label.
+    report = run({}, 3.0, "changed")
+    assert (report.extracted, report.already, [f.id for f in report.failures]) == (0, 2, ["b.mp4"])
+    third = FeatureStore.open(store)
+    assert np.array_equal(third.video("b.mp4", "rgb"), old["b.mp4"])
+    assert third.table["score"].tolist() == [3, 1, 3]
+    assert verify(store) == []
+
+
+def test_the_option_takes_ids_again_or_with_commas(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(clips, tmp_path / "in")
+    for i in range(3):
+        shutil.copy(clips / "sub" / "clip4.mp4", tmp_path / "in" / f"clip{i}.mp4")
+    options = ("--replace", "clip0.mp4,clip1.mp4", "--replace", "clip2.mp4", "--dry-run")
+    done = run_command(tmp_path / "in", undisturbed, *options)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[-1] for line in done.stdout.splitlines() if "to replace" in line] == [
+        "clip0.mp4",
+        "clip1.mp4",
+        "clip2.mp4",
+    ]
 
 
 def test_a_recorded_file_that_cannot_be_read_is_no_conflict(clips: Path, tmp_path: Path) -> None:
