@@ -408,6 +408,6 @@ def test_a_video_too_long_for_the_memory_is_named_and_the_others_go_on(clips: Mo
     assert sorted(done) == ["20", "24"]
     (failure,) = outcome.failures
     assert (failure.id, failure.reason, failure.stage) == ("300", "too_long", "sampling")
-    for said in ("0.00119 GB", "0.001 GB", "start and end", "fewer segments", "--short-side"):
+    for said in ("0.00119 GB", "0.001 GB", "start and end", "fewer --segments", "--short-side"):
         assert said in failure.detail
     assert budget.used == 0
