@@ -5,11 +5,9 @@ videos ─▶ plan ─▶ device, folder, weights (refused as the run would) ─
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import random
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +29,7 @@ from aqa_extract.streams import array_specs, chosen, needs_actor, needs_flow
 from aqa_shared import console
 from aqa_shared.console import as_time
 from aqa_shared.errors import ExitCode, StoreError
+from aqa_shared.files import free_bytes
 from aqa_shared.machine import available_cores, pick_device
 from aqa_shared.records import ExtractSettings, Failure, Video
 from aqa_shared.store import disk_errors, peek, refuse_other_weights
@@ -225,7 +224,8 @@ def estimate(videos: Sequence[Video], out: Path, settings: ExtractSettings, opti
     device = pick_device(options.device)
     result.device, result.cores = device.type, available_cores()
     result.children = decode_children(options, device, len(result.plan.jobs))
-    result.free = _free(out)
+    with disk_errors(out, "open the store for writing"):
+        result.free = free_bytes(out)
     settings = pinned(settings, out, options, dry=True)
     result.weights = _outlooks(settings)
     networks = None
@@ -336,21 +336,6 @@ def _try(looks: Sequence[Look], networks: Networks, options: Options) -> Speed |
     counted = measured[1:] or measured
     load_seconds, compute_seconds, pixels, segments = (sum(column) for column in zip(*counted, strict=True))
     return Speed(len(counted), load_seconds / pixels, compute_seconds / segments)
-
-
-def _free(out: Path) -> int:
-    """Bytes that are free where the store is or will be. Raises StoreError where it cannot be written."""
-    place = Path(os.path.abspath(out))
-    with disk_errors(out, "open the store for writing"):
-        while not place.exists():
-            place = place.parent
-        if not place.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(place, os.W_OK | os.X_OK):
-            read_only = hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY
-            code = errno.EROFS if read_only else errno.EACCES
-            raise OSError(code, os.strerror(code))
-        return shutil.disk_usage(place).free
 
 
 def _bytes_below(folder: Path) -> int:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -524,7 +525,31 @@ def test_dry_run_writes_nothing(make_store: MakeStore, tmp_path: Path, capsys: p
     shown = capsys.readouterr().out
     assert "6 training(s) of 1000 epochs" in shown
     assert "5 labelled, 7 unlabelled, 0 validation, 4 test" in shown
+    assert f"run folder: {tmp_path / 'o'} (new)" in shown
+    assert "time: about " in shown
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_dry_run_ends_as_the_run_would(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store(videos=16)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("mine")
+    options = ("--features", store, "--method", "aa", "--dry-run", *FAST)
+    with pytest.raises(UsageError, match="is no run folder"):
+        aqa_train(*options, "--out", tmp_path / "foreign")
+    with pytest.raises(StoreError, match="Not a directory"):
+        aqa_train(*options, "--out", tmp_path / "foreign" / "notes.txt" / "run")
+    with pytest.raises(EnvironmentFault, match="cuda:9"):
+        aqa_train(*options, "--out", tmp_path / "o", "--device", "cuda:9")
+
+
+def test_the_methods_that_the_data_ask_for_are_printed(
+    make_store: MakeStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aqa_train("--features", make_store(videos=16), "--print-config")
+    found = tomllib.loads(capsys.readouterr().out)
+    assert found["methods"] == ["aa"]
+    assert found["settings"]["kernel"] == 3
 
 
 def test_the_part_that_is_held_out_is_an_option(make_store: MakeStore, capsys: pytest.CaptureFixture[str]) -> None:

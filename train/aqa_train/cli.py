@@ -106,7 +106,9 @@ def train(
     jobs: Annotated[int | None, Run(min=1, help="Trainings at a time. [default: one a core]")] = None,
     in_memory: Annotated[str, Run(help="Load all features once: yes, no, or auto where they fit.")] = "auto",
     print_config: Annotated[bool, Run("--print-config", help="Print the settings as TOML and stop.")] = False,
-    dry_run: Annotated[bool, Run("--dry-run", help="Say what would be trained, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, Run("--dry-run", help="Say what would be trained and for how long; write nothing.")
+    ] = False,
     version: Version = False,
 ) -> None:
     """Train methods on features, test them, and write a run folder with metrics, predictions and checkpoints.
@@ -139,6 +141,11 @@ def train(
     if print_config:
         from aqa_train.config import as_toml, spelt_out
 
+        if not settings.methods and Path(settings.features).exists():
+            # Which methods are trained follows from the data, and their settings from that.
+            from aqa_train.experiment import prepare
+
+            settings = prepare(settings, console.warn).config
         typer.echo(as_toml(spelt_out(settings)), nl=False)
         return
     run(settings, out, device=device, jobs=jobs, in_memory=in_memory, resume=resume is not None, dry_run=dry_run)
@@ -166,13 +173,15 @@ def run(
     where = pick_device(device)
     experiment = work.prepare(settings, console.warn)
     jobs = choose_jobs(jobs, len(experiment.trainings), where, settings.training.threads)
-    if dry_run:
-        _describe(experiment, str(where), jobs)
-        return None
     out = out or default_folder(experiment.config)
     resume = resume or _holds_this_run(out, experiment)
     if resume:
         refuse_other_data(experiment, out)
+    if dry_run:
+        from aqa_train.estimate import estimate
+
+        console.out.print(estimate(experiment, out, resume, where, in_memory, jobs), markup=False)
+        return None
     placed = work.place(experiment, where, in_memory, jobs)
     if not resume:
         write_start(experiment, out, str(where))
@@ -261,23 +270,6 @@ def _holds_this_run(out: Path, experiment: Experiment) -> bool:
     if out.exists() and not begun:
         raise UsageError(f"{out} exists and is no run folder", fix="name another --out")
     return False
-
-
-def _describe(experiment: Experiment, device: str, jobs: int) -> None:
-    config, features, split = experiment.config, experiment.features, experiment.splits[0]
-    streams = ", ".join(f"{n} ({c})" for n, c in features.channels.items())
-    console.out.print(
-        f"{len(experiment.trainings)} training(s) of {config.training.epochs} epochs: {', '.join(config.methods)} × "
-        f"{len({s.fold for s in experiment.splits})} fold(s) × {config.seeds} seed(s), {jobs} at a time on {device}"
-    )
-    console.out.print(
-        f"{len(features.ids)} videos of up to {features.segments} segments; {streams}; "
-        f"{features.nbytes / 2**20:.1f} MiB"
-    )
-    console.out.print(
-        f"fold 0, seed {split.seed}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, "
-        f"{len(split.validation)} validation, {len(split.test)} test"
-    )
 
 
 def main() -> None:

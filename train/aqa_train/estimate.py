@@ -1,0 +1,75 @@
+"""`aqa-train --dry-run`: what would be trained, and for how long, tried on a few epochs that leave nothing behind."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aqa_shared.console import as_time
+from aqa_shared.files import free_bytes, scratch
+from aqa_train import experiment as work
+from aqa_train.checkpoint import writing
+from aqa_train.signals import Stopped
+
+if TYPE_CHECKING:
+    import torch
+
+    from aqa_train.experiment import Experiment, OneTraining
+    from aqa_train.features import FeatureSet, InMemory
+
+TRIED_EPOCHS = 5
+TRY_SECONDS = 15.0
+"""A method is tried no longer, once it had two epochs."""
+
+
+def estimate(
+    experiment: Experiment, out: Path, resume: bool, device: torch.device, in_memory: InMemory, jobs: int
+) -> str:
+    """What the command would do, as a person reads it. Raises what it would raise; writes nothing."""
+    with writing(out):
+        free = free_bytes(out)
+    placed = work.place(experiment, device, in_memory, jobs)
+    config, features, split = experiment.config, experiment.features, experiment.splits[0]
+    streams = ", ".join(f"{n} ({c})" for n, c in features.channels.items())
+    seeds = len({training.split.seed for training in experiment.trainings})
+    tried = {t.method: t for t in reversed(experiment.trainings)}
+    epochs = sum(_seconds_an_epoch(experiment, t, placed, device) for t in tried.values())
+    seconds = epochs * config.training.epochs * len(experiment.trainings) / len(tried) / jobs
+    return "\n".join(
+        (
+            f"{len(experiment.trainings)} training(s) of {config.training.epochs} epochs: {', '.join(config.methods)} "
+            f"× {len({s.fold for s in experiment.splits})} fold(s) × {seeds} seed(s), {jobs} at a time on {device}",
+            f"{len(features.ids)} videos of up to {features.segments} segments; {streams}; "
+            f"{features.nbytes / 2**20:.1f} MiB",
+            f"fold 0, seed {split.seed}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, "
+            f"{len(split.validation)} validation, {len(split.test)} test",
+            f"run folder: {out} ({'goes on where it stands' if resume else 'new'}), {free / 1e9:.1f} GB free",
+            f"time: about {as_time(seconds)}{' less what is done' if resume else ''}, reckoned from {TRIED_EPOCHS} "
+            "epochs of each method, tried just now one at a time; a busier machine takes longer",
+        )
+    )
+
+
+def _seconds_an_epoch(
+    experiment: Experiment, training: OneTraining, features: FeatureSet, device: torch.device
+) -> float:
+    """Of one training, without its first epoch, which pays for what is only done once."""
+    config = experiment.config
+    short = config.training.model_copy(update={"epochs": TRIED_EPOCHS})
+    trial = replace(experiment, config=config.model_copy(update={"training": short}))
+    ends: list[float] = []
+    limit = time.monotonic() + TRY_SECONDS
+    with scratch("aqa-try-") as folder, suppress(Stopped):
+        work.run_training(
+            trial,
+            training,
+            features,
+            folder,
+            device,
+            stop=lambda: int(len(ends) > 1 and time.monotonic() > limit),
+            on_epoch=lambda epoch, row: ends.append(time.monotonic()),
+        )
+    return (ends[-1] - ends[0]) / (len(ends) - 1)
