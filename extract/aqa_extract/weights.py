@@ -9,8 +9,9 @@ sha256 and origin, written last. AQA_OFFLINE=1 forbids the network. A source is 
 what cannot be had is an EnvironmentFault.
 
 `default` is the first name of its kind's order that the cache already holds, else the first whose original was put
-there, else the first that can be fetched; so one machine keeps answering alike while the network comes and goes.
-Which one served is said and recorded.
+there, else the first that can be fetched. What it was once is kept beside the weights, so one machine keeps answering
+alike while the network comes and goes, also where the answer is `inflated-from-rgb`, which has no file. Fetching a
+better name, or putting its original there, changes it. Which one served is said and recorded.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def resolve(name_or_path: str, kind: Kind, say: Say = note, inflate_from: str = 
         say(f"flow weights: inflated from rgb, never trained on flow; expect less of them ({record['source']})")
     else:
         say(f"{kind} weights: {record['name']} ({record['source']})")
+    if name_or_path == "default" and record["name"] != (best := DEFAULTS[kind][0]):
+        say(f"`default` stays with these {kind} weights; better ones: `aqa weights fetch {best}`, for new stores")
     return loaded
 
 
@@ -85,11 +88,18 @@ def fetch(name: str, say: Say = note) -> dict[str, Any]:
             f"the weights were fetched, but the cache {weights_cache.weights_folder()} cannot be written",
             fix="set AQA_HOME to a folder of yours",
         )
+    kind = REGISTRY[name].kind
+    order, before = DEFAULTS[kind], weights_cache.settled(kind)
+    if name in order and (before not in order or order.index(name) < order.index(before)):
+        _settle(kind, name, say)
+        if before in order:
+            say(f"`default` now means {name} for {kind} weights, not {before}; stores that were begun keep theirs")
     return loaded.record
 
 
 def listing() -> list[dict[str, Any]]:
-    """The registry as rows: name, kind, cached, bytes, licence, sources, default (place in its order), note."""
+    """The registry as rows: name, kind, cached, bytes, licence, sources, default (place in its order), settled (what
+    `default` means here), note."""
     rows = []
     for entry in REGISTRY.values():
         order = DEFAULTS[entry.kind]
@@ -103,6 +113,7 @@ def listing() -> list[dict[str, Any]]:
                 "licence": entry.licence,
                 "sources": [str(source) for source in entry.sources],
                 "default": order.index(entry.name) + 1 if entry.name in order else None,
+                "settled": weights_cache.settled(entry.kind) == entry.name,
                 "note": entry.note,
             }
         )
@@ -133,20 +144,43 @@ def verify(names: Iterable[str] | None = None) -> list[Problem]:
     return problems
 
 
-def _default(kind: Kind, say: Say, inflate_from: str = "default") -> Loaded:
+def default_candidates(kind: Kind) -> list[Entry]:
+    """What `default` may be: one entry once that is settled, or where something is here, else all in their order."""
     order = [REGISTRY[name] for name in DEFAULTS[kind]]
+    before = weights_cache.settled(kind)
+    if before in DEFAULTS[kind]:
+        at = DEFAULTS[kind].index(before)
+        return [next((entry for entry in order[:at] if _placed(entry)), order[at])]
     for held in (lambda entry: weights_cache.is_cached(entry.name), _placed):
         if entry := next((entry for entry in order if held(entry)), None):
-            return _named(entry, say, inflate_from)
+            return [entry]
+    return order
+
+
+def _default(kind: Kind, say: Say, inflate_from: str = "default") -> Loaded:
+    candidates = default_candidates(kind)
     faults = []
-    for entry in order:
+    for entry in candidates:
         try:
-            return _named(entry, say, inflate_from)
+            loaded = _named(entry, say, inflate_from)
         except EnvironmentFault as e:
-            if entry is not order[-1] and not _offline():
+            if entry is not candidates[-1] and not _offline():
                 say(f"{e.cause}; trying the next")
             faults.append(e)
+            continue
+        if weights_cache.settled(kind) != entry.name:
+            _settle(kind, entry.name, say)
+        return loaded
     raise EnvironmentFault(f"no {kind} weights: {'; '.join(e.cause for e in faults)}", fix=faults[-1].fix)
+
+
+def _settle(kind: Kind, name: str, say: Say) -> None:
+    try:
+        weights_cache.settle(kind, name)
+    except OSError as e:
+        say(
+            f"`default` may mean other {kind} weights next time: {weights_cache.weights_folder()} cannot be written: {e}"
+        )
 
 
 def _named(entry: Entry, say: Say, inflate_from: str = "default") -> Loaded:

@@ -2,6 +2,7 @@
 
     $AQA_HOME/weights/NAME.safetensors   the tensors
     $AQA_HOME/weights/NAME.json          their sha256 and origin; written last, so without it nothing is cached
+    $AQA_HOME/weights/default-KIND       the name that `default` means on this machine
 
 Both are written beside their place and moved there, so two processes that fetch the same weights at once leave the
 same two whole files, whoever is last.
@@ -80,6 +81,20 @@ def write(name: str, data: bytes, record: dict[str, Any], origin: str) -> None:
     kept = {**record, "cache": {"format": FORMAT, "origin": origin}}
     _replace(tensors_file(name), data)
     _replace(record_file(name), json.dumps(kept, indent=2).encode())
+
+
+def settled(kind: str) -> str | None:
+    """The name that `default` was settled on, None where it was not yet."""
+    try:
+        return (weights_folder() / f"default-{kind}").read_text("utf-8").strip()
+    except (OSError, ValueError):
+        return None
+
+
+def settle(kind: str, name: str) -> None:
+    """Let `default` mean `name` from now on. Raises OSError."""
+    weights_folder().mkdir(parents=True, exist_ok=True)
+    _replace(weights_folder() / f"default-{kind}", f"{name}\n".encode())
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aqa_extract import weights, weights_cache
 from aqa_extract.weights_fetch import SourceFailed
-from aqa_extract.weights_registry import DEFAULTS, INFLATED, REGISTRY, Entry, Kind
+from aqa_extract.weights_registry import INFLATED, REGISTRY, Entry, Kind
 from aqa_shared.errors import EnvironmentFault
 
 
@@ -41,9 +41,7 @@ def outlook(name_or_path: str, kind: Kind, inflate_from: str = "default") -> Out
 
 def _default(kind: Kind, inflate_from: str) -> Outlook:
     faults = []
-    order = [REGISTRY[name] for name in DEFAULTS[kind]]
-    here = [e for e in order if weights_cache.is_cached(e.name)] or [e for e in order if weights._placed(e)]
-    for entry in here[:1] or order:
+    for entry in weights.default_candidates(kind):
         try:
             return _named(entry, inflate_from)
         except EnvironmentFault as e:

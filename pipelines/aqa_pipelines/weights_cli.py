@@ -29,7 +29,8 @@ def list_(json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] 
         table.add_column(column, no_wrap=column == "name", overflow="fold")
     for row in rows:
         here = f"{row['bytes'] / 2**20:.0f} MiB" if row["cached"] else "made of others" if not row["sources"] else "–"
-        table.add_row(row["name"], row["kind"], str(row["default"] or ""), here, row["licence"])
+        place = f"{row['default'] or ''}{' (in use)' if row['settled'] else ''}"
+        table.add_row(row["name"], row["kind"], place, here, row["licence"])
     console.out.print(table)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from aqa_extract import weights_cache, weights_fetch
 from aqa_extract.weights import fetch, listing, resolve, verify
 from aqa_extract.weights_fetch import Package, SourceFailed, TorchvisionUrl, Url, check_digest, file_digest
+from aqa_extract.weights_outlook import outlook
 from aqa_extract.weights_registry import DEFAULTS, INFLATED, REGISTRY, Entry
 from aqa_shared.errors import EnvironmentFault, UsageError
 
@@ -454,6 +455,35 @@ def test_default_is_the_first_that_can_be_had_and_then_stays(
     assert resolve("default", "actor", quiet).record["name"] == "second"
     fetch("best", quiet)
     assert resolve("default", "actor", quiet).record["name"] == "best"
+
+
+def test_inflated_weights_stay_when_the_network_comes_back(
+    server: Server, registered: Any, monkeypatch: pytest.MonkeyPatch, own_home: Path, said: list[str]
+) -> None:
+    registered(Url(f"{server.url}/ok.pt", SHA256), name="rgb", kind="rgb")
+    registered(Url(f"{server.url}/missing.pt", SHA256), name="best", kind="flow")
+    registered(Url(f"{server.url}/missing.pt", SHA256), name="second", kind="flow")
+    monkeypatch.setitem(REGISTRY, INFLATED, replace(REGISTRY[INFLATED], converter="builtins:dict"))
+    monkeypatch.setitem(DEFAULTS, "rgb", ("rgb",))
+    monkeypatch.setitem(DEFAULTS, "flow", ("best", "second", INFLATED))
+    assert resolve("default", "flow", quiet).record["name"] == INFLATED
+    for name in ("best", "second"):
+        registered(Url(f"{server.url}/ok.pt", SHA256), name=name, kind="flow")
+    assert resolve("default", "flow", said.append).record["name"] == INFLATED
+    assert outlook("default", "flow").name == INFLATED
+    assert "aqa weights fetch best" in said[-1]
+    # Naming others for one run is no wish for all; fetching is, as long as it is the better one.
+    assert resolve("best", "flow", quiet).record["name"] == "best"
+    assert resolve("default", "flow", quiet).record["name"] == INFLATED
+    fetch("second", said.append)
+    assert "`default` now means second for flow weights, not inflated-from-rgb" in said[-1]
+    assert [row["name"] for row in listing() if row["settled"]] == ["rgb", "second"]
+    fetch(INFLATED, quiet)
+    assert resolve("default", "flow", quiet).record["name"] == "second"
+    fetch("best", quiet)
+    assert resolve("default", "flow", quiet).record["name"] == "best"
+    (own_home / "weights" / "default-flow").write_bytes(b"\xffno name")
+    assert resolve("default", "flow", quiet).record["name"] == "best"
 
 
 def test_default_that_cannot_be_had_names_every_attempt(
