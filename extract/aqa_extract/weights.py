@@ -178,9 +178,7 @@ def _settle(kind: Kind, name: str, say: Say) -> None:
     try:
         weights_cache.settle(kind, name)
     except OSError as e:
-        say(
-            f"`default` may mean other {kind} weights next time: {weights_cache.weights_folder()} cannot be written: {e}"
-        )
+        say(f"`default` may mean other {kind} weights next time, as nothing can be kept here: {e}")
 
 
 def _named(entry: Entry, say: Say, inflate_from: str = "default") -> Loaded:
