@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -118,6 +119,44 @@ def test_parts_of_cuts(suffix: str, first: int, decoder: Decoder, clips: ModuleT
     taken = clips.take(decoder.decode(request(path, start=150, end=159)))
     np.testing.assert_array_equal(taken.stack, truth[taken.sources])
     assert (taken.finished.decoded < 100) == (first != 31)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(60))
+def test_parts_of_random_clips(seed: int, decoder: Decoder, clips: ModuleType, tmp_path: Path) -> None:
+    """Encoders, containers, groups, references and cuts at random: never another frame, never a fall-back."""
+    rng = random.Random(seed)
+    codec = rng.choice(["libx264", "libx264", "libx265", "libvpx-vp9"])
+    suffix = rng.choice([".mp4", ".webm"] if codec == "libvpx-vp9" else [".mp4", ".mov", ".mkv"])
+    common = {"keyint": rng.randint(5, 60), "bframes": rng.randint(0, 7), "open_gop": rng.randint(0, 1)}
+    common |= {"ref": rng.randint(1, 6), "scenecut": rng.choice([0, 40]), "b_adapt": rng.randint(0, 2)}
+    options = {
+        "libx264": x264(**common, weightp=rng.randint(0, 2), b_pyramid=rng.choice(["none", "strict", "normal"])),
+        "libx265": x265(**common, radl=rng.choice([0, 2]) if common["bframes"] > 3 else 0),
+        "libvpx-vp9": {"auto-alt-ref": rng.choice("016"), "lag-in-frames": rng.choice(["0", "16"]), "cpu-used": "8"},
+    }[codec]
+    flags = rng.choice(["", "faststart", "frag_keyframe+empty_moov", "negative_cts_offsets", "cmaf+frag_keyframe"])
+    container = {"movflags": flags} if flags and suffix in (".mp4", ".mov") else {}
+    clip = clips.Clip(
+        codec=codec,
+        suffix=suffix,
+        frames=rng.randint(150, 400),
+        gop=common["keyint"],
+        b_frames=common["bframes"],
+        options=options,
+        container_options=container,
+        pix_fmt=rng.choice(["yuv420p", "yuv420p", "yuv444p"]),
+    )
+    path = clip.write(tmp_path / "clip")
+    if codec != "libvpx-vp9" and rng.random() < 0.3:
+        path = clips.copy_from(path, tmp_path / "cut", rng.choice([0, common["keyint"]]), suffix)
+    truth = clips.reference(path)
+    if decoder.probe(str(path)).n_expected != len(truth):
+        pytest.skip("a cut that lacks frames: numbered by what can be decoded")
+    for start in rng.sample(range(seek.MIN_SKIP, len(truth) - 9), 4):
+        taken = clips.take(decoder.decode(request(path, start=start, end=start + 9)))
+        assert taken.openings == 1, taken.finished.warnings
+        np.testing.assert_array_equal(taken.stack, truth[taken.sources])
 
 
 def test_sparse_segments_jump_over_what_nobody_looks_at(decoder: Decoder, clips: ModuleType, tmp_path: Path) -> None:

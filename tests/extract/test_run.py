@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from tests.extract.clips import Clip
 
 from aqa_extract import quarantine
@@ -463,6 +465,28 @@ def test_parts_are_extracted_as_parts(clips: Path, undisturbed: Path, tmp_path: 
     assert np.array_equal(part.read("rgb")[1], FeatureStore.open(undisturbed).video(video.id, "rgb")[1])
 
 
+def test_shape_and_colours_are_recorded(tmp_path: Path, i3d_rgb_weights: str) -> None:
+    (tmp_path / "v").mkdir()
+    hlg = {"colorspace": 9, "color_primaries": 9, "color_trc": 18, "color_range": 1}
+    Clip(aspect=Fraction(2), color=hlg).write(tmp_path / "v" / "hlg")
+    Clip().write(tmp_path / "v" / "plain")
+    videos, store = find_videos(tmp_path / "v").videos, tmp_path / "s.zarr"
+    extract(videos, store, SETTINGS)
+    hdr, plain = (json.loads(text) for text in zarr.open_group(store, mode="r")["meta"][:])  # type: ignore[index,union-attr]
+    assert (hdr["width"], hdr["height"], hdr["sample_aspect_ratio"]) == (128, 48, "2:1")
+    assert [hdr[f"color_{name}"] for name in ("primaries", "transfer", "matrix", "range")] == [
+        "bt2020",
+        "arib-std-b67",
+        "bt2020nc",
+        "tv",
+    ]
+    assert (hdr["tone_mapped"], hdr["assumed_matrix"]) == ("hlg", "")
+    assert (plain["tone_mapped"], plain["assumed_matrix"], plain["color_matrix"]) == ("", "bt601", "unknown")
+    other = SETTINGS.model_copy(update={"pixels": SETTINGS.pixels.model_copy(update={"untagged_matrix": "bt709"})})
+    with pytest.raises(StoreError, match="untagged_matrix"):
+        extract(videos, store, other)
+
+
 def test_features_outlive_their_videos(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes((clips / "clip0.mp4").read_bytes())
     video = Video(id="a.mp4", path=str(tmp_path / "a.mp4"))
@@ -683,6 +707,7 @@ def test_a_store_begun_with_a_default_goes_on_with_those_weights(clips: Path, un
         (("--protocol", "evn"), ExitCode.USAGE, "--protocol"),
         (("--flow-bound", "-1"), ExitCode.USAGE, "--flow-bound"),
         (("--actor-every", "0"), ExitCode.USAGE, "--actor-every"),
+        (("--untagged-matrix", "bt2020"), ExitCode.USAGE, "--untagged-matrix"),
         (("--workers", "0"), ExitCode.USAGE, "--workers"),
         (("--device", "cuda:9"), ExitCode.ENVIRONMENT, "cuda:9"),
         (("--rgb-weights", "no-such-weights"), ExitCode.USAGE, "no-such-weights"),
