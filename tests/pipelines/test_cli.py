@@ -9,12 +9,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from aqa_shared.machine import has_units_for, pick_device
 from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling, Video
 from aqa_shared.store import ArraySpec, StoreWriter
 
@@ -244,12 +246,13 @@ def test_demo_refuses_what_cannot_be(wrong: list[str], tmp_path: Path) -> None:
 
 def test_demo_commands_are_commands() -> None:
     """What the demo runs is accepted by the two commands as it stands."""
-    from aqa_pipelines.demo import EXTRACT, TRAIN
+    from aqa_pipelines.demo import EXTRACT, TRAIN, _precision
 
-    extract = run("aqa-extract", "videos", "--out", "feats.zarr", *EXTRACT, "--print-config")
+    extract = run("aqa-extract", "videos", "--out", "feats.zarr", *EXTRACT, *_precision(), "--print-config")
     assert extract.returncode == 0, extract.stderr
-    settings = ExtractSettings.model_validate_json(extract.stdout)
-    assert settings.streams == ("rgb", "flow", "actor-rgb")
+    settings = tomllib.loads(extract.stdout)
+    assert settings["streams"] == ["rgb", "actor-rgb"]
+    assert settings["precision"] == ("bf16" if has_units_for("bf16", pick_device("auto")) else "fp32")
     train = run("aqa-train", "--features", "feats.zarr", *TRAIN, "--print-config")
     assert train.returncode == 0, train.stderr
     assert "s4aqa" in train.stdout
