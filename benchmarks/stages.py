@@ -112,7 +112,7 @@ def main() -> None:
     from aqa_extract.actor.ssd import load_detector
     from aqa_extract.decode.child import Decoder
     from aqa_extract.flow.inputs import to_gray
-    from aqa_extract.flow.tvl1 import TVL1Settings, tvl1
+    from aqa_extract.flow.tvl1 import tvl1
     from aqa_extract.i3d import load_i3d
     from aqa_shared.records import Pixels
 
@@ -158,16 +158,14 @@ def main() -> None:
         gray = to_gray(small[: PAIRS + 1])
         arrays = [g.cpu().numpy().astype(np.uint8) for g in gray]
         opencv = cv2.optflow.DualTVL1OpticalFlow_create()
-        for mode in ("fast", "parity"):
-            settings = TVL1Settings.named(mode)
-            row(
-                f"TV-L1 {mode} {gray.shape[-2]}x{gray.shape[-1]}",
-                "pair",
-                PAIRS,
-                lambda settings=settings: tvl1(gray, first, first + 1, settings),
-                "OpenCV CPU DualTVL1",
-                lambda: [opencv.calc(arrays[i], arrays[i + 1], None) for i in range(PAIRS)],
-            )
+        row(
+            f"TV-L1 {gray.shape[-2]}x{gray.shape[-1]}",
+            "pair",
+            PAIRS,
+            lambda: tvl1(gray, first, first + 1),
+            "OpenCV CPU DualTVL1",
+            lambda: [opencv.calc(arrays[i], arrays[i + 1], None) for i in range(PAIRS)],
+        )
         crop = px.centre_crop(small[:16], 224).float() * (2 / 255) - 1
         clips = crop.transpose(0, 1)[None].repeat(CLIPS, 1, 1, 1, 1)
         plain = Reference().eval().to(device)

@@ -100,7 +100,7 @@ def extract(
     maps: Annotated[bool, Streams(help="Also store the map before the pool.")] = False,
     flow: Annotated[
         str | None,
-        Flow(help="TV-L1: off, parity (as OpenCV on a CPU) or fast (fixed steps); parity for flow streams."),
+        Flow(help="TV-L1: off, or parity (as OpenCV on a CPU); parity for flow streams."),
     ] = None,
     flow_quantise: Annotated[str, Flow(help="mediapipe (as I3D was trained), round, or none.")] = "mediapipe",
     flow_bound: Annotated[float, Flow(help="Flow is clipped to this many pixels.")] = 20.0,
@@ -257,7 +257,7 @@ def settings_from(
     wants_flow = any(name.endswith("flow") for name in names)
     mode = flow if flow is not None else ("parity" if wants_flow else "off")
     if wants_flow and mode == "off":
-        raise UsageError("--streams asks for flow, --flow is off", fix="use --flow fast or --flow parity")
+        raise UsageError("--streams asks for flow, --flow is off", fix="omit --flow, or use --flow parity")
     ordered: tuple[Stream, ...] = tuple(name for name in STREAMS if name in names)
     try:
         return ExtractSettings.model_validate(

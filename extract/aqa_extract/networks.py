@@ -1,4 +1,4 @@
-"""The networks a run needs, loaded once: I3D for RGB, I3D for flow, the person detector, the TV-L1 schedule."""
+"""The networks a run needs, loaded once: I3D for RGB, I3D for flow, the person detector, TV-L1's settings."""
 
 from __future__ import annotations
 
@@ -56,8 +56,7 @@ class Networks:
         if needs_actor(settings):
             detector, weights["actor"] = load_detector(settings.actor_weights, say)
             detector = detector.eval().to(device)
-        mode = "fast" if settings.flow.mode == "off" else settings.flow.mode
-        return cls(settings, device, backbones, detector, TVL1Settings.named(mode), weights)
+        return cls(settings, device, backbones, detector, TVL1Settings(), weights)
 
     @property
     def detector_size(self) -> int | None:

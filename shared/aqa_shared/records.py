@@ -117,7 +117,8 @@ class Pixels(Record):
 class FlowSettings(Record):
     """TV-L1 optical flow and how it becomes network input."""
 
-    mode: Literal["off", "fast", "parity"] = "off"
+    mode: Literal["off", "parity"] = "off"
+    """`parity` is OpenCV's CPU DualTVL1, which I3D's flow network was trained on."""
     quantise: Literal["mediapipe", "round", "none"] = "mediapipe"
     bound: Finite = Field(default=20.0, gt=0)
     """Displacements are clipped to ±bound pixels, then scaled to [-1, 1]."""
@@ -159,7 +160,7 @@ class ExtractSettings(Record):
         if not self.streams or len(set(self.streams)) != len(self.streams):
             raise ValueError(f"streams must name each stream once, got {self.streams}")
         if self.flow.mode == "off" and any(s.endswith("flow") for s in self.streams):
-            raise ValueError("streams with flow need flow mode fast or parity, got off")
+            raise ValueError("streams with flow need flow mode parity, got off")
         return self
 
 

@@ -64,7 +64,7 @@ def test_a_typo_in_the_configuration_is_named(tmp_path: Path, name: str) -> None
         REQUIRED,
         ("a b.mp4", 'quote".mp4', "--out", "x", "--labels", "l.csv", "--segments", "4"),
         ("--protocol", "mtl-aqa", "--last-start", "87", "--streams", "actor-flow", "--flow-quantise", "none"),
-        ("--protocol", "dense", "--step", "8", "--fps", "12.5", "--flow", "fast", "--batch", "3", "--retry-failed"),
+        ("--protocol", "dense", "--step", "8", "--fps", "12.5", "--flow", "parity", "--batch", "3", "--retry-failed"),
     ],
 )
 def test_the_printed_configuration_gives_itself_again(tmp_path: Path, options: tuple[str, ...]) -> None:
@@ -88,7 +88,7 @@ def test_the_printed_configuration_gives_itself_again(tmp_path: Path, options: t
         (("--step", "8"), "--step", "--protocol dense"),
         (("--last-start", "87"), "--last-start", "--protocol mtl-aqa or aqa-7"),
         (("--flow-bound", "10"), "--flow-bound", "--streams flow or actor-flow"),
-        (("--flow", "fast", "--streams", "rgb", "--flow-quantise", "none"), "--flow-quantise", "--streams flow"),
+        (("--flow", "parity", "--streams", "rgb", "--flow-quantise", "none"), "--flow-quantise", "--streams flow"),
         (("--flow-weights", "f.pt"), "--flow-weights", "--streams flow"),
         (("--actor-every", "2"), "--actor-every", "--streams actor-rgb or actor-flow"),
         (("--actor-weights", "a.pt", "--streams", "rgb,flow"), "--actor-weights", "--streams actor-rgb"),

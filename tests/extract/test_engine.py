@@ -289,7 +289,7 @@ class SmallMemory(nn.Module):
 
 
 def networks(settings: ExtractSettings, network: SmallMemory) -> Networks:
-    return Networks(settings, torch.device("cpu"), {"rgb": network}, None, TVL1Settings.named("fast"), {})
+    return Networks(settings, torch.device("cpu"), {"rgb": network}, None, TVL1Settings(), {})
 
 
 def features(path: Path, network: SmallMemory, batch: int, cores: int = 1) -> list[Done]:

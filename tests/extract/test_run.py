@@ -669,7 +669,7 @@ def test_flow_streams_store_motion(clips: Path, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(
         update={
             "streams": ("rgb", "flow"),
-            "flow": FlowSettings(mode="fast"),
+            "flow": FlowSettings(mode="parity"),
             "flow_weights": "inflated-from-rgb",
             "sampling": Sampling(segments=1),
         }

@@ -18,7 +18,7 @@ from aqa_shared.errors import EnvironmentFault, UsageError
 
 cv2 = pytest.importorskip("cv2", reason="opencv is the reference")
 
-FAST, PARITY = TVL1Settings.named("fast"), TVL1Settings.named("parity")
+PARITY = TVL1Settings()
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -29,10 +29,9 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return request.param
 
 
-@pytest.fixture(params=["fast", "parity"])
-def settings(request: pytest.FixtureRequest, engine: Engine) -> TVL1Settings:
-    """Both modes on both engines."""
-    return replace(TVL1Settings.named(request.param), engine=engine)
+@pytest.fixture
+def settings(engine: Engine) -> TVL1Settings:
+    return TVL1Settings(engine=engine)
 
 
 def require_native() -> None:
@@ -116,12 +115,11 @@ def test_one_iteration_equals_the_equations() -> None:
     level.wx, level.wy = torch.from_numpy(wx)[None], torch.from_numpy(wy)[None]
     level.constant = torch.from_numpy(rho_c)[None]
     level.set_gradient()
-    change = level.iterate(PARITY.theta, PARITY.lam * PARITY.theta, PARITY.tau / PARITY.theta, True)
+    change = level.iterate(PARITY.theta, PARITY.lam * PARITY.theta, PARITY.tau / PARITY.theta)
 
     new_u, new_p = _reference_iteration(*(a.astype(np.float64) for a in (u, p, wx, wy, rho_c)), PARITY)
     assert np.abs(level.flow[0].numpy() - new_u).max() < 1e-5
     assert np.abs(level.dual[0, :, :, 1:, 1:].numpy() - new_p).max() < 1e-5
-    assert change is not None
     assert float(change) == pytest.approx(((new_u - u) ** 2).sum(), rel=1e-5)
 
 
@@ -173,17 +171,13 @@ def test_median_equals_opencv(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("clip", ["mmaction2_demo", "v_GGSY1Qvo990"])
-@pytest.mark.parametrize("mode", ["parity", "fast"])
-def test_goldens(shared_dir: Path, clip: str, mode: str, engine: Engine) -> None:
+def test_goldens(shared_dir: Path, clip: str, settings: TVL1Settings) -> None:
     golden = np.load(shared_dir / "goldens" / f"tvl1_{clip}.npz")
     frames = torch.from_numpy(golden["pairs"]).flatten(0, 1)
     first = torch.arange(0, len(frames), 2)
-    found = tvl1(frames, first, first + 1, replace(TVL1Settings.named(mode), engine=engine)).numpy()
+    found = tvl1(frames, first, first + 1, settings).numpy()
     expected = golden["flow"].astype(np.float32).transpose(0, 3, 1, 2)
     error = end_point_error(found, expected).mean()
-    if mode == "fast":
-        assert error < 0.1
-        return
     levels = [np.floor((np.clip(f, -20, 20) + 20) / 40 * 255) for f in (found, expected)]
     assert error < 0.03
     assert (np.abs(found - expected) <= 0.1).mean() >= 0.95
@@ -247,35 +241,29 @@ def test_uint8_and_float_frames_give_the_same_flow() -> None:
     a, b = texture(40, 44, 0), texture(40, 44, 1)
     whole = torch.from_numpy(np.stack((a, b)))
     index = torch.tensor([0]), torch.tensor([1])
-    assert torch.equal(tvl1(whole, *index, FAST), tvl1(whole.float(), *index, FAST))
+    assert torch.equal(tvl1(whole, *index, PARITY), tvl1(whole.float(), *index, PARITY))
 
 
-def test_a_longer_schedule_comes_closer(engine: Engine) -> None:
+def test_more_iterations_come_closer(engine: Engine) -> None:
     a = texture(64, 64)
     b = moved(a, np.float32([[1, 0, 2.5], [0, 1, -1]]))
     reference = flow_between(a, b, PARITY).numpy()
-    errors = [
-        end_point_error(flow_between(a, b, replace(FAST, schedule=(n,) * 5, engine=engine)).numpy(), reference).mean()
-        for n in (1, 5, 30)
-    ]
+    few = [TVL1Settings(epsilon=0.0, inner=n, outer=1, engine=engine) for n in (1, 5, 30)]
+    errors = [end_point_error(flow_between(a, b, settings).numpy(), reference).mean() for settings in few]
     assert errors[0] > errors[1] > errors[2]
 
 
 def test_no_pairs_give_no_flow() -> None:
     none = torch.zeros(0, dtype=torch.int64)
-    assert tvl1(torch.zeros(3, 20, 30), none, none, FAST).shape == (0, 2, 20, 30)
+    assert tvl1(torch.zeros(3, 20, 30), none, none, PARITY).shape == (0, 2, 20, 30)
 
 
 def test_wrong_input_says_what_was_given() -> None:
     frames, index = torch.zeros(2, 20, 20), torch.tensor([0])
     with pytest.raises(UsageError, match=r"outside 0\.\.1"):
-        tvl1(frames, index, torch.tensor([2]), FAST)
+        tvl1(frames, index, torch.tensor([2]), PARITY)
     with pytest.raises(UsageError, match=r"\(2, 3, 20, 20\)"):
-        tvl1(torch.zeros(2, 3, 20, 20), index, index, FAST)
-    with pytest.raises(UsageError, match="choose one of: parity, fast"):
-        TVL1Settings.named("quick")
-    with pytest.raises(UsageError, match="2 warps"):
-        replace(FAST, schedule=(30, 30))
+        tvl1(torch.zeros(2, 3, 20, 20), index, index, PARITY)
 
 
 # ---- the median's network
@@ -303,25 +291,11 @@ def test_native_equals_torch_step_for_step(warps: int, median: bool) -> None:
     require_native()
     a = texture(53, 70)
     b = moved(a, np.float32([[1.02, 0.01, 2.5], [-0.01, 1, -3.5]]))
-    few = replace(FAST, warps=warps, schedule=(2,) * warps, inner=1, median=median)
+    few = TVL1Settings(epsilon=0.0, warps=warps, inner=1, outer=2, median=median)
     compiled = flow_between(a, b, replace(few, engine="native"))
     by_torch = flow_between(a, b, replace(few, engine="torch"))
     torch.testing.assert_close(compiled, by_torch, rtol=0, atol=2e-3)
     assert (compiled - by_torch).abs().mean() < 1e-5
-
-
-def test_native_shares_pairs_among_threads_without_changing_them() -> None:
-    require_native()
-    frames = torch.from_numpy(np.stack([texture(40, 48, seed) for seed in range(5)]))
-    first = torch.arange(4)
-    alone = tvl1(frames, first, first + 1, FAST)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        together = tvl1(frames, first, first + 1, FAST)
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(alone, together)
 
 
 def test_the_processors_handling_of_tiny_numbers_stays_as_it_was(settings: TVL1Settings) -> None:
@@ -343,10 +317,10 @@ def test_without_a_working_compiler_torch_does_the_work(
     native.load.cache_clear()
     try:
         cpu = torch.device("cpu")
-        assert engine_for(cpu, FAST) == "torch"
-        assert flow_between(texture(20, 20), texture(20, 20, 1), FAST).any()
+        assert engine_for(cpu, PARITY) == "torch"
+        assert flow_between(texture(20, 20), texture(20, 20, 1), PARITY).any()
         with pytest.raises(EnvironmentFault, match="C compiler"):
-            engine_for(cpu, replace(FAST, engine="native"))
+            engine_for(cpu, replace(PARITY, engine="native"))
     finally:
         native.load.cache_clear()
 
@@ -369,11 +343,10 @@ def test_a_library_that_computes_something_else_is_not_used(monkeypatch: pytest.
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("mode", ["fast", "parity"])
-def test_cuda_equals_cpu(mode: str) -> None:
+def test_cuda_equals_cpu() -> None:
     a = texture(112, 128)
     b = moved(a, np.float32([[1, 0, 2.5], [0, 1, -1]]))
     frames, index = torch.from_numpy(np.stack((a, b))), torch.tensor([0])
-    there = tvl1(frames.cuda(), index, index + 1, TVL1Settings.named(mode)).cpu()
-    here = tvl1(frames, index, index + 1, TVL1Settings.named(mode))
+    there = tvl1(frames.cuda(), index, index + 1, PARITY).cpu()
+    here = tvl1(frames, index, index + 1, PARITY)
     assert end_point_error(there.numpy(), here.numpy()).mean() < 0.02

@@ -326,7 +326,7 @@ def test_predict_takes_streams_and_weights_from_the_checkpoint() -> None:
         streams=("rgb", "flow", "actor-rgb"),
         sampling=Sampling(segments=4),
         pixels=Pixels(short_side=112, crop=112),
-        flow=FlowSettings(mode="fast"),
+        flow=FlowSettings(mode="parity"),
         logits=True,
     )
     weights = {
@@ -339,7 +339,7 @@ def test_predict_takes_streams_and_weights_from_the_checkpoint() -> None:
     assert found.rgb_weights == "i3d-kinetics-400"
     assert (found.sampling, found.pixels, found.logits) == (trained.sampling, trained.pixels, False)
     found = settings_for(trained, ["rgb", "flow"], weights)
-    assert found.flow.mode == "fast"
+    assert found.flow.mode == "parity"
     assert found.flow_weights == "/data/mine.pt"
 
 

@@ -51,7 +51,7 @@ def store_maker(folder: Path) -> MakeStore:
         settings = ExtractSettings(
             streams=streams,
             sampling=Sampling(segments=segments),
-            flow=FlowSettings(mode="fast" if any("flow" in s for s in streams) else "off"),
+            flow=FlowSettings(mode="parity" if any("flow" in s for s in streams) else "off"),
         )
         specs = [ArraySpec(s.replace("-", "_"), ("channel",), (channels,), "float32", {}) for s in streams]
         x, truth = synthetic(videos, segments, channels, seed)

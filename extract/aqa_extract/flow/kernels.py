@@ -117,10 +117,10 @@ class Level:
         gradient = self.wx.square().addcmul_(self.wy, self.wy)
         self.inverse = torch.where(gradient > FLT_EPSILON, gradient.reciprocal(), NO_GRADIENT)
 
-    def iterate(self, theta: float, threshold: float, taut: float, want_change: bool) -> Float[Tensor, " n"] | None:
+    def iterate(self, theta: float, threshold: float, taut: float) -> Float[Tensor, " n"]:
         """One iteration: u from p, then p from u. `threshold` is lambda theta, `taut` tau / theta.
 
-        Returns the sum of squared changes of u per pair when wanted.
+        Returns the sum of squared changes of u per pair.
         """
         flow, dual, step, change = self.flow, self.dual, self._step, self._change
         u, v = flow.unbind(1)
@@ -131,7 +131,7 @@ class Level:
         change[:, 0].addcmul_(step, self.wx, value=-1)
         change[:, 1].addcmul_(step, self.wy, value=-1)
         flow.add_(change)
-        squared = change.square_().sum((1, 2, 3)) if want_change else None
+        squared = change.square_().sum((1, 2, 3))
 
         slope, length = self._slope, self._length[:, :, 0]
         torch.sub(flow[..., 1:], flow[..., :-1], out=slope[:, :, 0, :, :-1])

@@ -28,7 +28,6 @@ typedef struct {
     float theta, threshold, taut, still; /* threshold = lambda theta, taut = tau / theta, still = epsilon^2 */
     float step;                          /* of the pyramid */
     int32_t warps, inner, outer, median;
-    const int32_t *schedule;             /* iterations of each warp, or null: stop adaptively */
 } Settings;
 
 /* Every plane of a level has rows of `pitch` floats: the width and at least one more, rounded up to whole vectors.
@@ -261,12 +260,11 @@ static void solve(const Level *l, const Settings *s, const float *image)
     double still = (double)s->still * l->height * l->width;
     for (int w = 0; w < s->warps; w++) {
         linearise(l, image);
-        int iterations = s->schedule ? s->schedule[w] : s->inner * s->outer;
-        for (int i = 0; i < iterations; i++) {
+        for (int i = 0; i < s->inner * s->outer; i++) {
             if (s->median && i % s->inner == 0)
                 for (int c = 0; c < 2; c++)
                     median(l, l->u[c]);
-            if (iterate(l, s) <= still && !s->schedule)
+            if (iterate(l, s) <= still)
                 break;
         }
     }

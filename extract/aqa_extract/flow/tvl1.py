@@ -6,8 +6,7 @@ cubic, no median) cost more than fewer iterations do; docs/flow.md has the figur
     frames → pyramid (once per frame) → coarsest level: u = 0
                  └→ per level, coarse to fine: 5 × (warp, linearise, iterate) → enlarge → next level
 
-`parity` stops each pair where OpenCV would (adaptive); `fast` runs a fixed schedule, so its cost is known
-beforehand and nothing waits for the device.
+Each pair stops where OpenCV would: when its flow no longer changes.
 """
 
 from __future__ import annotations
@@ -50,43 +49,16 @@ class TVL1Settings:
     scale_step: float = 0.8
     median: bool = True
     """5x5 median of the flow before every run of `inner` iterations."""
-    schedule: tuple[int, ...] | None = None
-    """Iterations of each warp, whatever the change (ours); None stops adaptively as OpenCV does."""
-
     engine: Engine = "auto"
     """`native` is the fused C loop of native.py (CPU only), `torch` runs anywhere; `auto` takes the first where it
     can. They agree to rounding."""
-
-    def __post_init__(self) -> None:
-        if self.schedule is not None and len(self.schedule) != self.warps:
-            raise UsageError(
-                f"schedule gives iterations for {len(self.schedule)} warps, settings have {self.warps}",
-                fix="give one number of iterations per warp",
-            )
-
-    @classmethod
-    def named(cls, mode: str) -> TVL1Settings:
-        """Settings of `--flow fast` and `--flow parity`."""
-        if mode not in MODES:
-            raise UsageError(f"unknown flow mode {mode!r}", fix="choose one of: " + ", ".join(MODES))
-        return MODES[mode]
-
-    def iterations(self, warp: int) -> int:
-        """Iterations of warp number `warp` at most."""
-        return self.inner * self.outer if self.schedule is None else self.schedule[warp]
-
-
-MODES: dict[str, TVL1Settings] = {
-    "parity": TVL1Settings(),
-    "fast": TVL1Settings(schedule=(30, 30, 30, 30, 30)),
-}
 
 
 def tvl1(
     frames: Float[Tensor, "n height width"] | Tensor,
     first: Int[Tensor, " pairs"],
     second: Int[Tensor, " pairs"],
-    settings: TVL1Settings,
+    settings: TVL1Settings = TVL1Settings(),
 ) -> Float[Tensor, "pairs 2 height width"]:
     """Flow (u, v) in px from frame `first[i]` to frame `second[i]`, float32, on the device of `frames`.
 
@@ -161,15 +133,9 @@ def _solve(image: Tensor, planes: Tensor, flow: Tensor, settings: TVL1Settings) 
     """All warps of one level."""
     level = Level(flow)
     constants = (settings.theta, settings.lam * settings.theta, settings.tau / settings.theta)
-    for warp in range(settings.warps):
+    for _ in range(settings.warps):
         level.linearise(image, planes)
-        if settings.schedule is None:
-            _until_still(level, settings, constants)
-            continue
-        for iteration in range(settings.iterations(warp)):
-            if settings.median and iteration % settings.inner == 0:
-                level.smooth()
-            level.iterate(*constants, want_change=False)
+        _until_still(level, settings, constants)
     return level.flow
 
 
@@ -182,9 +148,7 @@ def _until_still(level: Level, settings: TVL1Settings, constants: tuple[float, f
     for iteration in range(settings.inner * settings.outer):
         if settings.median and iteration % settings.inner == 0:
             level.smooth()
-        change = level.iterate(*constants, want_change=True)
-        assert change is not None
-        moving = change > still
+        moving = level.iterate(*constants) > still
         if bool(moving.all()):
             continue
         level.copy_to(flow, dual, rows)
