@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,28 +78,43 @@ def demo(
 
 @app.command(epilog="aqa predict runs/best new.mp4 --format json")
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="Run folder or .safetensors of aqa-train.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Run folder of aqa-train, or one model's folder or file in it.", show_default=False
+        ),
+    ],
     videos: Annotated[
         list[str],
-        typer.Argument(metavar="VIDEO...", help="As for aqa-extract: files, a folder, a glob, a list, a manifest."),
+        typer.Argument(
+            metavar="STORE|VIDEO...",
+            help="A store of aqa-extract; or videos as aqa-extract takes them: files, a folder, a glob, a list.",
+        ),
     ],
+    method: Annotated[
+        str | None, typer.Option(help="Of a run of several methods, the one to use.", show_default=False)
+    ] = None,
     format: Annotated[Literal["csv", "json"], typer.Option(help="csv or json.")] = "csv",
     out: Annotated[Path | None, typer.Option(help="Write here instead of stdout.", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     decoder: Annotated[Literal["auto", "av", "decord"], typer.Option(help="auto, av or decord.")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Decode processes; default by cores.")] = None,
 ) -> None:
-    """Score videos: extract features as the checkpoint's were, and print what the model says.
+    """Score videos: extract features as the run's were, and print what all models of the method say together.
+
+    A score is the mean over the run's seeds and folds, the spread its deviation over them. Models that learned from a
+    video's own score are left out; where all did, all are used, and the column in_sample says true.
 
     Exit codes: 0 done, 2 usage, 3 some videos could not be used, 4 no videos, 5 environment, 6 other weights.
     """
     from aqa_extract.faults import environment_fault
     from aqa_pipelines.predict import as_text, predict_videos, write_text
 
-    result = predict_videos(checkpoint, videos, device=device, decoder=decoder, workers=workers)
+    result = predict_videos(run, videos, method=method, device=device, decoder=decoder, workers=workers)
     text = as_text(result, format)
     if out is None:
-        typer.echo(text, nl=False)
+        # Names are data in a file; on a terminal they must not be obeyed.
+        typer.echo(text, nl=False, color=not sys.stdout.isatty())
     else:
         write_text(out, text)
     if (fault := environment_fault(result.failures)) is not None:

@@ -39,9 +39,6 @@ TRAIN = [
 """The paper's recovery weight of 40 goes with hundreds of labelled videos; 4 was chosen on other rendered dives
 (docs/demo.md)."""
 
-MODEL = Path("models", "s4aqa", "fold0-seed0")
-"""Of the run, what the demo tells to try; a run folder alone means the first method named."""
-
 STAGES = {"aqa-extract": "aqa_extract.cli", "aqa-train": "aqa_train.cli"}
 
 
@@ -130,9 +127,9 @@ def _where(out: Path) -> str:
     places = {
         out / "videos": "the videos; labels.csv has their scores and what caused them",
         store: f"the features; see `{shlex.join(['aqa', 'info', str(store)])}`",
-        run: "metrics.json, predictions.csv, splits, checkpoints, plots",
+        run: "metrics.json, scores.csv (every video), splits, checkpoints, plots",
     }
     width = max(len(str(place)) for place in places)
     rows = [f"{place!s:{width}}  {what}" for place, what in places.items()]
-    command = shlex.join(["aqa", "predict", str(run / MODEL), str(out / "videos" / name_of(2))])
+    command = shlex.join(["aqa", "predict", str(run), str(out / "videos" / name_of(2)), "--method", "s4aqa"])
     return "\n".join(["", *rows, f"try: {command}"])

@@ -1,6 +1,6 @@
-"""Scores of new videos: the checkpoint says how features are made, the extractor makes them, the model reads them.
+"""Scores of a store or of new videos, by all models of a run's method.
 
-checkpoint ─▶ settings ─▶ extract into a temporary store ─▶ model ─▶ id, path, score
+run ─▶ models ─▶ settings ─▶ extract into a temporary store, or take the store given ─▶ id, path, score, spread
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from aqa_shared import console
 from aqa_shared.errors import NoInputError, StoreError, UsageError
@@ -19,66 +21,117 @@ from aqa_shared.files import replace_text, scratch
 from aqa_shared.machine import pick_device
 from aqa_shared.records import STREAMS, ExtractSettings, Failure
 
+if TYPE_CHECKING:
+    from aqa_shared.store import FeatureStore
+    from aqa_train.predict import Ensemble, Scores
+
 
 @dataclass(frozen=True)
 class Scored:
-    """What the model says of one video, in the units of the scores it learned from."""
+    """What the models say of one video, in the units of the scores they learned from."""
 
     id: str
     path: str
     score: float
+    """Mean over the members."""
+    spread: float | None
+    """Sample deviation over them; None for one alone."""
+    members: int
+    """How many models that is: those that did not learn from this video's own score."""
+    in_sample: bool
+    """Every model learned from it; then all are used, and the score is no prediction."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scores in the order of the input, and the videos that have none."""
+    """Scores in the order of the input, the models they are of, and the videos that have none."""
 
+    model: dict[str, Any]
     rows: list[Scored]
     failures: list[Failure]
 
 
 def predict_videos(
-    checkpoint: Path,
+    run: Path,
     videos: Sequence[str],
     *,
+    method: str | None = None,
     device: str = "auto",
     decoder: Literal["auto", "av", "decord"] = "auto",
     workers: int | None = None,
 ) -> Predictions:
-    """Extract and score. Raises UsageError, NoInputError, EnvironmentFault, and StoreError for other weights."""
+    """Score the videos of a store, or extract and score. `run` and `method` as `open_ensemble` takes them.
+
+    Raises UsageError, NoInputError, EnvironmentFault, and StoreError for features of another kind.
+    """
+    from aqa_shared.store import FeatureStore, root_or_none
+    from aqa_train.predict import open_ensemble
+
+    ensemble = open_ensemble(run, method)
+    model = {"run": str(run), "method": ensemble.method, "models": len(ensemble.files)}
+    console.note(f"model: {ensemble}")
+    where = str(pick_device(device))
+    stores = [v for v in videos if root_or_none(Path(v)) is not None]
+    if stores:
+        if len(videos) > 1:
+            raise UsageError(f"{stores[0]} is a store, given beside others", fix="give one store, or videos")
+        store = FeatureStore.open(stores[0])
+        return Predictions(model, _scored(ensemble.score(store, where), store), [])
+    found, failures = _extracted(ensemble, videos, device, where, decoder, workers)
+    return Predictions(model, found, failures)
+
+
+def _extracted(
+    ensemble: Ensemble,
+    videos: Sequence[str],
+    device: str,
+    where: str,
+    decoder: Literal["auto", "av", "decord"],
+    workers: int | None,
+) -> tuple[list[Scored], list[Failure]]:
+    """Videos scored in their order, from features made as those that were learned from; and those that failed."""
     from aqa_extract.run import Options, extract
     from aqa_shared.manifest import find_videos
     from aqa_shared.store import FeatureStore
-    from aqa_train.predict import load_checkpoint
 
-    model = load_checkpoint(checkpoint)
-    console.note(f"model: {describe(model.meta)}")
-    if model.settings is None:
+    trained = ensemble.first
+    if trained.settings is None:
         raise UsageError(
-            f"{checkpoint} was trained on features made elsewhere, so how to extract them is not known",
+            f"{ensemble.files[0]} was trained on features made elsewhere, so how to extract them is not known",
             fix="train on a store written by aqa-extract",
         )
-    settings = settings_for(model.settings, list(model.channels), model.weights)
-    where = pick_device(device)
+    settings = settings_for(trained.settings, list(trained.channels), trained.weights)
     manifest = find_videos(videos, with_labels=False)
     manifest.report(console.note, console.warn)
     with scratch("aqa-predict-") as folder:
         out = folder / "feats.zarr"
         options = Options(device=device, decoder=decoder, workers=workers, stop_after=0)
         report = extract(manifest.videos, out, settings, options)
-        scores: dict[str, float] = {}
+        rows = []
         if report.extracted:
             store = FeatureStore.open(out)
-            scores = dict(zip(store.ids, model.score(store, str(where)).tolist(), strict=True))
-    rows = [Scored(v.id, v.path, scores[v.id]) for v in manifest.videos if v.id in scores]
+            by_id = {r.id: r for r in _scored(ensemble.score(store, where), store)}
+            rows = [replace(by_id[v.id], path=v.path) for v in manifest.videos if v.id in by_id]
     if not rows and not report.failures:
         raise NoInputError("no video was scored")
-    return Predictions(rows, report.failures)
+    return rows, report.failures
 
 
-def describe(meta: Mapping[str, Any]) -> str:
-    """Which of a run's models it is."""
-    return f"{meta['method']}, fold {meta['split']['fold']}, seed {meta['split']['seed']}, epoch {meta['epoch']}"
+def _scored(scores: Scores, store: FeatureStore) -> list[Scored]:
+    """In the order of the store; a warning where videos were learned from."""
+    found, in_sample = scores.combined, np.asarray(scores.learned.all(axis=0))
+    if some := int((scores.learned.any(axis=0) & ~in_sample).sum()):
+        console.note(f"{some} video(s) were learned from by some of the models, which are left out of their scores")
+    if in_sample.any():
+        console.warn(
+            f"{int(in_sample.sum())} score(s) are no predictions (in_sample): every model learned from the true ones"
+        )
+    return [
+        Scored(name, str(path), float(score), None if np.isnan(spread) else float(spread), int(members), bool(known))
+        for name, path, score, spread, members, known in zip(
+            scores.ids, store.column("path"), found.score, found.spread, found.members, in_sample, strict=True
+        )
+    ]
 
 
 def settings_for(settings: ExtractSettings, channels: Sequence[str], weights: Mapping[str, Any]) -> ExtractSettings:
@@ -101,10 +154,11 @@ def settings_for(settings: ExtractSettings, channels: Sequence[str], weights: Ma
 
 
 def as_text(result: Predictions, format: str) -> str:
-    """CSV (id, path, score) or JSON (the same, and the failures)."""
+    """CSV (a row a video) or JSON (the model too, and the failures)."""
     if format == "json":
         record = {
-            "scores": [{"id": r.id, "path": _text(r.path), "score": r.score} for r in result.rows],
+            "model": {**result.model, "run": _text(result.model["run"])},
+            "scores": [{**asdict(r), "path": _text(r.path)} for r in result.rows],
             "failures": [
                 {"id": f.id, "path": _text(f.path), "reason": f.reason, "detail": f.detail} for f in result.failures
             ],
@@ -112,8 +166,14 @@ def as_text(result: Predictions, format: str) -> str:
         return json.dumps(record, indent=1, allow_nan=False) + "\n"
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["id", "path", "score"])
-    writer.writerows([r.id, _text(r.path), f"{r.score:.4f}"] for r in result.rows)
+    writer.writerow(["id", "path", "score", "spread", "method", "members", "in_sample"])
+    writer.writerows(
+        [
+            *(r.id, _text(r.path), f"{r.score:.4f}", "" if r.spread is None else f"{r.spread:.4f}"),
+            *(result.model["method"], r.members, str(r.in_sample).lower()),
+        ]
+        for r in result.rows
+    )
     return out.getvalue()
 
 

@@ -5,7 +5,7 @@ whole reads), `store_verify`, and below them `store_layout` (the schema) and `st
 docs/store-format.md describes what is on disk.
 """
 
-from aqa_shared.store_disk import disk_errors
+from aqa_shared.store_disk import disk_errors, root_or_none
 from aqa_shared.store_identity import refuse_foreign, refuse_other_settings, refuse_other_weights
 from aqa_shared.store_layout import QUARANTINE, SCHEMA, ArraySpec
 from aqa_shared.store_peek import Peek, peek
@@ -27,5 +27,6 @@ __all__ = [
     "refuse_foreign",
     "refuse_other_settings",
     "refuse_other_weights",
+    "root_or_none",
     "verify",
 ]

@@ -278,7 +278,7 @@ def test_comparison_by_hand() -> None:
 def test_the_demo_tells_to_try_its_own_method() -> None:
     from aqa_pipelines.demo import TRAIN, _where
 
-    assert "aqa predict demo/run/models/s4aqa/fold0-seed0 demo/videos/dive_00002.mp4" in _where(Path("demo"))
+    assert "aqa predict demo/run demo/videos/dive_00002.mp4 --method s4aqa" in _where(Path("demo"))
     assert "s4aqa" in TRAIN[TRAIN.index("--method") + 1].split(",")
 
 
@@ -373,16 +373,18 @@ def test_from_videos_to_scores(tmp_path: Path, i3d_rgb_weights: str) -> None:
     assert done.returncode == 0, done.stderr
 
     (tmp_path / "broken.mp4").write_text("no video")
-    videos = ["d/videos/dive_00005.mp4", "broken.mp4", "d/videos/dive_00002.mp4"]
+    videos = ["d/videos/dive_00005.mp4", "broken.mp4", "d/videos/dive_00002.mp4", "d/videos/dive_00000.mp4"]
     done = run("aqa", "predict", "run", *videos, "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert "broken.mp4" in done.stderr
     assert "model: aa, fold 0, seed 0, epoch 3" in done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert [Path(row["path"]).name for row in rows] == ["dive_00005.mp4", "dive_00002.mp4"]
+    assert [Path(row["path"]).name for row in rows] == ["dive_00005.mp4", "dive_00002.mp4", "dive_00000.mp4"]
+    # Known by its content: here it has another id than in the store that was learned from.
+    assert [row["in_sample"] for row in rows] == ["false", "false", "true"]
     with (tmp_path / "run" / "predictions.csv").open(newline="") as file:
         tested = {row["id"]: float(row["predicted"]) for row in csv.DictReader(file) if row["method"] == "aa"}
-    for row in rows:
+    for row in rows[:2]:
         assert float(row["score"]) == pytest.approx(tested[Path(row["path"]).name], abs=2e-3)
 
     only_bad = ["broken.mp4", "--format", "json", "--out", "p.json", "--device", "cpu"]
@@ -396,9 +398,66 @@ def test_from_videos_to_scores(tmp_path: Path, i3d_rgb_weights: str) -> None:
 def test_predictions_as_json_and_csv() -> None:
     from aqa_pipelines.predict import Predictions, Scored, as_text
 
-    result = Predictions([Scored("a,b.mp4", "/v/a\udcff,b.mp4", 7.25)], [])
+    model = {"run": "runs/\udcff", "method": "aa", "models": 5}
+    rows = [Scored("a,b.mp4", "/v/a\udcff,b.mp4", 7.25, 0.5, 4, False), Scored("c.mp4", "/v/c.mp4", 1.0, None, 1, True)]
+    result = Predictions(model, rows, [])
     assert json.loads(as_text(result, "json")) == {
-        "scores": [{"id": "a,b.mp4", "path": "/v/a\\xff,b.mp4", "score": 7.25}],
+        "model": {"run": "runs/\\xff", "method": "aa", "models": 5},
+        "scores": [
+            {
+                "id": "a,b.mp4",
+                "path": "/v/a\\xff,b.mp4",
+                "score": 7.25,
+                "spread": 0.5,
+                "members": 4,
+                "in_sample": False,
+            },
+            {"id": "c.mp4", "path": "/v/c.mp4", "score": 1.0, "spread": None, "members": 1, "in_sample": True},
+        ],
         "failures": [],
     }
-    assert as_text(result, "csv") == 'id,path,score\n"a,b.mp4","/v/a\\xff,b.mp4",7.2500\n'
+    assert as_text(result, "csv").splitlines() == [
+        "id,path,score,spread,method,members,in_sample",
+        '"a,b.mp4","/v/a\\xff,b.mp4",7.2500,0.5000,aa,4,false',
+        "c.mp4,/v/c.mp4,1.0000,,aa,1,true",
+    ]
+
+
+def test_a_store_is_scored_without_its_videos(store: Path, tmp_path: Path) -> None:
+    """The run's own store: its training videos are known by their ids, and said to be."""
+    run_folder = tmp_path / "run"
+    train = [
+        "--seeds",
+        "2",
+        "--epochs",
+        "2",
+        "--set",
+        "widths=8",
+        "--jobs",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        run_folder,
+    ]
+    done = run("aqa-train", "--features", store, *train)
+    assert done.returncode == 0, done.stderr
+    done = run("aqa", "predict", run_folder, store, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "aa, the mean of 2 models" in done.stderr
+    assert "3 score(s) are no predictions" in done.stderr
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [r["id"] for r in rows] == ["a\x1b[31m.mp4", *(f"dive{i}.mp4" for i in range(1, 5))]
+    assert [r["in_sample"] for r in rows] == ["true"] * 3 + ["false"] * 2
+    assert {r["members"] for r in rows} == {"2"}
+    with (run_folder / "scores.csv").open(newline="") as file:
+        fair = {r["id"]: r for r in csv.DictReader(file)}
+    for r in rows[3:]:
+        assert float(r["score"]) == pytest.approx(float(fair[r["id"]]["score"]), abs=1e-3)
+        assert float(r["spread"]) == pytest.approx(float(fair[r["id"]]["spread"]), abs=1e-3)
+    assert all(fair[r["id"]]["score"] == "" for r in rows[:3])
+    record = json.loads(run("aqa", "predict", run_folder, store, "--format", "json", "--device", "cpu").stdout)
+    assert record["model"] == {"run": str(run_folder), "method": "aa", "models": 2}
+    beside = run("aqa", "predict", run_folder, store, "new.mp4")
+    assert beside.returncode == 2
+    assert "give one store, or videos" in beside.stderr

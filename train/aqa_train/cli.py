@@ -84,6 +84,9 @@ def train(
     score_range: Annotated[
         str | None, Protocol(help="Ends of the score scale, as 0,104.5. [default: of the labelled scores]")
     ] = None,
+    all_scores: Annotated[
+        bool, Protocol("--all-scores", help="Learn from every score, test videos' too: a final model, untested.")
+    ] = False,
     transductive: Annotated[
         bool, Protocol("--transductive", help="Learn from test videos too, without scores.")
     ] = False,
@@ -197,9 +200,19 @@ def run(
         with writing(out):
             summary = write_results(experiment, out, results, compared)
         draw(out, console.warn)
-    console.out.print(as_text(summary), markup=False)
+    if summary["rows"]:
+        console.out.print(as_text(summary), markup=False)
+    _note_scores(experiment, out, summary["scores"])
     console.note(f"run folder: {out}")
     return summary
+
+
+def _note_scores(experiment: Experiment, out: Path, counts: dict[str, int]) -> None:
+    said = f"scores of every video by models that did not learn from it: {out / 'scores.csv'}"
+    if counts["learned_by_all"]:
+        said += f" ({counts['learned_by_all']} of {counts['videos']} have none there: every model learned from them"
+        said += ")" if experiment.config.all_scores else "; with --folds 5 each is left out once)"
+    console.note(said)
 
 
 def default_folder(settings: RunConfig) -> Path:

@@ -81,6 +81,8 @@ class RunConfig(Record):
     draw: Draw = "stratified"
     validation: float = Field(default=0.0, ge=0, lt=1)
     """Part of the labelled videos that chooses the best epoch, reported beside the last."""
+    all_scores: bool = False
+    """Learn from every score, also of test and validation videos: a final model, of which nothing is measured."""
     transductive: bool = False
     """Also learn from test videos, without their scores."""
     seeds: int = Field(default=5, ge=1)
@@ -190,6 +192,15 @@ def _table(value: Any, name: str) -> dict[str, Any]:
 
 def _refuse_settings_without_effect(config: RunConfig) -> None:
     """A setting that every chosen method fixes, or that another setting rules out, would do nothing."""
+    if config.all_scores:
+        ruled_out = ("split", "folds", "group", "test_fraction", "over_folds", "labelled", "validation", "transductive")
+        given = [n for n in ruled_out if getattr(config, n) != RunConfig.model_fields[n].default]
+        if given:
+            raise UsageError(
+                f"--all-scores learns from every score, and says nothing of tests: {given[0]} = "
+                f"{getattr(config, given[0])} contradicts it",
+                fix="omit one of them; to know how good the model is, train without --all-scores first",
+            )
     for name in ("id_column", "score_column"):
         if getattr(config, name) is not None and config.labels is None:
             raise UsageError(

@@ -27,7 +27,9 @@ from aqa_train.config import RunConfig, method_config, with_methods
 from aqa_train.features import FeatureSet, InMemory, enough_memory
 from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
 from aqa_train.predict import save_model
+from aqa_train.scores import identities
 from aqa_train.splits import Split
+from aqa_train.storage import rounded, unread
 from aqa_train.trainer import Fitted, Standardiser, Task, fit, predict
 
 Say = Callable[[str], None]
@@ -160,6 +162,8 @@ def run_training(
         "extract": None if experiment.extract is None else experiment.extract.model_dump(mode="json"),
         "weights": experiment.weights,
         "split": {"fold": split.fold, "seed": split.seed, "sha256": split.digest},
+        "learned_from": identities(features, rows["labelled"]),
+        "not_stored": unread(fitted.model, sum(features.channels.values()), features.segments),
     }
     result: dict[str, Any] = {
         "method": training.method,
@@ -180,15 +184,19 @@ def run_training(
     }
     for selection, state in _selections(fitted):
         fitted.model.load_state_dict(state)
-        values = predict(fitted.model, features, rows["test"], device, standardise)
-        predicted = scale.to_scores(values)
+        # All at once, and in one way: the last bit depends on which videos are scored together.
+        values = scale.to_scores(predict(fitted.model, features, np.arange(len(scores)), device, standardise))
+        if selection == "last":
+            result["scores"] = values.tolist()
+        predicted = values[rows["test"]]
         result["predicted"][selection] = predicted.tolist()
         result["metrics"][selection] = metrics.evaluate(
             predicted, scores[rows["test"]], protocol.metric_range(config, features)
         )
-        epoch = fitted.best_epoch if selection == "best-on-validation" else config.training.epochs
-        name = "best" if selection == "best-on-validation" else "last"
-        save_model(folder / f"{name}.safetensors", state, standardise, {**meta, "epoch": epoch})
+        epochs = {"last": config.training.epochs, "best": fitted.best_epoch}
+        name = selection.split("-")[0]
+        if name == "last" or epochs["best"] != epochs["last"]:
+            save_model(folder / f"{name}.safetensors", state, standardise, {**meta, "epoch": epochs[name]})
     write_json(result_file, result)
     (folder / "state.safetensors").unlink(missing_ok=True)
     return result
@@ -202,6 +210,8 @@ def run_baselines(experiment: Experiment, features: FeatureSet) -> list[dict[str
     difficulty = features.column("difficulty").astype(np.float64)
     found = []
     for split in experiment.splits:
+        if not split.test:
+            continue
         labelled, test = (protocol.rows_of(features, r) for r in (split.labelled, split.test))
         predictions: dict[str, NDArray[np.float64] | None] = {
             "mean score": baselines.constant(scores, labelled, test),
@@ -244,8 +254,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _selections(fitted: Fitted) -> list[tuple[str, dict[str, torch.Tensor]]]:
-    last = {k: v.detach().clone() for k, v in fitted.model.state_dict().items()}
-    return [("last", last)] + ([("best-on-validation", fitted.best)] if fitted.best is not None else [])
+    """As they will be stored, so that what is tested is what can be used."""
+    last = rounded(fitted.model.state_dict())
+    return [("last", last)] + ([("best-on-validation", rounded(fitted.best))] if fitted.best is not None else [])
 
 
 def _outside_range(experiment: Experiment, say: Say) -> None:

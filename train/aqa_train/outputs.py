@@ -7,13 +7,14 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from aqa_shared.errors import UsageError
 from aqa_shared.files import replacing
+from aqa_train import scores
 from aqa_train.checkpoint import writing
 from aqa_train.config import RunConfig, as_toml, spelt_out
 from aqa_train.experiment import Experiment, write_json
@@ -92,16 +93,18 @@ def _commit() -> str | None:
 def write_results(
     experiment: Experiment, out: Path, results: list[dict[str, Any]], baselines: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """metrics.json, metrics.csv, predictions.csv, losses.csv; returns what metrics.json holds."""
+    """metrics.json, metrics.csv, predictions.csv, scores.csv, losses.csv; returns what metrics.json holds."""
     config = experiment.config
-    tested = comparison(config, experiment.features, [*results, *baselines])
-    rows = summarise([*results, *baselines], tested)
+    tested = None if config.all_scores else comparison(config, experiment.features, [*results, *baselines])
+    rows = [] if tested is None else summarise([*results, *baselines], tested)
+    every = list(scores.every_video(experiment.features, config, experiment.splits, results))
     summary: dict[str, Any] = {
         "protocol": _protocol(experiment, results, tested),
         "rows": rows,
-        "checkpoint": f"models/{experiment.trainings[0].name}/last.safetensors",
+        "scores": {"videos": len(experiment.features.ids), "learned_by_all": scores.without(every)},
         "runs": [
-            {k: r[k] for k in r if k not in ("history", "ids", "true", "predicted")} for r in [*results, *baselines]
+            {k: r[k] for k in r if k not in ("history", "ids", "true", "predicted", "scores")}
+            for r in [*results, *baselines]
         ],
     }
     write_json(out / "metrics.json", summary)
@@ -132,6 +135,7 @@ def write_results(
             for i, t, p in zip(r["ids"], r["true"], predicted, strict=True)
         ),
     )
+    _write_csv(out / "scores.csv", scores.COLUMNS, every)
     terms = list(dict.fromkeys(k for r in results for row in r["history"][:1] for k in row))
     if config.validation or any(len(s.validation) for s in experiment.splits):
         terms = [*[t for t in terms if t != "validation_spearman"], "validation_spearman"]
@@ -147,7 +151,7 @@ def write_results(
     return summary
 
 
-def _protocol(experiment: Experiment, results: list[dict[str, Any]], tested: Comparison) -> dict[str, Any]:
+def _protocol(experiment: Experiment, results: list[dict[str, Any]], tested: Comparison | None) -> dict[str, Any]:
     config, split = experiment.config, experiment.splits[0]
     return {
         "features": config.features,
@@ -159,16 +163,8 @@ def _protocol(experiment: Experiment, results: list[dict[str, Any]], tested: Com
         "unlabelled": len(split.unlabelled),
         "validation": len(split.validation),
         "test": len(split.test),
-        "test_all": len(tested.true),
         "folds": len({s.fold for s in experiment.splits}),
-        "over_folds": tested.over_folds,
-        "interval": {
-            "level": LEVEL,
-            "method": "bootstrap, expanded percentiles, paired over rows, mean over seeds",
-            "of": tested.unit,
-            "n": tested.units,
-            "draws": len(tested.draws.counts),
-        },
+        **({} if tested is None else _tests(tested)),
         "seeds": config.seeds,
         "selection": "last epoch; best epoch on validation videos where there are any; never on test",
         "transductive": config.transductive,
@@ -179,7 +175,21 @@ def _protocol(experiment: Experiment, results: list[dict[str, Any]], tested: Com
     }
 
 
-def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:
+def _tests(tested: Comparison) -> dict[str, Any]:
+    return {
+        "test_all": len(tested.true),
+        "over_folds": tested.over_folds,
+        "interval": {
+            "level": LEVEL,
+            "method": "bootstrap, expanded percentiles, paired over rows, mean over seeds",
+            "of": tested.unit,
+            "n": tested.units,
+            "draws": len(tested.draws.counts),
+        },
+    }
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
     with (
         replacing(path) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,

@@ -79,11 +79,10 @@ def main() -> None:
     plots.mkdir(exist_ok=True)
     mpl = _matplotlib(plots)
     failed = False
-    for name, figure in (
-        ("scatter", lambda: _scatter(predictions, summary)),
-        ("curves", lambda: _curves(losses)),
-        ("methods", lambda: _methods(summary)),
-    ):
+    figures = {"curves": lambda: _curves(losses)}
+    if predictions:  # --all-scores leaves nothing to test on
+        figures |= {"scatter": lambda: _scatter(predictions, summary), "methods": lambda: _methods(summary)}
+    for name, figure in figures.items():
         try:
             with mpl.rc_context(_STYLE):
                 _save(figure(), plots / name)

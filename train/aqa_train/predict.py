@@ -1,9 +1,11 @@
-"""Use a trained checkpoint: `load_checkpoint(path).score(features)`."""
+"""Use what was trained: `open_ensemble(run).score(store)`, or one checkpoint by `load_checkpoint(path)`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from aqa_shared.errors import StoreError, UsageError
+from aqa_shared.errors import StoreError, UsageError, did_you_mean
 from aqa_shared.records import ExtractSettings
 from aqa_train import checkpoint
 from aqa_train.features import FeatureSet, enough_memory
 from aqa_train.methods import METHODS
+from aqa_train.scores import Combined, combine, identities
+from aqa_train.storage import packed
 from aqa_train.trainer import ScoreScale, Standardiser, predict
 
 
@@ -46,16 +50,21 @@ class Model:
         `features`: arrays (videos, segments, channels) by stream name, or a `FeatureStore` (in the order of its
         ids), which must have been extracted as the training features were.
         """
+        return self.score_set(self.read(features), torch.device(device))
+
+    def read(self, features: Mapping[str, NDArray[np.floating]] | Any) -> FeatureSet:
+        """What `score` takes, checked to be what this model can read."""
         if isinstance(features, Mapping):
-            found = self._from_arrays(features)
-        else:
-            self.refuse_other_features(features.settings, _weights(features.provenance))
-            found = FeatureSet.from_store(features, list(self.channels))
-            self._refuse_other_widths(found.channels)
-        place = torch.device(device)
-        network = self.network.to(place)
-        values = predict(network, found, np.arange(len(found.ids)), place, self.standardise)
-        return self.scale.to_scores(values)
+            return self._from_arrays(features)
+        self.refuse_other_features(features.settings, _weights(features.provenance))
+        found = FeatureSet.from_store(features, list(self.channels))
+        self._refuse_other_widths(found.channels)
+        return found
+
+    def score_set(self, features: FeatureSet, device: torch.device) -> NDArray[np.float64]:
+        """Scores of all videos of a set that `read` gave."""
+        network = self.network.to(device)
+        return self.scale.to_scores(predict(network, features, np.arange(len(features.ids)), device, self.standardise))
 
     def refuse_other_features(self, settings: ExtractSettings | None, weights: Mapping[str, Any]) -> None:
         """Raise `StoreError` naming what differs, unless features come from the same settings and weights."""
@@ -91,27 +100,97 @@ class Model:
             raise StoreError(f"the checkpoint needs channels {self.channels}, the store has {dict(channels)}")
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What an ensemble says of some videos."""
+
+    ids: tuple[str, ...]
+    by_member: NDArray[np.float64]
+    """(members, videos), in the dataset's units."""
+    learned: NDArray[np.bool_]
+    """(members, videos): which members learned from that video's score."""
+
+    @property
+    def combined(self) -> Combined:
+        """Of every video by the members that did not learn from its score; by all of them where all did."""
+        return combine(self.by_member, self.learned & ~self.learned.all(axis=0))
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The models of one method of a run, over its seeds and folds."""
+
+    files: tuple[Path, ...]
+    first: Model
+    """What is the same for all: method, streams, settings of the extraction."""
+
+    def __str__(self) -> str:
+        if len(self.files) == 1:
+            split = self.first.meta["split"]
+            return f"{self.method}, fold {split['fold']}, seed {split['seed']}, epoch {self.first.meta['epoch']}"
+        return f"{self.method}, the mean of {len(self.files)} models"
+
+    @property
+    def method(self) -> str:
+        return str(self.first.meta["method"])
+
+    @enough_memory("score fewer videos at a time")
+    def score(self, features: Mapping[str, NDArray[np.floating]] | Any, device: str = "cpu") -> Scores:
+        """As `Model.score`: features are read once, and one network takes the weights of one member after the other."""
+        place = torch.device(device)
+        found = self.first.read(features).place(place)
+        own = np.array(identities(found))
+        values, learned = [], []
+        for model in self._models():
+            values.append(model.score_set(found, place))
+            learned.append(np.isin(own, model.meta["learned_from"]))
+        return Scores(found.ids, np.stack(values), np.stack(learned))
+
+    def _models(self) -> Iterator[Model]:
+        for file in self.files:
+            model = load_checkpoint(file, self.first.network)
+            other = [k for k in _SHARED if model.meta[k] != self.first.meta[k]]
+            if other:
+                raise UsageError(
+                    f"{file} and {self.files[0]} differ in {', '.join(other)}: they are not of one run",
+                    fix="name the run folder that aqa-train wrote",
+                )
+            yield model
+
+
+_SHARED = ("method", "config", "channels", "segments", "extract", "weights")
+
+
 def save_model(path: Path, state: Mapping[str, Tensor], standardise: Standardiser | None, meta: dict[str, Any]) -> None:
-    """Write a model checkpoint, and its record beside it for people."""
-    tensors = checkpoint.under("model", dict(state))
+    """Write a model checkpoint, and its record beside it for people; `meta["not_stored"]` is left out of it."""
+    tensors = checkpoint.under("model", packed({k: v for k, v in state.items() if k not in meta["not_stored"]}))
     if standardise is not None:
         tensors |= {"standardise.shift": standardise.shift, "standardise.scale": standardise.scale}
     checkpoint.save(path, tensors, {"kind": "model", **meta})
     with checkpoint.writing(path):
-        path.with_suffix(".json").write_text(json.dumps(meta, indent=1, allow_nan=False))
+        record = {k: v for k, v in meta.items() if k != "learned_from"}
+        path.with_suffix(".json").write_text(json.dumps(record, indent=1, allow_nan=False))
 
 
-def load_checkpoint(path: str | Path) -> Model:
-    """From a .safetensors file, the folder of one training, or a run folder (then its first method, fold and seed)."""
-    file = find_checkpoint(Path(path))
+def load_checkpoint(path: str | Path, network: nn.Module | None = None) -> Model:
+    """From a .safetensors file or the folder of one training; `network`, of the same method, takes the weights."""
+    file = Path(path)
+    if file.suffix == ".json" and file.with_suffix(".safetensors").exists():
+        file = file.with_suffix(".safetensors")
+    elif file.is_dir():
+        file /= "last.safetensors"
     tensors, meta = checkpoint.load(file, "model")
     if meta["method"] not in METHODS:
         raise UsageError(f"{file} is of the method {meta['method']!r}, which this version does not know")
-    cls = METHODS[meta["method"]].load()
-    config = TypeAdapter(cls.Config).validate_python(meta["config"])
-    network = cls(list(meta["channels"].values()), meta["segments"], config)
+    if network is None:
+        cls = METHODS[meta["method"]].load()
+        config = TypeAdapter(cls.Config).validate_python(meta["config"])
+        network = cls(list(meta["channels"].values()), meta["segments"], config)
+    state = {k: v.float() if v.is_floating_point() else v for k, v in checkpoint.part(tensors, "model").items()}
+    # What forward does not need was not stored. Should it be read all the same, that will be seen.
+    missing = {k: torch.full_like(network.state_dict()[k], torch.nan) for k in meta["not_stored"]}
     try:
-        network.load_state_dict(checkpoint.part(tensors, "model"))
+        network.load_state_dict(state | missing)
     except RuntimeError as e:
         raise UsageError(f"{file} does not fit {meta['method']}: {str(e).splitlines()[-1].strip()}") from None
     network.eval()
@@ -128,19 +207,65 @@ def load_checkpoint(path: str | Path) -> Model:
     )
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The model file that `path` names."""
-    if path.suffix == ".json" and path.with_suffix(".safetensors").exists():
-        return path.with_suffix(".safetensors")
+def open_ensemble(path: str | Path, method: str | None = None) -> Ensemble:
+    """All models of `method` of a run folder; `path` may also be RUN/models/METHOD, one training's folder or a file.
+
+    Raises UsageError where a run has several methods and none is named, is not finished, or lacks a model.
+    """
+    path = Path(path)
     if not path.is_dir():
-        return path
-    if (path / "last.safetensors").exists():
-        return path / "last.safetensors"
-    if (path / "metrics.json").exists():
-        named = json.loads((path / "metrics.json").read_text()).get("checkpoint")
-        if named and (path / named).exists():
-            return path / str(named)
-    raise UsageError(f"{path} holds no finished training", fix="name a run folder of aqa-train, or a .safetensors file")
+        files = [path]
+    elif (path / "last.safetensors").exists():
+        files = [path / "last.safetensors"]
+    elif (path / "metrics.json").exists():
+        files = _of_run(path, method)
+    else:
+        files = sorted(path.glob("fold*-seed*/last.safetensors"), key=_number)
+    if not files:
+        begun = (path / "config.json").exists()
+        raise UsageError(
+            f"{path} holds no finished {'run' if begun else 'training'}",
+            fix=f"aqa-train --resume {shlex.quote(str(path))} finishes it"
+            if begun
+            else "name a run folder of aqa-train, or a .safetensors file",
+        )
+    first = load_checkpoint(files[0])
+    if method is not None and method != first.meta["method"]:
+        raise UsageError(f"{path} is of {first.meta['method']}, not {method}", fix="omit --method, or name the run")
+    return Ensemble(tuple(files), first)
+
+
+def _of_run(run: Path, method: str | None) -> list[Path]:
+    """The last checkpoints of one method of a finished run; which one is never guessed."""
+    summary = json.loads((run / "metrics.json").read_text())
+    trained = [r for r in summary["runs"] if "split_sha256" in r]
+    methods = list(dict.fromkeys(r["method"] for r in trained))
+    if method is None and len(methods) > 1:
+        found = {r["method"]: r["spearman"]["mean"] for r in summary["rows"] if r["selection"] == "last"}
+        said = ", ".join(m if found.get(m) is None else f"{m} (Spearman on test {found[m]:.3f})" for m in methods)
+        raise UsageError(
+            f"{run} holds the methods {said}", fix=f"name one: {' or '.join(f'--method {m}' for m in methods)}"
+        )
+    chosen = method or methods[0]
+    if chosen not in methods:
+        raise UsageError(
+            f"{run} holds no method {chosen!r}",
+            fix=did_you_mean(chosen, methods) or f"choose from {', '.join(methods)}",
+        )
+    names = [
+        f"models/{chosen}/fold{r['fold']}-seed{r['seed']}/last.safetensors" for r in trained if r["method"] == chosen
+    ]
+    missing = [n for n in names if not (run / n).exists()]
+    if missing:
+        raise UsageError(
+            f"{run} lacks {len(missing)} of its {len(names)} models of {chosen}: {', '.join(missing[:3])}",
+            fix="copy the whole run folder, or name the folders of the models that are there",
+        )
+    return [run / n for n in names]
+
+
+def _number(file: Path) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", file.parent.name)]
 
 
 def _comparable(settings: ExtractSettings, streams: Mapping[str, int]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
     """One split a fold and seed. A pure function of the configuration and the table."""
     scores = features.column("score").astype(np.float64)
     check_scores(features, say)
-    category, group = _category(features), _group(config, features)
+    category, group = _category(features), group_of(config, features)
     splits = []
     say = _once(say)
     for fold, (train, validation, test) in enumerate(_folds(config, features, category, say)):
@@ -82,6 +82,12 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
                     transductive=config.transductive,
                 )
             )
+    if config.all_scores:
+        number = int((~np.isnan(scores)).sum())
+        say(
+            f"--all-scores: {number} scored video(s) are learned from, and none is left to test on; how good such a "
+            "model is, a run without --all-scores tells"
+        )
     if config.transductive:
         say("transductive: the test videos are learned from too (without scores); compare with such results only")
     return splits
@@ -103,16 +109,9 @@ def check_labelled(scores: NDArray[np.float64], config: RunConfig, available: in
 
 def refuse_twins(features: FeatureSet, training: Rows, test: Rows) -> None:
     """The same part of the same file under two names, once to learn from and once to be tested on, is an error."""
-    part = ("fingerprint", "size", "start", "end", "start_time", "end_time")
-    if "fingerprint" not in features.table:
-        return
-    columns = [features.table[n].astype(str) for n in part if n in features.table]
-
-    def key(row: int) -> tuple[str, ...]:
-        return tuple(c[row] for c in columns)
-
-    known = {key(r): r for r in training if columns[0][r] not in ("", "nan")}
-    twins = [(known[key(r)], r) for r in test if key(r) in known]
+    content = same_video(features)
+    known = {content[r]: r for r in training if content[r]}
+    twins = [(known[content[r]], r) for r in test if content[r] in known]
     if twins:
         pairs = ", ".join(f"{features.ids[a]} = {features.ids[b]}" for a, b in twins[:5])
         more = f" and {len(twins) - 5} more" if len(twins) > 5 else ""
@@ -120,6 +119,15 @@ def refuse_twins(features: FeatureSet, training: Rows, test: Rows) -> None:
             f"{len(twins)} test video(s) are also training videos under another name: {pairs}{more}",
             fix="give both the same split, or extract each video once",
         )
+
+
+def same_video(features: FeatureSet) -> list[str]:
+    """For every video a text that is equal for the same part of the same file; "" where the store does not know it."""
+    part = ("fingerprint", "size", "start", "end", "start_time", "end_time")
+    if "fingerprint" not in features.table:
+        return [""] * len(features.ids)
+    columns = [features.table[n].astype(str) for n in part if n in features.table]
+    return ["" if row[0] in ("", "nan") else " ".join(row) for row in zip(*columns, strict=True)]
 
 
 def check_scores(features: FeatureSet, say: Say) -> None:
@@ -173,7 +181,7 @@ def _category(features: FeatureSet) -> NDArray[np.object_] | None:
     return category if len(set(category.tolist())) > 1 else None
 
 
-def _group(config: RunConfig, features: FeatureSet) -> NDArray[np.object_] | None:
+def group_of(config: RunConfig, features: FeatureSet) -> NDArray[np.object_] | None:
     """The group of every video, "" where it has none."""
     if config.group is None:
         return None
@@ -204,8 +212,10 @@ def _folds(
     scored, unscored = everything[~np.isnan(scores)], everything[np.isnan(scores)]
     role = np.array([role_named(str(r)) for r in features.column("split")], dtype=object)
     rng = np.random.default_rng([config.seed, 2**16])
+    if config.all_scores:
+        return [(everything, _NONE, _NONE)]
     source = source_of_tests(config, role)
-    group = _group(config, features)
+    group = group_of(config, features)
     if source in ("store", "part", "cross-validation"):
         _refuse_unknown_roles(features, role)
     if source == "file":
@@ -299,7 +309,7 @@ def over_folds(config: RunConfig, features: FeatureSet) -> OverFolds:
 
 def comparison(config: RunConfig, features: FeatureSet, results: Sequence[Mapping[str, Any]]) -> Comparison:
     """The test videos of a run, with draws of them that its first seed decides."""
-    group = _group(config, features)
+    group = group_of(config, features)
     return Comparison.of(
         results,
         over_folds(config, features),
