@@ -594,8 +594,8 @@ def test_lengths_that_follow_the_videos_train_and_longer_ones_are_scored(
     """As --segments auto makes them: from one segment to many, and a new video longer than all."""
     store = make_store(videos=16, lengths=[169, 7, 1, 30] * 4)
     options = ("--method", "s4aqa,aa", "--seeds", 1, "--epochs", 2, "--in-memory", in_memory)
-    aqa_train("--features", store, *options, "--out", tmp_path / "o", *FAST)
-    (model,) = (load_checkpoint(f) for f in open_ensemble(tmp_path / "o").files[:1])
+    aqa_train("--features", store, *options, "--out", tmp_path / "o", *HIDING, *FAST)
+    model = load_checkpoint(tmp_path / "o" / "models" / "s4aqa" / "fold0-seed0")
     assert np.isfinite(model.score(FeatureStore.open(store))).all()
     longer = model.score(FeatureStore.open(make_store(videos=3, name="l.zarr", lengths=[5, 7, 200])))
     assert np.isfinite(longer).all()
