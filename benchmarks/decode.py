@@ -94,11 +94,12 @@ def jumps(source: Source, found: Probe, table: PacketTable | None, repeats: int)
 def packet_table(source: Source, repeats: int) -> None:
     def demux(note: bool) -> None:
         with open_video(source, PIXELS) as (container, stream):
-            log = PacketLog(container, stream)
+            log, count = PacketLog(container, stream), 0
             for packet in packets_of(container, stream):
                 if note and packet is not None:
                     log.add(packet)
-            log.table()
+                    count += 1
+            log.table(count)
 
     compare("demux and note entries", repeats, lambda: demux(True), lambda: demux(False), "demux alone")
 

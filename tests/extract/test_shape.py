@@ -123,6 +123,16 @@ def test_a_change_within_the_video_is_refused(decoder: Decoder, clips: ModuleTyp
     assert "16/15 to 64/45" in e.value.detail
 
 
+def test_limits_of_shape_are_those_of_the_displayed_picture(
+    decoder: Decoder, clips: ModuleType, tmp_path: Path
+) -> None:
+    path = clips.Clip(size=(256, 64), aspect=Fraction(3)).write(tmp_path / "ribbon")
+    with pytest.raises(DecodeFailure, match="768x64 is more than 10 times as long as wide"):
+        prepared(decoder, path)
+    path = clips.Clip(size=(512, 32), aspect=Fraction(1, 2)).write(tmp_path / "none")
+    assert prepared(decoder, path).frames.shape[-2:] == (40, 320)
+
+
 def test_no_stored_pixel_is_lost() -> None:
     assert displayed_size(720, 480, Fraction(8, 9)) == (720, 540)
     assert displayed_size(1440, 1080, Fraction(4, 3)) == (1920, 1080)

@@ -178,7 +178,7 @@ def probe(
     gaps = np.diff(times)
     vfr = bool(len(gaps)) and bool(gaps.max() > 1.5 * np.median(gaps) or gaps.min() < 0.5 * np.median(gaps))
     # Frames are found by their times, and a jump passes over what a warning is about.
-    table = None if uniform or damaged or headless or interlaced else log.table()
+    table = None if uniform or damaged or headless or interlaced else log.table(len(times))
     found = Probe(
         container=format_name,
         codec=codec,

@@ -134,9 +134,9 @@ class PacketLog:
         self._pts.append(packet.pts)
         self._sizes.append(packet.size)
 
-    def table(self) -> PacketTable | None:
-        """None where it cannot be proven that a jump shows what reading from the first frame shows."""
-        if self._judge is None or not self._entries or self._entries[0] != 0:
+    def table(self, frames: int) -> PacketTable | None:
+        """None where it cannot be proven that a jump shows what reading from the first of `frames` shows."""
+        if self._judge is None or not self._entries or self._entries[0] != 0 or len(self._pts) != frames:
             return None
         pts, sizes = np.array(self._pts, np.int64), np.array(self._sizes, np.int64)
         shown = np.sort(pts)
