@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -27,7 +27,7 @@ def picture(index: int, width: int, height: int) -> np.ndarray:
     return rgb
 
 
-@contextmanager
+@contextlib.contextmanager
 def _usual_priority() -> Iterator[None]:
     """SVT-AV1 makes the process that encodes with it a real-time one where it may (as root), for good.
 
@@ -122,16 +122,38 @@ class Clip:
         return stream
 
 
-def copy_from(source: Path, target: Path, first_packet: int, suffix: str = ".mp4") -> Path:
-    """Stream-copy `source` from a packet on, without re-encoding, as lazy cutting tools do."""
+def copy_from(
+    source: Path,
+    target: Path,
+    first_packet: int = 0,
+    last_packet: int | None = None,
+    *,
+    suffix: str = ".mp4",
+    format: str | None = None,
+    options: dict[str, str] | None = None,
+    shift: float = 0.0,
+    times: int = 1,
+) -> Path:
+    """Stream-copy packets [first_packet, last_packet) of `source` without re-encoding, as lazy cutting tools do.
+
+    `shift` seconds are added to every timestamp; `times` copies follow each other, as a concatenation.
+    """
     target = target.with_suffix(suffix)
-    with av.open(str(source)) as inp, av.open(str(target), "w") as out:
-        stream = inp.streams.video[0]
+    with contextlib.ExitStack() as opened:
+        inputs = [opened.enter_context(av.open(str(source))) for _ in range(times)]
+        stream = inputs[0].streams.video[0]
+        out = opened.enter_context(av.open(str(target), "w", format=format, options=options or {}))
         copied = out.add_stream_from_template(stream)
-        packets = [p for p in inp.demux(stream) if p.dts is not None][first_packet:]
-        for packet in packets:
-            packet.stream = copied
-            out.mux(packet)
+        assert stream.time_base is not None
+        offset = round(shift / stream.time_base)
+        for inp in inputs:
+            packets = [p for p in inp.demux(video=0) if p.dts is not None][first_packet:last_packet]
+            stamps = sorted(p.pts for p in packets)
+            for packet in packets:
+                packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
+                packet.stream = copied
+                out.mux(packet)
+            offset += 2 * stamps[-1] - stamps[-2] - stamps[0]
     return target
 
 

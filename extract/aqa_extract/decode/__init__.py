@@ -6,5 +6,7 @@ process.py  that process as the parent holds it: started, timed, killed, buried
 wire.py     messages and the shared frame buffer between the two
 source.py   opening a file that nobody vouches for
 probe.py    is this a video, and what is its display timeline?
-readers.py  the two backends, under one frame semantics
+damage.py   which pictures are damaged
+readers.py  what a frame is, and PyAV's reader
+decord_backend.py  decord's reader, where it may be used, and what proves its frames
 """

@@ -6,7 +6,7 @@ packet, unless the edit list discards it. What decoding then yields is compared 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,6 @@ MIN_SIDE = 16
 """Pixels; smaller is no picture of a performance."""
 MISMATCH = 0.01
 """Fraction of frames that may be missing or damaged before a video is refused rather than `degraded`."""
-
-DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-"""Not avi: with a broken index decord gives a wrong frame and says nothing."""
-DECORD_CODECS = ("h264",)
-DECORD_MAX_BYTES = 512 << 20
-"""decord decodes ahead of its reader without bound, so all its frames must fit."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +56,13 @@ class Probe:
     """Display frames that the packets announce."""
     times: np.ndarray
     """float64 (n_expected,), seconds of each display frame; the first is 0."""
+    first_pts: int | None
+    """Presentation time of the first display frame, in the stream's own unit; None where packets have none."""
     has_edit_list: bool
     vfr: bool
     interlaced: bool
     headless: bool
-    """The stream starts between key frames, as after a lazy cut: its first packets show nothing."""
+    """The stream starts between key frames, as after a lazy cut."""
     n_video_streams: int
     size: int
     """Bytes of the file, with `mtime_ns` its identity while it is read."""
@@ -108,13 +104,21 @@ def probe(
         n_video = sum(not s.disposition & Disposition.attached_pic for s in container.streams.video)
         announced = _announced_seconds(container, stream)
         stamps: list[int | None] = []
-        discarded = damaged = 0
+        discarded = damaged = empty = 0
         headless: bool | None = None
         log = PacketLog(container, stream)
-        for packet in packets_of(container, stream):
+        timed = True
+        key: int | None = None
+        for packet in packets_of(container.demux(stream)):
             if packet is None:
                 damaged += 1
                 continue
+            if not packet.size:
+                empty += 1
+                continue
+            if packet.is_keyframe and key is None:
+                key = packet.pts
+            timed = timed and packet.pts is not None
             log.add(packet)
             damaged += packet.is_corrupt
             headless = not packet.is_keyframe if headless is None else headless
@@ -123,6 +127,9 @@ def probe(
             else:
                 stamps.append(packet.pts if packet.pts is not None else packet.dts)
         packets = len(stamps) + discarded
+        if format_name == "avi":
+            # FFmpeg leaves empty chunks out, but counts them: a timestamp is the number of its slot.
+            empty += max([packets, *(stamp + 1 for stamp in stamps if stamp is not None)]) - packets
         time_base = float(stream.time_base or 0)
     if packets and not stamps:
         raise DecodeFailure("no_frames", "probe", "its edit list shows none of its frames")
@@ -132,8 +139,8 @@ def probe(
     if header > packets * (1 + MISMATCH) and format_name.startswith("mov"):
         # Edit lists may leave whole groups of pictures out; without it every sample must be there.
         with open_video(source, max_pixels, ignore_editlist="1") as (container, stream):
-            packets = max(packets, sum(p is not None for p in packets_of(container, stream)))
-    if header > packets * (1 + MISMATCH):
+            packets = max(packets, sum(p is not None for p in packets_of(container.demux(stream))))
+    if header > (packets + empty) * (1 + MISMATCH):
         raise DecodeFailure(
             "frame_count_mismatch",
             "probe",
@@ -141,12 +148,12 @@ def probe(
         )
     if damaged > packets * MISMATCH:
         raise DecodeFailure("corrupt", "probe", f"{damaged} of {packets} packets are damaged")
-    if header > packets or damaged:
+    if empty:
+        warnings.append(f"{empty} of its {packets + empty} slots are empty: the picture before them is shown longer")
+    if header > packets + empty or damaged:
         warnings.append(f"degraded: header announces {header} frames, {packets} packets, {damaged} damaged")
 
     times, fps, uniform = timeline(stamps, time_base, average)
-    if uniform:
-        warnings.append("timestamps are missing or repeat: frames taken as equally spaced")
     if announced and times[-1] + 1 / fps < announced * (1 - MISMATCH) - 2 / fps:
         raise DecodeFailure(
             "frame_count_mismatch",
@@ -154,6 +161,15 @@ def probe(
             f"announced as {announced:.2f} s long, its frames end at {times[-1] + 1 / fps:.2f} s: truncated",
         )
     frame, codec, (aspect, odd_aspect) = _first_frame(source, max_pixels)
+    shown = shown_from(frame.pts, key) if timed else None
+    if shown is not None and (lost := sum(stamp is not None and stamp < shown for stamp in stamps)):
+        stamps = [stamp for stamp in stamps if stamp is not None and stamp >= shown]
+        times, fps, uniform = timeline(stamps, time_base, average)
+        warnings.append(f"its first {lost} frames refer to frames before its first key frame, and cannot be shown")
+    elif headless:
+        warnings.append("starts between key frames")
+    if uniform:
+        warnings.append("timestamps are missing or repeat: frames taken as equally spaced")
     if odd_aspect:
         warnings.append(odd_aspect)
     colour, odd_colour = Colour.of(frame, untagged_matrix)
@@ -171,9 +187,7 @@ def probe(
     if interlaced:
         warnings.append("interlaced: frames are used woven, motion will show combs")
     pix_fmt = frame.format.name
-    if headless:
-        warnings.append("starts between key frames: the frames before the first one cannot be shown")
-    shown = displayed_size(width, height, aspect)
+    shape = displayed_size(width, height, aspect)
     sideways = turned in (90, 270)
     gaps = np.diff(times)
     vfr = bool(len(gaps)) and bool(gaps.max() > 1.5 * np.median(gaps) or gaps.min() < 0.5 * np.median(gaps))
@@ -183,8 +197,8 @@ def probe(
         container=format_name,
         codec=codec,
         pix_fmt=pix_fmt,
-        width=shown[1] if sideways else shown[0],
-        height=shown[0] if sideways else shown[1],
+        width=shape[1] if sideways else shape[0],
+        height=shape[0] if sideways else shape[1],
         frame_width=height if sideways else width,
         frame_height=width if sideways else height,
         sample_aspect_ratio=f"{aspect.numerator}:{aspect.denominator}",
@@ -194,6 +208,7 @@ def probe(
         fps=fps,
         n_expected=len(times),
         times=times,
+        first_pts=min(stamps) if timed else None,
         has_edit_list=discarded > 0,
         vfr=vfr,
         interlaced=interlaced,
@@ -204,7 +219,7 @@ def probe(
         warnings=tuple(warnings),
         entries=table.entries if table else (),
     )
-    return replace(found, decord_refusal=decord_refusal(found, uniform)), table
+    return found, table
 
 
 def timeline(stamps: list[int | None], time_base: float, average: float) -> tuple[np.ndarray, float, bool]:
@@ -218,7 +233,22 @@ def timeline(stamps: list[int | None], time_base: float, average: float) -> tupl
         fps = average if average and abs(measured - average) < 0.005 * average else measured
         return times, fps, False
     fps = average or 25.0
+    if len(known) > 1 and time_base > 0 and known[-1] > known[0]:
+        # For a variable rate FFmpeg announces one frame a tick.
+        measured = (len(known) - 1) / ((known[-1] - known[0]) * time_base)
+        fps = fps if 0.5 * measured < fps < 2 * measured else measured
     return np.arange(len(stamps)) / fps, fps, len(stamps) > 1
+
+
+def shown_from(first: int | None, key: int | None) -> int | None:
+    """The presentation time before which packets are announced that cannot be shown; None where nobody knows.
+
+    They come before the first key frame, or lead it (open groups): what they refer to was cut off. `first` is the
+    first frame that a decoder gives, `key` the first key frame. A later `first` means that the key frame is damaged.
+    """
+    if first is None or key is None:
+        return first
+    return min(first, key)
 
 
 def _first_frame(source: Source, max_pixels: int) -> tuple[av.VideoFrame, str, tuple[Fraction, str]]:
@@ -260,34 +290,3 @@ def _announced_seconds(container: av.container.InputContainer, stream: av.VideoS
         first = float((stream.start_time or 0) * (stream.time_base or 0))
         return length - max(first, 0.0)
     return 0.0
-
-
-def decord_refusal(p: Probe, uniform: bool) -> str:
-    """Why decord's frames might not equal PyAV's, '' where measurement found them equal (docs/decoding.md)."""
-    if p.container not in DECORD_CONTAINERS:
-        return f"container {p.container}"
-    if p.codec not in DECORD_CODECS:
-        return f"codec {p.codec}"
-    if p.pix_fmt != "yuv420p":
-        return f"pixel format {p.pix_fmt}"
-    if p.rotation or p.mirrored:
-        return "rotated"
-    if p.colour.tone_mapped:
-        return f"colours to be converted ({p.colour.tone_mapped})"
-    if p.colour.assumed_matrix not in ("", "bt601"):
-        return f"matrix not tagged, to be read as {p.colour.assumed_matrix}"
-    if p.frame_width % 2 or p.frame_height % 2:
-        return "odd frame size"
-    if p.has_edit_list:
-        return "edit list"
-    if p.vfr or uniform:
-        return "irregular timestamps"
-    if p.interlaced:
-        return "interlaced"
-    if p.n_video_streams != 1:
-        return "several video streams"
-    if p.n_expected * p.frame_width * p.frame_height * 3 > DECORD_MAX_BYTES:
-        return f"all its frames would take more than {DECORD_MAX_BYTES >> 20} MiB"
-    if p.warnings:
-        return p.warnings[0]
-    return ""

@@ -1,29 +1,31 @@
-"""The two backends, under one frame semantics.
+"""What a reader is, and PyAV's.
 
 Frame i is the i-th picture of the container's default video stream as displayed: after the edit list, in display
-order, turned by its display matrix, as 8-bit RGB (`colour.py`). PyAV is the reference; decord is used only where
-`Probe.decord_refusal` is empty. Both run from the first frame to the last. PyAV passes over frames that nobody wants
-where it can be proven that those after them are the same (`seek.py`); decord never seeks, because that is where it
-differs from itself.
+order, turned by its display matrix, as 8-bit RGB (`colour.py`). PyAV is the reference; decord (`decord_backend.py`) is
+used only where `Probe.decord_refusal` is empty. Both run from the first frame to the last. PyAV passes over frames that
+nobody wants where it can be proven that those after them are the same (`seek.py`); decord never seeks, because that is
+where it differs from itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Protocol
 
 import av
 import av.error
+import av.logging
 import numpy as np
 
 from aqa_extract.decode.colour import Converter
+from aqa_extract.decode.damage import Damage
 from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.probe import MISMATCH, Probe
 from aqa_extract.decode.seek import PacketTable, next_entry, skipped
 from aqa_extract.decode.shape import turn
-from aqa_extract.decode.source import Source, open_video
+from aqa_extract.decode.source import Source, open_video, packets_of
 
 if TYPE_CHECKING:
     from aqa_shared.records import UntaggedMatrix
@@ -39,12 +41,16 @@ class Tally:
     """Display frames that came out or were passed over."""
     skipped: int = 0
     """Those that were passed over."""
-    corrupt: int = 0
-    """Packets or frames that the decoder complained about."""
+    damage: Damage = field(default_factory=lambda: Damage(None))
     complete: bool = False
     """The stream was read to its end, so `decoded` is its true length."""
     stamps: list[int | None] = field(default_factory=list)
     time_base: float = 0.0
+
+    @property
+    def corrupt(self) -> int:
+        """Pictures that are not as they were coded."""
+        return len(self.damage.pictures)
 
 
 class Reader(Protocol):
@@ -69,7 +75,7 @@ class AvReader:
         self.source, self.probe, self.max_pixels = source, probe, max_pixels
         self.table = table
         self.untagged_matrix: UntaggedMatrix = untagged_matrix
-        self.tally = Tally("av", av.__version__)
+        self.tally = Tally("av", av.__version__, damage=Damage(probe.first_pts))
 
     def read(self, wanted: Sequence[int], end: int | None) -> Iterator[np.ndarray]:
         """Yield frames `wanted` (sorted, may repeat); stop after frame `end - 1`, or read to the end if None.
@@ -119,45 +125,49 @@ class AvReader:
     ) -> Iterator[av.VideoFrame]:
         """Every frame that comes out, from frame `entry` on where one is given; with a table each must be the one due.
 
-        Packets that fail, or that libavcodec logs an error about, are counted.
+        What is wrong with them is counted.
         """
-        logged = av.logging.get_last_error()[0]
+        tally = self.tally
         packets: Iterator[av.Packet] = container.demux(stream)
         first: int | None = None
         """Where the jump leads; what is shown before it may lack what it refers to, and was passed over."""
         if self.table is not None and entry is not None:
             entry, packets = self.table.jump(container, stream, entry)
-            first = int(self.table.shown[entry])
-            self.tally.skipped += entry - self.tally.decoded
-            self.tally.decoded = entry
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except (av.error.FFmpegError, IndexError):
-                # The demuxer cannot go on: what is missing shows in the frame count.
-                self.tally.corrupt += 1
-                return
-            failed = False
-            wasted = packet.is_discard or (first is not None and packet.pts is not None and packet.pts < first)
-            try:
-                decoded = [frame for frame in packet.decode() if first is None or (frame.pts or first) >= first]
-            except MemoryError as e:
-                raise DecodeFailure("out_of_memory", "decode", "no memory for the next frame", "av") from e
-            except (av.error.FFmpegError, ValueError):
-                failed, decoded = True, []
-            complaints = av.logging.get_last_error()[0]
-            if not wasted and (
-                failed or packet.is_corrupt or complaints > logged or any(f.is_corrupt for f in decoded)
-            ):
-                self.tally.corrupt += 1
-            logged = complaints
-            for frame in decoded:
-                if isinstance(frame, av.VideoFrame):
-                    if self.table is not None:
-                        self.table.check(self.tally.decoded, frame.pts)
-                    yield frame
+            first = tally.damage.first_pts = int(self.table.shown[entry])
+            tally.skipped += entry - tally.decoded
+            tally.decoded = entry
+        for frame in self._decoded(stream, packets_of(packets)):
+            if first is not None and (frame.pts or first) < first:
+                continue
+            if self.table is not None:
+                self.table.check(tally.decoded, frame.pts)
+            yield frame
+
+    def _decoded(self, stream: av.VideoStream, packets: Iterable[av.Packet | None]) -> Iterator[av.VideoFrame]:
+        """Every frame of these packets, and those that the decoder keeps back to the end."""
+        damage = self.tally.damage
+        with av.logging.Capture(local=False) as logged:
+            for packet in packets:
+                if packet is None:
+                    damage.cut_short()
+                elif packet.size:
+                    frames, failed = _frames_of(stream, packet)
+                    damage.look(packet, failed, frames, [message for _, _, message in logged])
+                    logged.clear()
+                    yield from frames
+            frames, failed = _frames_of(stream, None)
+            damage.look(None, failed, frames, [message for _, _, message in logged])
+            yield from frames
+
+
+def _frames_of(stream: av.VideoStream, packet: av.Packet | None) -> tuple[list[av.VideoFrame], bool]:
+    """The frames that come out after `packet`, or at the end (None), and whether decoding failed."""
+    try:
+        return [frame for frame in stream.decode(packet) if isinstance(frame, av.VideoFrame)], False
+    except MemoryError as e:
+        raise DecodeFailure("out_of_memory", "decode", "no memory for the next frame", "av") from e
+    except (av.error.FFmpegError, ValueError):
+        return [], True
 
 
 class _Unchanging:
@@ -191,67 +201,7 @@ class _Unchanging:
             )
 
 
-_API_ERRORS = (ImportError, AttributeError, TypeError)
-"""Raised where decord is not called as this version of it wants: the installation's fault, whatever the file holds."""
-
-
-class DecordReader:
-    """Sequential reading with decord: `skip_frames` and `next`, never an index, so that it does not seek."""
-
-    def __init__(self, source: Source, probe: Probe) -> None:
-        try:
-            import decord
-        except Exception as e:  # ctypes, which loads its libraries, raises OSError
-            raise DecodeFailure("decoder_error", "decode", f"decord cannot be loaded: {_gist(e)}", "decord") from e
-        decord.logging.set_level(decord.logging.INFO)
-        self.probe = probe
-        self.tally = Tally("decord", decord.__version__)
-        try:
-            self.reader = decord.VideoReader(source.name, num_threads=1)
-        except _API_ERRORS:
-            raise
-        except Exception as e:
-            raise DecodeFailure("undecodable", "decode", f"decord: {_gist(e)}", "decord") from e
-        if len(self.reader) != probe.n_expected:
-            raise DecodeFailure(
-                "frame_count_mismatch",
-                "decode",
-                f"decord counts {len(self.reader)} frames, the container {probe.n_expected}",
-                "decord",
-            )
-
-    def read(self, wanted: Sequence[int], end: int | None) -> Iterator[np.ndarray]:
-        """As `AvReader.read`. The last frame is fetched even if unwanted: it proves that all before it exist."""
-        last = (self.probe.n_expected if end is None else end) - 1
-        position = 0
-        for index in sorted({*wanted, last}):
-            try:
-                if index > position:
-                    self.reader.skip_frames(index - position)
-                rgb = self.reader.next().asnumpy()
-            except MemoryError as e:
-                raise DecodeFailure("out_of_memory", "decode", "no memory for the next frame", "decord") from e
-            except _API_ERRORS:
-                raise
-            except Exception as e:
-                detail = f"decord at frame {index}: {_gist(e)}"
-                raise DecodeFailure("undecodable", "decode", detail, "decord") from e
-            if rgb.shape != (self.probe.frame_height, self.probe.frame_width, 3):
-                raise DecodeFailure("resolution_change", "decode", f"frame {index} is {rgb.shape}", "decord")
-            position = index + 1
-            self.tally.decoded = position
-            for _ in range(int(np.count_nonzero(np.asarray(wanted) == index))):
-                yield rgb
-        self.tally.complete = end is None
-
-
-def _gist(error: Exception) -> str:
-    """decord's message without its build paths and stack."""
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return line.rsplit("] ", 1)[-1].split(".cc:", 1)[-1]
-
-
-def damage(tally: Tally, expected: int) -> str:
+def too_damaged(tally: Tally, expected: int) -> str:
     """The reason to refuse what was decoded ('' if there is none) when more than 1 % is damaged or missing."""
     if tally.corrupt > MISMATCH * (expected - tally.skipped):
         return "corrupt"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -161,11 +161,14 @@ def _not_opened(head: bytes, error: Exception) -> DecodeFailure:
     return DecodeFailure("not_a_video", "probe", f"not recognised as a video: {said}")
 
 
-def packets_of(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet | None]:
-    """The stream's packets that hold something; None where the demuxer had to give up."""
+def packets_of(demuxed: Iterable[av.Packet]) -> Iterator[av.Packet | None]:
+    """A stream's packets; None where the demuxer had to give up.
+
+    One without bytes shows the picture before it once more. It must not reach a decoder, which takes it for the end.
+    """
     try:
-        for packet in container.demux(stream):
-            if packet.size:
+        for packet in demuxed:
+            if packet.size or packet.dts is not None:  # else PyAV's own, which ends the stream
                 yield packet
     except (av.error.FFmpegError, IndexError):  # IndexError: a damaged transport stream grew a new stream.
         yield None

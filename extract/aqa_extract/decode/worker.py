@@ -21,9 +21,10 @@ import av
 import av.error
 import numpy as np
 
+from aqa_extract.decode.decord_backend import DecordReader, refusal
 from aqa_extract.decode.failure import DecodeFailure, out_of_memory
 from aqa_extract.decode.probe import Probe, probe, timeline
-from aqa_extract.decode.readers import AvReader, DecordReader, Reader, damage
+from aqa_extract.decode.readers import AvReader, Reader, too_damaged
 from aqa_extract.decode.seek import PacketTable, SeekMistake
 from aqa_extract.decode.source import Source
 from aqa_extract.decode.wire import Channel, FrameBuffer, Gone
@@ -137,7 +138,8 @@ class Worker:
         self.max_pixels, self.untagged_matrix = command["max_pixels"], command["untagged_matrix"]
         # The name travels with its undecodable bytes as surrogates, which JSON keeps.
         self.source = Source(command["path"])
-        self.probe, self.table = probe(self.source, self.max_pixels, self.untagged_matrix)
+        found, self.table = probe(self.source, self.max_pixels, self.untagged_matrix)
+        self.probe = replace(found, decord_refusal=refusal(found, self.source))
         values, payload = self.probe.to_message()
         self.channel.send({"event": "probed", **values}, payload)
 
@@ -148,7 +150,7 @@ class Worker:
         reader: Reader
         if command["backend"] == "decord":
             _clear_stderr()
-            reader = DecordReader(self.source, self.probe)
+            reader = DecordReader(self.source, self.probe, self.max_pixels, self.untagged_matrix)
         else:
             reader = AvReader(self.source, self.probe, self.max_pixels, self.untagged_matrix, self.table)
         end = command["end"]
@@ -168,13 +170,14 @@ class Worker:
         if tally.complete and 0 < tally.decoded < expected and missing_is_normal and not tally.corrupt:
             self._recount(reader)
             return
-        if reason := damage(tally, expected):
+        if reason := too_damaged(tally, expected):
             detail = f"{tally.decoded} of {expected} frames decoded, {tally.corrupt} damaged"
             raise DecodeFailure(reason, "decode", detail, tally.backend)
         if tally.complete and tally.decoded != expected:
             self._recount(reader)
             return
         warnings = [f"degraded: {tally.corrupt} of {expected} frames damaged"] if tally.corrupt else []
+        warnings += tally.damage.warnings()
         self.channel.send(
             {
                 "event": "finished",

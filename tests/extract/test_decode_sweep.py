@@ -1,0 +1,231 @@
+"""Every way of writing a video that FFmpeg offers, as far as it can lead a decoder astray: no frame may be wrong.
+
+Truth is the video before it was remuxed: each frame that is delivered must be one of its frames, bit for bit, in
+order, at its own time. A sequential decode of the remuxed file says how many there must be.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
+from aqa_shared.records import Sampling, Video
+
+EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
+FEW_FRAMES = Sampling(protocol="even", segments=2, segment_frames=9)
+"""Leaves frames out."""
+FRAMES = 48
+
+
+def x264(**more: Any) -> dict[str, Any]:
+    """How to write a clip of H.264 with these x264 parameters."""
+    return {"options": {"x264-params": ":".join(f"{k.replace('_', '-')}={v}" for k, v in more.items())}}
+
+
+VARIABLE = [i * 40 + (i % 3) * 13 + (500 if i > 20 else 0) for i in range(FRAMES)]
+
+H264: dict[str, dict[str, Any]] = {
+    f"{b} B-frames, {name} groups": x264(bframes=b, b_pyramid=pyramid, b_adapt=0, scenecut=0, **group)
+    for b, pyramid in ((0, 0), (2, 0), (3, 2))
+    for name, group in (
+        ("closed", {"keyint": 12}),
+        ("open", {"keyint": 12, "open_gop": 1}),
+        ("one long", {"keyint": 250}),
+    )
+} | {
+    "29.97 fps": {"fps": Fraction(30000, 1001)},
+    "variable rate": {"stamps": VARIABLE, "time_base": Fraction(1, 1000)},
+    "infinite groups": x264(keyint="infinite", intra_refresh=1),
+}  # fmt: skip
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "hevc": {"codec": "libx265", "options": {"x265-params": "keyint=12:open-gop=1:bframes=3:log-level=none"}},
+    "vp9": {"codec": "libvpx-vp9"},
+    "av1": {"codec": "libsvtav1"},
+    "mpeg4": {"codec": "mpeg4"},
+}  # fmt: skip
+
+
+def movie(flags: str = "", **options: str) -> dict[str, Any]:
+    """How to mux MP4 with these flags."""
+    return {"suffix": ".mp4", "options": {**({"movflags": flags} if flags else {}), **options}}
+
+
+MP4: dict[str, dict[str, Any]] = {
+    "mp4": movie(),
+    "faststart": movie("faststart"),
+    "moov at the front": movie(moov_size="20000"),
+    "without edit list": movie(use_editlist="0"),
+    "negative composition offsets": movie("negative_cts_offsets"),
+    "timescale of 25": movie(video_track_timescale="25"),
+    "fragments at key frames": movie("frag_keyframe"),
+    "empty moov": movie("frag_keyframe+empty_moov"),
+    "default base": movie("frag_keyframe+empty_moov+default_base_moof"),
+    "delayed moov": movie("frag_keyframe+delay_moov"),
+    "fragments of 0.3 s": movie("empty_moov", frag_duration="300000"),
+    "small fragments": movie("empty_moov", frag_size="2000"),
+    "a fragment a frame": movie("empty_moov+frag_every_frame"),
+    "dash flag": movie("dash+delay_moov", frag_duration="300000"),
+    "dash flag, key frames": movie("dash+frag_keyframe+delay_moov"),
+    "global sidx": movie("dash+delay_moov+global_sidx", frag_duration="300000"),
+    "without sidx": movie("dash+delay_moov+skip_sidx", frag_duration="300000"),
+    "without mfra": movie("frag_keyframe+empty_moov+skip_trailer"),
+    "cmaf": movie("cmaf+frag_keyframe+delay_moov"),
+    "cmaf, 0.3 s": movie("cmaf+delay_moov", frag_duration="300000"),
+    "hybrid": movie("hybrid_fragmented"),
+    "smooth streaming": {"suffix": ".ismv", "format": "ismv"},
+    "mov": {"suffix": ".mov"},
+    "mov, fragments": {"suffix": ".mov", "options": {"movflags": "frag_keyframe+empty_moov"}},
+    "3gp": {"suffix": ".3gp"},
+    "ipod": {"suffix": ".m4v", "format": "ipod"},
+}  # fmt: skip
+
+MKV: dict[str, dict[str, Any]] = {
+    "mkv": {"suffix": ".mkv"},
+    "cues at the front": {"suffix": ".mkv", "options": {"cues_to_front": "1"}},
+    "room for cues": {"suffix": ".mkv", "options": {"reserve_index_space": "5000"}},
+    "short clusters": {"suffix": ".mkv", "options": {"cluster_time_limit": "100"}},
+    "small clusters": {"suffix": ".mkv", "options": {"cluster_size_limit": "2000"}},
+    "live": {"suffix": ".mkv", "options": {"live": "1"}},
+    "dash mkv": {"suffix": ".mkv", "options": {"dash": "1"}},
+}  # fmt: skip
+
+ELSE: dict[str, dict[str, Any]] = {
+    "avi": {"suffix": ".avi"},
+    "ts": {"suffix": ".ts"},
+    "flv": {"suffix": ".flv"},
+    "asf": {"suffix": ".asf"},
+}  # fmt: skip
+
+KEY = -1
+"""Stands for the second key frame's packet, the first where there is no second."""
+
+# name: keyword arguments of clips.copy_from.
+CUTS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "from a key frame": {"first_packet": KEY, "shift": -0.48},
+    "from a key frame, old times": {"first_packet": KEY},
+    "edit list of 0.2 s": {"shift": -0.2},
+    "from a key frame, edit list": {"first_packet": KEY, "shift": -0.6},
+    "between key frames": {"first_packet": 7, "shift": -0.28},
+    "short of the end": {"last_packet": 41},
+    "5 s late": {"shift": 5.0},
+    "negative times kept": {"shift": -0.2, "options": {"avoid_negative_ts": "disabled"}},
+    "negative times made zero": {"shift": -0.2, "options": {"avoid_negative_ts": "make_zero"}},
+    "late times made zero": {"shift": 5.0, "options": {"avoid_negative_ts": "make_zero"}},
+    "twice": {"times": 2},
+    "cuts joined": {"first_packet": 7, "last_packet": 29, "times": 2},
+}  # fmt: skip
+
+
+@dataclass
+class Base:
+    """A video before it is remuxed."""
+
+    path: Path
+    index: dict[bytes, int]
+    """Which frame has these pixels."""
+    times: np.ndarray
+    """float64 (frames,), seconds."""
+    key: int
+    """The packet of the second key frame; 0 if there is none."""
+
+    @classmethod
+    def write(cls, clips: ModuleType, folder: Path, how: dict[str, Any]) -> Base:
+        path = clips.Clip(**{"frames": FRAMES, "suffix": ".mp4", **how}).write(folder / "base")
+        frames = clips.reference(path)
+        index = {frame.tobytes(): i for i, frame in enumerate(frames)}
+        assert len(index) == FRAMES, "every frame must be told from every other"
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            packets = [p for p in container.demux(stream) if p.pts is not None]
+            times = np.array(sorted(p.pts for p in packets)) * float(stream.time_base or 0)
+            keys = [i for i, p in enumerate(packets) if p.is_keyframe]
+        return cls(path, index, times, keys[1] if len(keys) > 1 else 0)
+
+
+@dataclass
+class Sweep:
+    """Remuxes, decodes, compares and counts."""
+
+    clips: ModuleType
+    folder: Path
+    decoder: Decoder
+    counts: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    def run(self, name: str, base: Base, how: dict[str, Any], cut: dict[str, Any]) -> None:
+        """One case."""
+        options = {**how.get("options", {}), **cut.get("options", {})}
+        if cut.get("first_packet") == KEY:
+            cut = {**cut, "first_packet": base.key}
+        self.counts["cases"] += 1
+        try:
+            path = self.clips.copy_from(base.path, self.folder / "case", **{**how, **cut, "options": options})
+        except (av.error.FFmpegError, ValueError):
+            self.counts["not written: FFmpeg refuses"] += 1
+            return
+        request = DecodeRequest(
+            path=str(path), video=Video(id="v", path=str(path)), sampling=EVERY_FRAME, deadline=120.0
+        )
+        try:
+            taken = self.clips.take(self.decoder.decode(request))
+        except DecodeFailure as e:
+            self.counts[f"refused: {e.reason}"] += 1
+            if (sound := self._sound(path, base)) is not None:
+                self.wrong.append(f"{name}: refused although {sound} frames are right: {e}")
+            return
+        self.counts[f"read with {taken.finished.backend}"] += 1
+        if any(w.startswith("decord_failed") for w in taken.finished.warnings):
+            self.counts["given up by decord"] += 1
+        problem = self._problem(path, base, taken)
+        if taken.finished.backend == "decord" and not problem:
+            few = self.clips.take(self.decoder.decode(replace(request, sampling=FEW_FRAMES)))
+            problem = self._problem(path, base, few)
+        if problem:
+            self.wrong.append(f"{name}, {taken.finished.backend}: {problem}; {taken.finished.warnings}")
+
+    def _sound(self, path: Path, base: Base) -> int | None:
+        """How many frames a plain decode gives, where all of them are right and no packet fails."""
+        try:
+            frames = self.clips.reference(path)
+        except (av.error.FFmpegError, ValueError):
+            return None
+        return len(frames) if len(frames) > 1 and all(f.tobytes() in base.index for f in frames) else None
+
+    def _problem(self, path: Path, base: Base, taken: Any) -> str:
+        truth = self.clips.reference(path)
+        if taken.finished.decoded != len(truth):
+            return f"{taken.finished.decoded} frames, a sequential decode gives {len(truth)}"
+        if not np.array_equal(taken.stack, truth[taken.sources]):
+            return f"{np.any(taken.stack != truth[taken.sources], axis=(1, 2, 3)).sum()} frames differ from a decode"
+        shown = [base.index.get(frame.tobytes(), -1) for frame in taken.stack]
+        if -1 in shown:
+            return f"{shown.count(-1)} frames are none of the video's: {shown}"
+        shown_times = taken.opened.probe.times[taken.sources]
+        for a, b, step, sources in zip(shown, shown[1:], np.diff(shown_times), np.diff(taken.sources), strict=False):
+            if b - a == sources and abs(step - (base.times[b] - base.times[a])) > 0.0021:
+                return f"frames {a} and {b} are {step:.4f} s apart, not {base.times[b] - base.times[a]:.4f}"
+        turns = sum(b <= a for a, b in itertools.pairwise(shown))
+        return f"out of order: {shown}" if turns > len(truth) // FRAMES else ""
+
+    def report(self) -> str:
+        """The counts, a line each."""
+        return "\n".join(f"{count:6d} {what}" for what, count in sorted(self.counts.items()))
+
+
+@pytest.fixture
+def sweep(clips: ModuleType, tmp_path: Path) -> Iterator[Sweep]:
+    with Decoder() as decoder:
+        yield Sweep(clips, tmp_path, decoder)
