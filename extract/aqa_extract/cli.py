@@ -127,6 +127,9 @@ def extract(
     workers: Annotated[int | None, Run(min=1, help="Decode processes; default by cores.")] = None,
     timeout: Annotated[float, Run(min=1, help="Seconds a decoder may take; long videos get more.")] = 300.0,
     stop_after: Annotated[int, Run(min=0, help="Failures in a row that stop the run; 0 never.")] = 20,
+    accept_damaged: Annotated[
+        bool, Run(help="Take what decodes of damaged or truncated videos; recorded with each of them.")
+    ] = False,
     retry_failed: Annotated[bool, Run(help="Try quarantined videos again.")] = False,
     repair: Annotated[bool, Run(help="Extract again what `aqa verify` finds damaged.")] = False,
     replace: Annotated[
@@ -206,6 +209,7 @@ def extract(
         decoder=decoder,  # type: ignore[arg-type]  # checked above
         timeout=timeout,
         stop_after=stop_after,
+        accept_damaged=accept_damaged,
         retry_failed=retry_failed,
         repair=repair,
         replace=tuple(replace or ()),

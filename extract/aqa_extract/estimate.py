@@ -317,7 +317,7 @@ def _try(looks: Sequence[Look], networks: Networks, options: Options) -> Speed |
             video = Video(id=look.job.video.id, path=look.job.video.path, start=0, end=n)
             begun = time.monotonic()
             try:
-                request = request_for(video, settings, options.decoder, options.timeout)
+                request = request_for(video, settings, options.decoder, options.timeout, options.accept_damaged)
                 prepared = load(decoder, request, settings, networks.device, networks.detector_size, reserve)
                 loaded = time.monotonic()
                 prepared.job = look.job

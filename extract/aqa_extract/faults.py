@@ -66,9 +66,11 @@ def second_try(reason: str) -> bool:
     return reason in REASONS and REASONS[reason].second_try
 
 
-def would_fail_again(failed: Failure, decoder: str, timeout: float) -> bool:
+def would_fail_again(failed: Failure, decoder: str, timeout: float, accept_damaged: bool = False) -> bool:
     """Whether the same file would fail in the same way with these options."""
     if failed.stage == "sampling":  # the part or the protocol was at fault, and may have been mended
+        return False
+    if accept_damaged and failed.reason in ("corrupt", "frame_count_mismatch"):
         return False
     if failed.reason == "decode_timeout":
         return failed.limit is not None and timeout <= failed.limit

@@ -56,6 +56,8 @@ class Options:
     decoder: Literal["auto", "decord", "av"] = "auto"
     timeout: float = 300.0
     stop_after: int = 20
+    accept_damaged: bool = False
+    """Take what decodes of damaged and truncated videos; every such video says so in its metadata."""
     retry_failed: bool = False
     repair: bool = False
     """Extract again what `verify` finds damaged."""
@@ -202,7 +204,7 @@ def _refusals(
 
 def _would_fail_again(video: Video, failed: Failure, options: Options) -> bool:
     """Whether neither the file nor the option that was at fault has changed."""
-    if not faults.would_fail_again(failed, options.decoder, options.timeout):
+    if not faults.would_fail_again(failed, options.decoder, options.timeout, options.accept_damaged):
         return False
     if failed.size is None:  # there was no regular file; look again only if there is one now
         return identify(video.path) is None
@@ -288,7 +290,16 @@ def _run(
             writer.finalise({})
         writer.forget(todo.damaged | todo.replaced)
         stop = threading.Event()
-        work = Work(settings, device, networks.detector_size, writer, options.decoder, options.timeout, stop)
+        work = Work(
+            settings,
+            device,
+            networks.detector_size,
+            writer,
+            options.decoder,
+            options.timeout,
+            stop,
+            accept_damaged=options.accept_damaged,
+        )
         compute = new_compute(networks, options)
         jobs = {job.video.id: job for job in todo.jobs}
         begun = time.monotonic()

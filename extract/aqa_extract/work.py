@@ -18,6 +18,7 @@ from aqa_extract.faults import second_try
 from aqa_extract.job import Job
 from aqa_extract.loading import Prepared, load
 from aqa_extract.streams import needs_flow
+from aqa_shared.console import warn
 from aqa_shared.errors import AqaError
 from aqa_shared.records import ExtractSettings, Video
 from aqa_shared.store import StoreWriter
@@ -34,6 +35,7 @@ class Work:
     decoder: Literal["auto", "decord", "av"]
     timeout: float
     stop: threading.Event
+    accept_damaged: bool = False
     decoders: list[Decoder] = field(default_factory=list)
     """Every decode child alive, so that a signal can end them."""
     committed: set[str] = field(default_factory=set)
@@ -49,7 +51,7 @@ class Work:
             yield lambda job: self._load(decoder, budget, job)
 
     def _load(self, decoder: Decoder, budget: ByteBudget, job: Job) -> Prepared:
-        request = request_for(job.video, self.settings, self.decoder, self.timeout)
+        request = request_for(job.video, self.settings, self.decoder, self.timeout, self.accept_damaged)
         for last_try in (False, True):
             started = time.monotonic()
             reserved = 0
@@ -100,6 +102,8 @@ class Work:
             except ValueError as e:  # features that are not finite
                 raise JobFailed(job.failed("bad_features", "commit", str(e), done.prepared.finished.backend)) from e
             self.committed.add(video.id)
+            if damage := done.prepared.finished.accepted_damage:
+                warn(f"{video.id}: accepted with {damage['missing']} frames missing and {damage['damaged']} damaged")
             self.looked_at.append(done.prepared.plan.looked_at)
 
     def kill_decoders(self) -> None:
@@ -109,7 +113,11 @@ class Work:
 
 
 def request_for(
-    video: Video, settings: ExtractSettings, decoder: Literal["auto", "decord", "av"], timeout: float
+    video: Video,
+    settings: ExtractSettings,
+    decoder: Literal["auto", "decord", "av"],
+    timeout: float,
+    accept_damaged: bool,
 ) -> DecodeRequest:
     """What a run asks of its decoders."""
     return DecodeRequest(
@@ -120,6 +128,7 @@ def request_for(
         need_next=needs_flow(settings),
         deadline=timeout,
         untagged_matrix=settings.pixels.untagged_matrix,
+        accept_damaged=accept_damaged,
     )
 
 
@@ -165,6 +174,7 @@ def meta_of(done: Done) -> dict[str, Any]:
         "decoder": finished.backend,
         "decoder_version": finished.version,
         "corrupt_frames": finished.corrupt,
+        "accepted_damage": finished.accepted_damage,
         "warnings": list(finished.warnings),
         "padded": bool(done.prepared.plan.padded),
         **done.meta,

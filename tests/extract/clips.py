@@ -126,28 +126,29 @@ def copy_from(
     source: Path,
     target: Path,
     first_packet: int = 0,
-    last_packet: int | None = None,
-    *,
     suffix: str = ".mp4",
+    *,
+    last_packet: int | None = None,
+    parts: Sequence[tuple[int, int | None]] = (),
     format: str | None = None,
     options: dict[str, str] | None = None,
     shift: float = 0.0,
-    times: int = 1,
 ) -> Path:
     """Stream-copy packets [first_packet, last_packet) of `source` without re-encoding, as lazy cutting tools do.
 
-    `shift` seconds are added to every timestamp; `times` copies follow each other, as a concatenation.
+    `shift` seconds are added to every timestamp; several `parts`, (first, last) packet each, follow each other.
     """
     target = target.with_suffix(suffix)
     with contextlib.ExitStack() as opened:
-        inputs = [opened.enter_context(av.open(str(source))) for _ in range(times)]
+        parts = parts or ((first_packet, last_packet),)
+        inputs = [opened.enter_context(av.open(str(source))) for _ in parts]
         stream = inputs[0].streams.video[0]
         out = opened.enter_context(av.open(str(target), "w", format=format, options=options or {}))
         copied = out.add_stream_from_template(stream)
         assert stream.time_base is not None
         offset = round(shift / stream.time_base)
-        for inp in inputs:
-            packets = [p for p in inp.demux(video=0) if p.dts is not None][first_packet:last_packet]
+        for inp, (first, last) in zip(inputs, parts, strict=True):
+            packets = [p for p in inp.demux(video=0) if p.dts is not None][first:last]
             stamps = sorted(p.pts for p in packets)
             for packet in packets:
                 packet.pts, packet.dts = packet.pts + offset, packet.dts + offset

@@ -47,6 +47,8 @@ class DecodeRequest:
     max_pixels: int = 4096 * 4096
     untagged_matrix: UntaggedMatrix = "bt601"
     """How to read YCbCr that does not say by which matrix it was made."""
+    accept_damaged: bool = False
+    """Take what decodes, where more frames than usual are missing or damaged; `Finished.accepted_damage` counts."""
     chunk_frames: int = 16
 
 
@@ -79,6 +81,8 @@ class Finished:
     version: str
     decoded: int
     corrupt: int
+    accepted_damage: dict[str, int] | None
+    """`missing` and `damaged` frames, where the video would have been refused without `accept_damaged`."""
     warnings: list[str]
     seconds: float
     """Spent waiting for the child."""
@@ -125,7 +129,15 @@ class Decoder:
         """What the file is, without decoding it. Raises DecodeFailure."""
         clock = Clock(deadline)
         with self._killed_unless_answered() as child:
-            return _ask_probe(child, path, clock, max_bytes, max_pixels, untagged_matrix)
+            request = DecodeRequest(
+                path,
+                Video(id=path, path=path),
+                Sampling(),
+                max_bytes=max_bytes,
+                max_pixels=max_pixels,
+                untagged_matrix=untagged_matrix,
+            )
+            return _ask_probe(child, request, clock)
 
     def decode(self, request: DecodeRequest) -> Iterator[Opened | Chunk | Finished]:
         """Decode one video.
@@ -187,7 +199,7 @@ def _decode_once(
     notes: list[str],
     seen: set[tuple[int, int]],
 ) -> Iterator[Opened | Chunk | Finished]:
-    probe = _ask_probe(child, request.path, clock, request.max_bytes, request.max_pixels, request.untagged_matrix)
+    probe = _ask_probe(child, request, clock)
     clock.limit = max(clock.limit, decode_seconds(probe))
     seen.add((probe.size, probe.mtime_ns))
     if len(seen) > 1:
@@ -242,11 +254,16 @@ def _plan(probe: Probe, request: DecodeRequest) -> Opened:
     return Opened(probe, plan, plan.wanted(request.need_next))
 
 
-def _ask_probe(
-    child: Child, path: str, clock: Clock, max_bytes: int, max_pixels: int, untagged_matrix: UntaggedMatrix
-) -> Probe:
-    command = {"do": "probe", "path": path, "max_bytes": max_bytes, "max_pixels": max_pixels}
-    child.send({**command, "untagged_matrix": untagged_matrix}, "probe")
+def _ask_probe(child: Child, request: DecodeRequest, clock: Clock) -> Probe:
+    command = {
+        "do": "probe",
+        "path": request.path,
+        "max_bytes": request.max_bytes,
+        "max_pixels": request.max_pixels,
+        "untagged_matrix": request.untagged_matrix,
+        "accept_damaged": request.accept_damaged,
+    }
+    child.send(command, "probe")
     message, payload = child.receive(clock, clock, "probe", "av")
     if message["event"] != "probed":
         raise DecodeFailure("decoder_error", "probe", f"unexpected answer {message['event']}")

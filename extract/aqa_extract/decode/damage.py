@@ -2,8 +2,8 @@
 
 A decoder's messages are no damage by themselves: most are about what stands beside the pictures (an SEI, an APP0
 marker, reference marking that names a picture which was cut off). They are kept as warnings. On 840 randomly damaged
-files in 14 codecs and containers (benchmarks/damage.py), every message that came with wrong pixels came with a mark or
-a failure too, except those of MJPEG, VP8 and HEVC that `CONCEALED` names.
+files in 14 codecs and containers (as in tests/extract/test_decode_damage.py) every message that came with wrong pixels
+came with a mark or a failure too, except those of MJPEG, VP8 and HEVC that `CONCEALED` names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import av
 
 CONCEALED = re.compile(
     r"conceal|error while decoding|error at mb|damaged|unavailable for requested|invalid nal unit|splitting the input"
-    r"|missing picture|frame num (gap|change)|reference picture missing|missing reference|co located pocs unavailable"
+    r"|missing picture|frame num change|reference picture missing|missing reference|co located pocs unavailable"
     r"|could not find ref|constructing the frame rps|overread|error [xy]=|bad vlc|vlc tree|huffman|invalid partitions"
     r"|error count|header size larger|no jpeg data",
     re.IGNORECASE,
@@ -38,20 +38,27 @@ class Damage:
         self.messages: Counter[str] = Counter()
 
     def look(
-        self, packet: av.Packet | None, failed: bool, frames: Sequence[av.VideoFrame], messages: Iterable[str]
+        self,
+        packet: av.Packet | None,
+        failed: bool,
+        frames: Sequence[av.VideoFrame],
+        logged: Iterable[tuple[int, str, str]],
     ) -> None:
         """After `packet` (None: the end of the stream) was decoded to `frames`, or `failed`."""
-        said = [_without_addresses(message) for message in messages]
-        concealed = any(CONCEALED.search(message) for message in said)
+        concealed = any(CONCEALED.search(message) for _, _, message in logged)
         self.pictures |= {self._name(frame.pts) for frame in frames if frame.is_corrupt}
         if packet is None:
             if failed or concealed:
                 self.pictures.add(self._name(None))
-        elif self._is_shown(packet):
+        elif not self._is_shown(packet):
+            # What it refers to may be missing, but it must be a picture.
+            if failed and not packet.is_discard:
+                self.pictures.add(self._name(packet.pts))
+        else:
             if failed or concealed or packet.is_corrupt:
                 self.pictures.add(self._name(packet.pts))
             else:
-                self.messages.update(said)
+                self.messages.update(_without_addresses(message) for _, _, message in logged)
 
     def cut_short(self) -> None:
         """The demuxer could not go on; what is missing shows in the frame count."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MIN_SIDE = 16
 """Pixels; smaller is no picture of a performance."""
+MATROSKA = "matroska,webm"
 MISMATCH = 0.01
 """Fraction of frames that may be missing or damaged before a video is refused rather than `degraded`."""
 
@@ -58,6 +59,8 @@ class Probe:
     """float64 (n_expected,), seconds of each display frame; the first is 0."""
     first_pts: int | None
     """Presentation time of the first display frame, in the stream's own unit; None where packets have none."""
+    missing: int
+    """Frames that the file announces and lacks, more of them than are usually accepted."""
     has_edit_list: bool
     vfr: bool
     interlaced: bool
@@ -89,7 +92,7 @@ class Probe:
 
 
 def probe(
-    source: Source, max_pixels: int, untagged_matrix: UntaggedMatrix = "bt601"
+    source: Source, max_pixels: int, untagged_matrix: UntaggedMatrix = "bt601", accept_damaged: bool = False
 ) -> tuple[Probe, PacketTable | None]:
     """Demux every packet and decode one frame; what was found, and the packets where jumps among them are safe.
 
@@ -104,10 +107,9 @@ def probe(
         n_video = sum(not s.disposition & Disposition.attached_pic for s in container.streams.video)
         announced = _announced_seconds(container, stream)
         stamps: list[int | None] = []
-        discarded = damaged = empty = 0
+        discarded = damaged = empty = unseen = 0
         headless: bool | None = None
         log = PacketLog(container, stream)
-        timed = True
         key: int | None = None
         for packet in packets_of(container.demux(stream)):
             if packet is None:
@@ -118,7 +120,6 @@ def probe(
                 continue
             if packet.is_keyframe and key is None:
                 key = packet.pts
-            timed = timed and packet.pts is not None
             log.add(packet)
             damaged += packet.is_corrupt
             headless = not packet.is_keyframe if headless is None else headless
@@ -129,7 +130,10 @@ def probe(
         packets = len(stamps) + discarded
         if format_name == "avi":
             # FFmpeg leaves empty chunks out, but counts them: a timestamp is the number of its slot.
-            empty += max([packets, *(stamp + 1 for stamp in stamps if stamp is not None)]) - packets
+            slots = sorted(stamp for stamp in stamps if stamp is not None)
+            empty += max(packets, slots[-1] + 1) - packets if slots else 0
+            # Those after the last picture are seen nowhere: as many as between two others are taken for granted.
+            unseen = int(max(np.diff(slots), default=1)) - 1
         time_base = float(stream.time_base or 0)
     if packets and not stamps:
         raise DecodeFailure("no_frames", "probe", "its edit list shows none of its frames")
@@ -140,30 +144,37 @@ def probe(
         # Edit lists may leave whole groups of pictures out; without it every sample must be there.
         with open_video(source, max_pixels, ignore_editlist="1") as (container, stream):
             packets = max(packets, sum(p is not None for p in packets_of(container.demux(stream))))
-    if header > (packets + empty) * (1 + MISMATCH):
-        raise DecodeFailure(
+    missing = 0
+
+    def refuse(reason: str, detail: str) -> None:
+        if not accept_damaged:
+            raise DecodeFailure(reason, "probe", f"{detail}; --accept-damaged takes what there is")
+        warnings.append(f"damaged, and accepted: {detail}")
+
+    if header - unseen > (packets + empty) * (1 + MISMATCH):
+        missing = header - packets - empty
+        refuse(
             "frame_count_mismatch",
-            "probe",
             f"its header announces {header} frames, the file holds {packets}: truncated or damaged",
         )
     if damaged > packets * MISMATCH:
-        raise DecodeFailure("corrupt", "probe", f"{damaged} of {packets} packets are damaged")
+        refuse("corrupt", f"{damaged} of {packets} packets are damaged")
     if empty:
         warnings.append(f"{empty} of its {packets + empty} slots are empty: the picture before them is shown longer")
-    if header > packets + empty or damaged:
+    if header - unseen > packets + empty or damaged:
         warnings.append(f"degraded: header announces {header} frames, {packets} packets, {damaged} damaged")
 
     times, fps, uniform = timeline(stamps, time_base, average)
     if announced and times[-1] + 1 / fps < announced * (1 - MISMATCH) - 2 / fps:
-        raise DecodeFailure(
-            "frame_count_mismatch",
-            "probe",
-            f"announced as {announced:.2f} s long, its frames end at {times[-1] + 1 / fps:.2f} s: truncated",
-        )
+        end = float(times[-1]) + 1 / fps
+        missing = max(missing, round((announced - end) * fps))
+        refuse("frame_count_mismatch", f"announced as {announced:.2f} s long, its frames end at {end:.2f} s: truncated")
     frame, codec, (aspect, odd_aspect) = _first_frame(source, max_pixels)
-    shown = shown_from(frame.pts, key) if timed else None
-    if shown is not None and (lost := sum(stamp is not None and stamp < shown for stamp in stamps)):
-        stamps = [stamp for stamp in stamps if stamp is not None and stamp >= shown]
+    shown = shown_from(frame.pts, key)
+    # Matroska has no times before 0, so FFmpeg leaves those of leading pictures out.
+    visible = [s for s in stamps if (format_name != MATROSKA if s is None else shown is None or s >= shown)]
+    if lost := len(stamps) - len(visible):
+        stamps = visible
         times, fps, uniform = timeline(stamps, time_base, average)
         warnings.append(f"its first {lost} frames refer to frames before its first key frame, and cannot be shown")
     elif headless:
@@ -208,7 +219,8 @@ def probe(
         fps=fps,
         n_expected=len(times),
         times=times,
-        first_pts=min(stamps) if timed else None,
+        missing=missing,
+        first_pts=min((s for s in stamps if s is not None), default=None),
         has_edit_list=discarded > 0,
         vfr=vfr,
         interlaced=interlaced,

@@ -152,11 +152,11 @@ class AvReader:
                     damage.cut_short()
                 elif packet.size:
                     frames, failed = _frames_of(stream, packet)
-                    damage.look(packet, failed, frames, [message for _, _, message in logged])
+                    damage.look(packet, failed, frames, logged)
                     logged.clear()
                     yield from frames
             frames, failed = _frames_of(stream, None)
-            damage.look(None, failed, frames, [message for _, _, message in logged])
+            damage.look(None, failed, frames, logged)
             yield from frames
 
 

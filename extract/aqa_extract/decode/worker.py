@@ -90,6 +90,7 @@ class Worker:
         self.table: PacketTable | None = None
         self.max_pixels = 0
         self.untagged_matrix: UntaggedMatrix = "bt601"
+        self.accept_damaged = False
 
     def answer(self, command: dict[str, Any], payload: bytes) -> None:
         if command["do"] == "go on":
@@ -136,9 +137,10 @@ class Worker:
             soft = command["max_bytes"] if hard == resource.RLIM_INFINITY else min(command["max_bytes"], hard)
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         self.max_pixels, self.untagged_matrix = command["max_pixels"], command["untagged_matrix"]
+        self.accept_damaged = command["accept_damaged"]
         # The name travels with its undecodable bytes as surrogates, which JSON keeps.
         self.source = Source(command["path"])
-        found, self.table = probe(self.source, self.max_pixels, self.untagged_matrix)
+        found, self.table = probe(self.source, self.max_pixels, self.untagged_matrix, self.accept_damaged)
         self.probe = replace(found, decord_refusal=refusal(found, self.source))
         values, payload = self.probe.to_message()
         self.channel.send({"event": "probed", **values}, payload)
@@ -170,13 +172,15 @@ class Worker:
         if tally.complete and 0 < tally.decoded < expected and missing_is_normal and not tally.corrupt:
             self._recount(reader)
             return
-        if reason := too_damaged(tally, expected):
+        reason = too_damaged(tally, expected)
+        if reason and not (self.accept_damaged and tally.decoded):
             detail = f"{tally.decoded} of {expected} frames decoded, {tally.corrupt} damaged"
-            raise DecodeFailure(reason, "decode", detail, tally.backend)
+            raise DecodeFailure(reason, "decode", f"{detail}; --accept-damaged takes them", tally.backend)
         if tally.complete and tally.decoded != expected:
-            self._recount(reader)
+            self._recount(reader, missing=expected - tally.decoded if reason else 0)
             return
         warnings = [f"degraded: {tally.corrupt} of {expected} frames damaged"] if tally.corrupt else []
+        accepted = {"missing": self.probe.missing, "damaged": tally.corrupt}
         warnings += tally.damage.warnings()
         self.channel.send(
             {
@@ -185,17 +189,19 @@ class Worker:
                 "version": tally.version,
                 "decoded": tally.decoded - tally.skipped,
                 "corrupt": tally.corrupt,
+                "accepted_damage": accepted if reason or self.probe.missing else None,
                 "warnings": warnings,
             }
         )
 
-    def _recount(self, reader: Reader) -> None:
+    def _recount(self, reader: Reader, missing: int = 0) -> None:
         """Tell the parent the true timeline; it plans anew and asks again."""
         assert self.probe is not None
         tally = reader.tally
         times, fps, _ = timeline(tally.stamps, tally.time_base, self.probe.fps)
         warning = f"degraded: {self.probe.n_expected} frames announced, {tally.decoded} decoded"
-        self._probed_anew(warning, times=times, fps=fps, n_expected=tally.decoded)
+        missing = max(0, self.probe.missing + missing)
+        self._probed_anew(warning, times=times, fps=fps, n_expected=tally.decoded, missing=missing)
 
     def _probed_anew(self, warning: str, **changes: Any) -> None:
         """Send the probe again, with what reading has shown; from now on the video is read without jumps."""
