@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
@@ -15,7 +17,9 @@ import pytest
 from tests.extract.clips import Clip, Taken, copy_from, reference, take
 
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
+from aqa_shared.errors import ExitCode
 from aqa_shared.records import Sampling, Video
+from aqa_shared.store import peek
 
 EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
 
@@ -209,3 +213,26 @@ def test_damage_against_the_pixels(
     assert counts["right, refused"] == 0
     wrong = sum(n for name, n in counts.items() if name.startswith("wrong"))
     assert wrong - counts["wrong, taken"] >= SEEN.get(kind, 0.0) * wrong
+
+
+def test_a_run_accepts_what_it_had_quarantined_and_says_so(tmp_path: Path, i3d_rgb_weights: str) -> None:
+    (tmp_path / "in").mkdir()
+    cut = Clip(frames=60, container_options={"movflags": "faststart"}).write(tmp_path / "in" / "cut")
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 2 // 3])
+    Clip(frames=20).write(tmp_path / "in" / "whole")
+    command = [Path(sys.executable).parent / "aqa-extract", tmp_path / "in", "--out", tmp_path / "s.zarr"]
+    command += ["--segments", "1", "--short-side", "32", "--crop", "32", "--rgb-weights", i3d_rgb_weights]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *more], capture_output=True, text=True, timeout=300)
+
+    refused = run()
+    assert (refused.returncode, "--accept-damaged" in refused.stderr) == (ExitCode.QUARANTINED, True)
+    accepted = run("--accept-damaged")
+    assert accepted.returncode == ExitCode.OK, accepted.stderr
+    assert "cut.mp4: accepted with" in accepted.stderr
+    known = peek(tmp_path / "s.zarr")
+    assert known is not None
+    assert known.committed["whole.mp4"]["accepted_damage"] is None
+    assert known.committed["cut.mp4"]["accepted_damage"]["missing"] > 10
+    assert run().returncode == ExitCode.OK  # what the store has, it keeps
