@@ -37,6 +37,11 @@ Version = Annotated[
 ]
 
 
+def _whole(text: str) -> str:
+    """`text` with its hyphens kept from ending a line, and without the escapes that older typers add for Rich."""
+    return text.replace("-", _HYPHEN).replace("\\[", "[")
+
+
 class _Plain:
     """Help without boxes or colour, in groups, with every name whole however narrow the window.
 
@@ -56,7 +61,7 @@ class _Plain:
         for name, records in {**groups, OTHERS if groups else "Options": others}.items():
             if records:
                 with formatter.section(name):
-                    formatter.write_dl([(name, text.replace("-", _HYPHEN)) for name, text in records])
+                    formatter.write_dl([(name, _whole(text)) for name, text in records])
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)  # type: ignore[misc]
@@ -87,7 +92,7 @@ class Group(_Plain, typer.core.TyperGroup):
         for name in self.list_commands(ctx):
             command = self.get_command(ctx, name)
             if command is not None and not command.hidden:
-                rows.append((name, command.get_short_help_str(1000).replace("-", _HYPHEN)))
+                rows.append((name, _whole(command.get_short_help_str(1000))))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
         super().format_options(ctx, formatter)
