@@ -42,7 +42,8 @@ _VIDEO = (
     "frame_count_mismatch corrupt undecodable resolution_change"
 )
 _REQUEST = (
-    "unreadable changed_during_read too_short part_outside too_long decode_timeout decord_unsupported id_conflict"
+    "unreadable changed_during_read too_short part_outside too_long decode_timeout decord_unsupported id_conflict "
+    "id_taken"
 )
 _OURS = "decoder_error read_error internal_error bad_features interrupted"
 

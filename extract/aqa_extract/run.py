@@ -39,6 +39,8 @@ PART = ("start", "end", "start_time", "end_time")
 REFUSALS = {
     "id_conflict": "the store holds this id from another version of the file, or another part of it; --replace ID puts "
     "new features in the place of the old (--replace changed: for all of these); or give it another id in a manifest",
+    "id_taken": "the store holds this id from another file, {other}; give another store, or an id of its own in a "
+    "manifest (--replace ID drops the features of that other file)",
     "unreadable": "the store holds this id, but the file has another time now and cannot be read, so nobody knows "
     "whether it is still the same; make it readable and rerun",
 }
@@ -141,11 +143,14 @@ def plan(videos: Sequence[Video], out: Path, settings: ExtractSettings, options:
     for video in videos:
         failed = before.get(video.id)
         reason = refusals.get(video.id)
-        if reason == "id_conflict" and video.id in to_replace:
+        if (reason == "id_conflict" and video.id in to_replace) or (
+            reason == "id_taken" and video.id in to_replace and "changed" not in options.replace
+        ):
             result.replaced.add(video.id)
             fresh.append(Job(video, look(video.path)))
         elif reason:
-            result.refused.append(Job(video, look(video.path)).failed(reason, "probe", REFUSALS[reason]))
+            detail = REFUSALS[reason].format(other=recorded[video.id].get("path"))
+            result.refused.append(Job(video, look(video.path)).failed(reason, "probe", detail))
         elif video.id in recorded:
             result.already.append(video.id)
         elif failed is not None and not options.retry_failed and _would_fail_again(video, failed, options):
@@ -197,9 +202,15 @@ def _refusals(
                 if now is None or now.fingerprint is None:
                     found[video.id] = "unreadable"
                 elif not now.matches(was):
-                    found[video.id] = "id_conflict"
+                    found[video.id] = "id_taken" if _is_another(video.path, recorded[video.id]) else "id_conflict"
                 advance()
     return found
+
+
+def _is_another(path: str, recorded: Mapping[str, Any]) -> bool:
+    """Whether the store's file still is where it was, so that the one at `path` is no new version of it."""
+    was = str(recorded.get("path") or path)
+    return os.path.exists(was) and not (os.path.exists(path) and os.path.samefile(was, path))
 
 
 def _would_fail_again(video: Video, failed: Failure, options: Options) -> bool:

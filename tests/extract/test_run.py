@@ -20,6 +20,7 @@ import zarr
 from tests.extract.clips import Clip
 
 from aqa_extract import quarantine
+from aqa_extract.estimate import Estimate
 from aqa_extract.run import Options, Report, extract, pinned, plan
 from aqa_shared.errors import EnvironmentFault, ExitCode, StoreError, UsageError
 from aqa_shared.manifest import find_videos
@@ -353,7 +354,8 @@ def test_planning_reads_a_file_of_many_rows_once(tmp_path: Path) -> None:
     intended = plan(videos, tmp_path / "s.zarr", SETTINGS, Options())
     assert bytes_read() - before < 8 << 20
     assert len(intended.jobs) == 100
-    assert "100 videos, 16.8 MB" in intended.text()
+    assert "to extract  100 videos: " in (text := Estimate(intended, SETTINGS).text())
+    assert "16.8 MB of files" in text
 
 
 def test_a_copied_folder_is_known_by_content(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -375,8 +377,8 @@ def test_a_file_that_changed_is_refused_not_mixed_in(clips: Path, tmp_path: Path
     report = extract(videos, tmp_path / "s.zarr", SETTINGS)
     assert [f.reason for f in report.failures] == ["id_conflict"]
     intended = plan(videos, tmp_path / "s.zarr", SETTINGS, Options())
-    assert "kept out     0" in intended.text()
-    assert "refused      a.mp4: id_conflict" in intended.text()
+    assert intended.kept_out == []
+    assert "refused     a.mp4: id_conflict" in Estimate(intended, SETTINGS).text()
     assert report.exit_code == ExitCode.QUARANTINED
 
 
@@ -415,6 +417,28 @@ def test_a_corrected_file_replaces_its_old_features(clips: Path, tmp_path: Path)
     assert verify(store) == []
 
 
+def test_an_id_that_another_file_has_is_named_with_both_files(clips: Path, tmp_path: Path) -> None:
+    """One more day of videos, of which one bears the name of an earlier one: that is no new version of it."""
+    store, paths = tmp_path / "s.zarr", [tmp_path / day / "x.mp4" for day in ("monday", "tuesday")]
+    for i, path in enumerate(paths):
+        path.parent.mkdir()
+        shutil.copy(clips / f"clip{i}.mp4", path)
+    assert extract(find_videos(paths[0]).videos, store, SETTINGS).extracted == 1
+    old = FeatureStore.open(store).video("x.mp4", "rgb")
+    for replace in ((), ("changed",)):
+        report = extract(find_videos(paths[1]).videos, store, SETTINGS, Options(replace=replace))
+        assert [f.reason for f in report.failures] == ["id_taken"]
+        assert f"from another file, {paths[0]}" in report.failures[0].detail
+        assert str(tmp_path) in report.failures[0].detail
+    assert np.array_equal(FeatureStore.open(store).video("x.mp4", "rgb"), old)
+    # Named by its id it is replaced: somebody may have moved the corrected files elsewhere.
+    assert extract(find_videos(paths[1]).videos, store, SETTINGS, Options(replace=("x.mp4",))).extracted == 1
+    # A file that was moved and changed is the old one's new version: the old one is no longer there.
+    paths[1].unlink()
+    report = extract(find_videos(paths[0]).videos, store, SETTINGS)
+    assert [f.reason for f in report.failures] == ["id_conflict"]
+
+
 def test_the_option_takes_ids_again_or_with_commas(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(clips, tmp_path / "in")
     for i in range(3):
@@ -440,7 +464,7 @@ def test_a_recorded_file_that_cannot_be_read_is_no_conflict(clips: Path, tmp_pat
     assert [f.reason for f in report.failures] == ["unreadable"]
     assert "overwrite" not in report.text()
     assert "retry-failed" not in report.text()
-    assert "unreadable" in plan([video], tmp_path / "s.zarr", SETTINGS, Options()).text()
+    assert [f.reason for f in plan([video], tmp_path / "s.zarr", SETTINGS, Options()).refused] == ["unreadable"]
     (tmp_path / "away").rename(tmp_path / "a.mp4")
     report = extract([video], tmp_path / "s.zarr", SETTINGS)
     assert (report.already, report.failures) == (1, [])
