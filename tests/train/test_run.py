@@ -412,6 +412,41 @@ def test_resuming_with_other_settings_or_labels_is_refused(make_store: MakeStore
         aqa_train("--resume", tmp_path)
 
 
+def test_a_run_and_its_store_may_be_moved(make_store: MakeStore, tmp_path: Path) -> None:
+    old, new, apart = tmp_path / "old", tmp_path / "new", tmp_path / "apart.zarr"
+    (old / "tables").mkdir(parents=True)
+    shutil.move(make_store(videos=16), old / "feats.zarr")
+    rows = [f"{i:03d}.mp4,{'test' if i < 4 else 'train'},{i}" for i in range(16)]
+    (old / "tables" / "labels.csv").write_text("\n".join(["id,split,score", *rows]) + "\n")
+    options = ["--method", "aa", "--labelled", 1, "--seeds", 2, "--epochs", 1, "--jobs", 1, *FAST]
+    tables = ["--labels", old / "tables" / "labels.csv"]
+    aqa_train("--features", old / "feats.zarr", *tables, "--out", old / "run", *options)
+    whole = results(old / "run")
+
+    def unfinish(run: Path) -> None:
+        shutil.rmtree(run / "models" / "aa" / "fold0-seed1")
+
+    unfinish(old / "run")
+    shutil.move(old, new)
+    aqa_train("--resume", new / "run", "--jobs", 1)
+    assert results(new / "run") == whole
+    assert json.loads((new / "run" / "config.json").read_text())["features"] == str(new / "feats.zarr")
+
+    shutil.move(new / "feats.zarr", apart)
+    with pytest.raises(UsageError, match=r"feats\.zarr, which the run .* is no longer there") as absent:
+        aqa_train("--resume", new / "run")
+    assert "--features" in absent.value.fix
+    with pytest.raises(UsageError, match=r"other\.zarr changed since the run"):
+        aqa_train("--resume", new / "run", "--features", make_store(videos=16, seed=1, name="other.zarr"))
+    unfinish(new / "run")
+    aqa_train("--resume", new / "run", "--features", apart, "--jobs", 1)
+    assert results(new / "run") == whole
+    unfinish(new / "run")
+    tables = ["--labels", new / "tables" / "labels.csv"]
+    aqa_train("--features", apart, *tables, "--out", new / "run", *options)
+    assert results(new / "run") == whole
+
+
 def test_resuming_ignores_the_environment(
     make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

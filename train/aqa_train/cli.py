@@ -121,15 +121,14 @@ def train(
     """
     flags = _given(context)
     if resume is not None:
-        from aqa_train.outputs import read_config
+        from aqa_train.outputs import read_config, where_it_is
 
         if config is not None:
             raise UsageError(
                 f"--resume keeps the settings of {resume}: --config {config} would be ignored",
                 fix="leave --config away",
             )
-        settings = read_config(resume)
-        _refuse_changes(settings, flags, set_ or [], resume, out)
+        settings = where_it_is(_resumed(read_config(resume), flags, set_ or [], resume, out), resume)
         out = resume
     else:
         from aqa_train.config import absolute, resolve
@@ -168,7 +167,7 @@ def run(
     """The command's work: train, write `out`, print the table; returns what metrics.json holds."""
     from aqa_train import experiment as work
     from aqa_train.checkpoint import writing
-    from aqa_train.outputs import refuse_other_data, write_results, write_start
+    from aqa_train.outputs import refuse_other_data, write_places, write_results, write_start
     from aqa_train.plots import draw
     from aqa_train.summary import as_text
     from aqa_train.workers import choose_jobs, run_all
@@ -186,7 +185,9 @@ def run(
         console.out.print(estimate(experiment, out, resume, where, in_memory, jobs), markup=False)
         return None
     placed = work.place(experiment, where, in_memory, jobs)
-    if not resume:
+    if resume:
+        write_places(experiment, out)
+    else:
         write_start(experiment, out, str(where))
     go_on = f"aqa-train --resume {shlex.quote(str(out))}"
     with ended_in_order(go_on):
@@ -245,9 +246,12 @@ def _environment() -> dict[str, Any]:
     return from_environment(os.environ)
 
 
-def _refuse_changes(saved: RunConfig, flags: dict[str, Any], sets: list[str], resume: Path, out: Path | None) -> None:
-    """A resumed run keeps its settings, whatever the environment says now; flags that repeat them are fine."""
-    from aqa_train.config import absolute, differences, resolve
+def _resumed(saved: RunConfig, flags: dict[str, Any], sets: list[str], resume: Path, out: Path | None) -> RunConfig:
+    """A resumed run keeps its settings, whatever the environment says now; flags that repeat them are fine.
+
+    Flags may say that the store or a table has moved; whether it is the same, its digest tells later.
+    """
+    from aqa_train.config import PLACES, absolute, differences, resolve
 
     if out is not None and out.resolve() != resume.resolve():
         raise UsageError(f"--out {out} is not the run being resumed, {resume}", fix="leave --out away")
@@ -262,6 +266,7 @@ def _refuse_changes(saved: RunConfig, flags: dict[str, Any], sets: list[str], re
             f"{resume} was run with other settings: {'; '.join(changed)}",
             fix="resume without them, or start anew with another --out",
         )
+    return saved.model_copy(update={name: getattr(absolute(wanted), name) for name in PLACES})
 
 
 def _holds_this_run(out: Path, experiment: Experiment) -> bool:

@@ -178,9 +178,13 @@ def with_methods(config: RunConfig, unlabelled: bool) -> RunConfig:
     return config.model_copy(update={"methods": (chosen,)})
 
 
+PLACES = ("features", "labels", "split")
+"""Settings that say where something is. What it is, the run folder knows by digest, so it may be moved."""
+
+
 def absolute(config: RunConfig) -> RunConfig:
     """The same with absolute paths, so that the run can be resumed from any folder."""
-    paths = {n: getattr(config, n) for n in ("features", "labels", "split")}
+    paths = {n: getattr(config, n) for n in PLACES}
     return config.model_copy(update={n: os.path.abspath(p) for n, p in paths.items() if p is not None})
 
 
@@ -315,9 +319,10 @@ def spelt_out(config: RunConfig) -> RunConfig:
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """`name: old → new` of every setting that differs, however it was given."""
+    """`name: old → new` of every setting that differs, however it was given; another place is no other setting."""
     a, b = (_flat(spelt_out(c).model_dump(mode="json")) for c in (old, new))
-    return [f"{k}: {a.get(k)} → {b.get(k)}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+    moved = {k for k in PLACES if a.get(k) is not None and b.get(k) is not None}
+    return [f"{k}: {a.get(k)} → {b.get(k)}" for k in sorted((a.keys() | b.keys()) - moved) if a.get(k) != b.get(k)]
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from aqa_shared.errors import UsageError
-from aqa_shared.files import replacing
+from aqa_shared.files import replace_text, replacing
 from aqa_train import scores
 from aqa_train.checkpoint import writing
-from aqa_train.config import RunConfig, as_toml, spelt_out
+from aqa_train.config import PLACES, RunConfig, as_toml, spelt_out
 from aqa_train.experiment import Experiment, write_json
 from aqa_train.intervals import LEVEL
 from aqa_train.protocol import comparison
@@ -34,13 +35,46 @@ def write_start(experiment: Experiment, out: Path, device: str) -> None:
     """Configuration, environment, digests of the data and splits, before anything is trained."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.toml").write_text(as_toml(spelt_out(experiment.config)))
-        write_json(out / "environment.json", environment(device))
+        replace_text(out / "config.toml", as_toml(spelt_out(experiment.config)))
+        write_json(out / "environment.json", {**environment(device), "folder": os.path.abspath(out)})
         write_json(out / "data.json", experiment.data)
         (out / "splits").mkdir(exist_ok=True)
         for split in experiment.splits:
             split.save(out / "splits" / f"fold{split.fold}-seed{split.seed}.json")
         write_json(out / "config.json", experiment.config.model_dump(mode="json"))
+
+
+def write_places(experiment: Experiment, out: Path) -> None:
+    """Of a run that was resumed: where its store and tables are now, for the next time."""
+    if read_config(out) == experiment.config:
+        return
+    with writing(out):
+        replace_text(out / "config.toml", as_toml(spelt_out(experiment.config)))
+        write_json(out / "config.json", experiment.config.model_dump(mode="json"))
+
+
+def where_it_is(config: RunConfig, out: Path) -> RunConfig:
+    """`config` of the run in `out`, with what is no longer at its place looked for where it lay beside the run folder.
+
+    So a folder that holds both may be moved. Raises UsageError for what is not there either.
+    """
+    try:
+        began_in = json.loads((out / "environment.json").read_text()).get("folder", "")
+    except (OSError, ValueError, AttributeError):
+        began_in = ""
+    found: dict[str, str] = {}
+    for name in PLACES:
+        path = getattr(config, name)
+        if path is None or os.path.exists(path):
+            continue
+        beside = os.path.normpath(os.path.join(os.path.abspath(out), os.path.relpath(path, began_in or os.curdir)))
+        if not began_in or not os.path.exists(beside):
+            raise UsageError(
+                f"{path}, which the run in {out} was begun with, is no longer there",
+                fix=f"say where it is now with --{name}",
+            )
+        found[name] = beside
+    return config.model_copy(update=found)
 
 
 def refuse_other_data(experiment: Experiment, out: Path) -> None:
