@@ -47,6 +47,7 @@ def store_maker(folder: Path) -> MakeStore:
         pending: int = 0,
         seed: int = 0,
         metas: Sequence[dict[str, Any]] | None = None,
+        scale: float = 1.0,
     ) -> Path:
         settings = ExtractSettings(
             streams=streams,
@@ -55,6 +56,7 @@ def store_maker(folder: Path) -> MakeStore:
         )
         specs = [ArraySpec(s.replace("-", "_"), ("channel",), (channels,), "float32", {}) for s in streams]
         x, truth = synthetic(videos, segments, channels, seed)
+        x *= np.float32(scale)
         rng = np.random.default_rng(seed + 1)
         path = folder / name
         writer = StoreWriter.open(

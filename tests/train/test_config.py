@@ -116,6 +116,7 @@ def test_the_papers_training_is_the_default() -> None:
         ({"folds": 1}, [], "folds"),
         ({"draw": "uniform"}, [], "'uniform'"),
         ({"score_range": (5, 5)}, [], "greater"),
+        ({"score_range": (0, 1e300)}, [], r"within ±1e\+12"),
         ({"score_range": ("0", "inf")}, [], r"score_range\.1: .*finite number, got 'inf'"),
         ({}, ["save_every=inf"], r"save_every: .*finite number, got 'inf'"),
         ({}, ["lr=inf"], "lr: .*finite"),

@@ -201,6 +201,17 @@ def test_features_that_are_not_finite_are_named(value: float) -> None:
         list(in_blocks(found, 2, 1).batches(np.arange(6), [3, 3], np.random.default_rng(0), CPU))
 
 
+@pytest.mark.parametrize("value", [1e30, -1e30, 2e15])
+def test_features_of_no_usual_size_are_named(value: float) -> None:
+    x, _ = synthetic(6, 2, 3)
+    x[4, 1, 2] = value
+    found = FeatureSet.from_arrays({"rgb": x}, {}, [f"v{i}.mp4" for i in range(6)])
+    with pytest.raises(StoreError, match=r"1 video.*add up to more than 1e\+15: v4\.mp4 \(\de"):
+        found.place(CPU, "yes")
+    with pytest.raises(StoreError, match=r"v4\.mp4"):
+        list(in_blocks(found, 2, 1).batches(np.arange(6), [3, 3], np.random.default_rng(0), CPU))
+
+
 def test_features_that_are_all_zero_are_said() -> None:
     x, _ = synthetic(6, 2, 3)
     x[3] = 0

@@ -77,6 +77,16 @@ def test_without_a_split_the_number_of_scored_videos_decides(scored: int, folds:
     assert over_folds(RunConfig(features="f"), found) == "pooled"
 
 
+@pytest.mark.parametrize("name", ["score", "difficulty"])
+@pytest.mark.parametrize("value", [1e300, -2e12, np.inf])
+def test_scores_of_no_usual_size_are_named(name: str, value: float) -> None:
+    values = np.arange(12.0)
+    values[7] = value
+    found = features(scores=values) if name == "score" else features(difficulty=values)
+    with pytest.raises(UsageError, match=rf"1 video\(s\) have a {name} beyond ±1e\+12: v07 \("):
+        splits(found)
+
+
 def test_three_scored_videos_are_too_few_to_cross_validate() -> None:
     with pytest.raises(UsageError, match="3 scored videos are too few to train and test"):
         splits(features(scores=[1, 2, 3, *[np.nan] * 9]))

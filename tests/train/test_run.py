@@ -710,6 +710,13 @@ def test_labelled_whole_works_without_unlabelled_for_aa(make_store: MakeStore, t
     assert json.loads((tmp_path / "o" / "metrics.json").read_text())["protocol"]["unlabelled"] == 0
 
 
+def test_the_largest_numbers_that_are_taken_end_in_a_result(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store(videos=12, scale=1e12, scores=[(-1) ** i * (1e12 - i) for i in range(12)])
+    aqa_train("--features", store, "--seeds", 2, "--epochs", 2, *HIDING, "--out", tmp_path / "o", "--jobs", 1, *HELD)
+    rows = json.loads((tmp_path / "o" / "metrics.json").read_text())["rows"]
+    assert all(r["mae"]["mean"] < 1e14 for r in rows)
+
+
 def test_a_constant_test_set_is_null(make_store: MakeStore, tmp_path: Path) -> None:
     roles = [{"split": "test" if i < 4 else "train"} for i in range(14)]
     store = make_store(videos=14, labels=roles, scores=[7.0] * 4 + [float(i) for i in range(10)])

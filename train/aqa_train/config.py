@@ -19,6 +19,8 @@ from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
 from aqa_train.splits import Draw
 
 ENVIRONMENT = "AQA_TRAIN_"
+LARGEST_SCORE = 1e12
+"""What is beyond is a slip of the pen, and its square is beyond numbers soon."""
 
 
 class Training(Record):
@@ -109,6 +111,8 @@ class RunConfig(Record):
     def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and not value[1] > value[0]:
             raise ValueError(f"the upper end must be greater than the lower, got {value[0]:g} and {value[1]:g}")
+        if value is not None and max(map(abs, value)) > LARGEST_SCORE:
+            raise ValueError(f"the ends must be within ±{LARGEST_SCORE:g}, got {value[0]:g} and {value[1]:g}")
         return value
 
 

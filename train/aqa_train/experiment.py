@@ -30,7 +30,7 @@ from aqa_train.predict import save_model
 from aqa_train.scores import identities
 from aqa_train.splits import Split
 from aqa_train.storage import rounded, unread
-from aqa_train.trainer import Fitted, Standardiser, Task, fit, predict
+from aqa_train.trainer import Diverged, Fitted, Standardiser, Task, fit, predict
 
 Say = Callable[[str], None]
 LESS_MEMORY = "use --in-memory no, a smaller --set batch, or fewer --jobs"
@@ -186,6 +186,12 @@ def run_training(
         fitted.model.load_state_dict(state)
         # All at once, and in one way: the last bit depends on which videos are scored together.
         values = scale.to_scores(predict(fitted.model, features, np.arange(len(scores)), device, standardise))
+        if not np.isfinite(values).all():
+            raise Diverged(
+                f"{training.name} ({selection}) gives {features.ids[np.flatnonzero(~np.isfinite(values))[0]]} a score "
+                "that is no number",
+                fix="lower --lr, or standardise the features (--set standardise=z-score)",
+            )
         if selection == "last":
             result["scores"] = values.tolist()
         predicted = values[rows["test"]]

@@ -35,6 +35,8 @@ BLOCK_BYTES = 64 * 2**20
 WINDOW_BLOCKS = 4
 """Blocks shuffled together when streaming; the next window is read while one is used (two are in memory)."""
 
+LARGEST_SUM = 1e15
+"""Of the absolute features of one video: squares of what is larger overflow in float32 while a method learns."""
 _CHECKED = 4096
 """Segments checked at a time, so that the check needs no memory worth naming."""
 
@@ -345,6 +347,13 @@ class FeatureSet:
             raise StoreError(
                 f"{len(broken)} video(s) have NaN or infinite features: {', '.join(broken[:5])}",
                 fix="run aqa verify on the store, then extract these videos again",
+            )
+        huge = [f"{self.ids[first + i]} ({by_video[i]:.3g})" for i in np.flatnonzero(by_video > LARGEST_SUM)]
+        if huge:
+            raise StoreError(
+                f"{len(huge)} video(s) have features whose absolute values add up to more than {LARGEST_SUM:g}: "
+                f"{', '.join(huge[:5])}",
+                fix="bring the features to a usual scale, or extract these videos again",
             )
         empty = [i for i in (self.ids[first + at] for at in np.flatnonzero(by_video == 0)) if i not in self.said]
         if empty:

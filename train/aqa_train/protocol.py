@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from aqa_shared.errors import UsageError
 from aqa_shared.manifest_labels import VideoNames
-from aqa_train.config import RunConfig
+from aqa_train.config import LARGEST_SCORE, RunConfig
 from aqa_train.features import FeatureSet, Rows
 from aqa_train.intervals import OverFolds
 from aqa_train.labels import names_of
@@ -131,11 +131,16 @@ def same_video(features: FeatureSet) -> list[str]:
 
 
 def check_scores(features: FeatureSet, say: Say) -> None:
-    """Scores must exist and be finite; categories with very different scales are said."""
+    """Scores must exist and be of a usual size; categories with very different scales are said."""
     scores = features.column("score").astype(np.float64)
-    infinite = [features.ids[i] for i in np.flatnonzero(np.isinf(scores))]
-    if infinite:
-        raise UsageError(f"infinite scores: {', '.join(infinite[:5])}", fix="give every score as a finite number")
+    for name in ("score", "difficulty"):
+        values = features.column(name).astype(np.float64)
+        wrong = [f"{features.ids[i]} ({values[i]:g})" for i in np.flatnonzero(np.abs(values) > LARGEST_SCORE)]
+        if wrong:
+            raise UsageError(
+                f"{len(wrong)} video(s) have a {name} beyond ±{LARGEST_SCORE:g}: {', '.join(wrong[:5])}",
+                fix=f"mend the column {name} for them, in the store's labels or with --labels FILE",
+            )
     if np.isnan(scores).all():
         raise UsageError(
             f"none of the {len(scores)} videos has a score",
