@@ -13,9 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aqa_shared import console
 from aqa_shared.errors import EnvironmentFault, StoreError, UsageError
 from aqa_shared.store import FeatureStore
 from aqa_train import features as module
+from aqa_train.config import RunConfig
+from aqa_train.experiment import prepare
 from aqa_train.features import FeatureSet, _blocks, enough_memory
 
 from .conftest import MakeStore, synthetic
@@ -46,13 +49,22 @@ def test_values_are_the_stores(make_store: MakeStore) -> None:
 
 def test_streams_are_concatenated_in_the_order_asked(make_store: MakeStore) -> None:
     store = FeatureStore.open(make_store(videos=5, streams=("rgb", "flow", "actor-rgb")))
-    assert FeatureSet.from_store(store).channels == {"rgb": 16}
+    assert list(FeatureSet.from_store(store).channels) == ["rgb", "flow", "actor_rgb"]
     both = FeatureSet.from_store(store, ["flow", "actor-rgb"])
     assert list(both.channels) == ["flow", "actor_rgb"]
     x = both.load(np.arange(5), CPU)[0].numpy()
     assert x.shape == (5, 4, 32)
     np.testing.assert_array_equal(x[2, :, :16], store.video("002.mp4", "flow"))
     np.testing.assert_array_equal(x[2, :, 16:], store.video("002.mp4", "actor_rgb"))
+
+
+def test_a_run_takes_all_streams_and_records_them(make_store: MakeStore) -> None:
+    path = make_store(videos=12, streams=("rgb", "flow", "actor-rgb", "actor-flow"))
+    found = prepare(RunConfig(features=str(path), methods=("aa",), seeds=1, test_fraction=0.25), console.warn)
+    assert found.config.streams == ("rgb", "flow", "actor-rgb", "actor-flow")
+    assert list(found.features.channels.values()) == [16] * 4
+    asked = RunConfig(features=str(path), streams=("flow",), methods=("aa",), seeds=1, test_fraction=0.25)
+    assert list(prepare(asked, console.warn).features.channels) == ["flow"]
 
 
 def test_a_missing_stream_is_named(make_store: MakeStore) -> None:

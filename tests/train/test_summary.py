@@ -208,7 +208,7 @@ def test_undefined_folds_and_seeds_are_counted() -> None:
     assert last["spearman"] == {"mean": one, "std": None, "by_seed": [one, None], "defined": 1, "of": 4,
                                 "interval": None}  # fmt: skip
     assert (last["mae"]["defined"], best["mae"]["defined"], difficulty["mae"]["defined"]) == (4, 1, 2)
-    protocol = dict.fromkeys(("labelled", "unlabelled", "test", "test_all", "seeds", "folds"), 1)
+    protocol = dict.fromkeys(("labelled", "unlabelled", "test", "test_all", "seeds", "folds"), 1) | {"streams": ["rgb"]}
     lines = as_text({"protocol": protocol, "rows": rows}).splitlines()
     shown = [x.split("   ") for x in lines if x.startswith(("aa  ", "difficulty only  "))]
     assert [c.strip() for c in shown[0] if c.strip()] == ["aa", "last", "1.000 (1 of 4)", "1.12", "1.88"]

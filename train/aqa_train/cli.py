@@ -37,7 +37,7 @@ _NOT_SETTINGS = ("out", "device", "jobs", "in_memory", "set_", "config", "resume
 def train(
     context: typer.Context,
     features: Annotated[Path | None, Input(help="Store written by aqa-extract.")] = None,
-    streams: Annotated[str, Input(help="Streams of the store, as rgb or rgb,flow. [default: rgb]")] = "",
+    streams: Annotated[str, Input(help="Streams of the store, as rgb or rgb,flow. [default: all]")] = "",
     labels: Annotated[
         Path | None,
         Input(help="Table (CSV, JSON) of id,score[,split,category,difficulty] to use instead of the store's."),

@@ -62,7 +62,7 @@ class RunConfig(Record):
     methods: tuple[str, ...] = ()
     """Empty: s4aqa where there are unlabelled videos to learn from, aa where there are none."""
     streams: tuple[str, ...] = ()
-    """Empty: rgb."""
+    """Empty: all of the store."""
     labels: str | None = None
     """A table whose scores, splits and categories replace those in the store."""
     id_column: str | None = None

@@ -75,6 +75,8 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
 
     temporary_folder()  # torch looks for one when the first optimiser is made, after all that takes time here
     store = FeatureStore.open(Path(config.features))
+    if not config.streams:
+        config = config.model_copy(update={"streams": tuple(n.replace("_", "-") for n in store.streams)})
     features = FeatureSet.from_store(store, config.streams, say=say)
     if config.labels is not None:
         from aqa_train.labels import relabel

@@ -100,8 +100,8 @@ class FeatureSet:
     def from_store(
         cls, store: Any, streams: Sequence[str] = (), *, say: Callable[[str], None] = console.warn
     ) -> FeatureSet:
-        """Open `streams` (default: rgb, and flow where there is no rgb) of an `aqa_shared.store.FeatureStore`."""
-        names = [s.replace("-", "_") for s in streams] or [n for n in ("rgb", *store.streams) if n in store.streams][:1]
+        """Open `streams` (default: all; logits, maps and boxes are none) of an `aqa_shared.store.FeatureStore`."""
+        names = [s.replace("-", "_") for s in streams] or list(store.streams)
         missing = [n for n in names if n not in store.streams]
         if missing or not names or len(set(names)) < len(names):
             raise UsageError(

@@ -223,7 +223,8 @@ def _verdict(against: Mapping[str, Any], tested: Comparison) -> str:
 def as_text(summary: Mapping[str, Any]) -> str:
     """The rows of metrics.json as a table, and the verdicts below it; as wide as it is, since a result is never cut."""
     p, rows = summary["protocol"], summary["rows"]
-    title = f"{p['labelled']} labelled, {p['unlabelled']} unlabelled, {p['test']} test videos; {p['seeds']} seed(s)"
+    title = "+".join(p["streams"]).replace("_", "-")
+    title += f": {p['labelled']} labelled, {p['unlabelled']} unlabelled, {p['test']} test videos; {p['seeds']} seed(s)"
     if p["folds"] > 1:
         how = {"pooled": "pooled", "mean": "averaged"}[p["over_folds"]]
         title += f" × {p['folds']} folds, {how}: {p['test_all']} test videos in all"
