@@ -55,7 +55,8 @@ def train(
     seeds: Annotated[int, Protocol(help="Repeats, each with its own labelled videos, weights and order.")] = 5,
     seed: Annotated[int, Protocol(help="The first seed.")] = 0,
     split: Annotated[
-        Path | None, Protocol(help="File of train and test ids: JSON, or CSV of id,split or id,fold.")
+        Path | None,
+        Protocol(help="File of train and test ids, or of folds: JSON, a table of id,split or id,fold, or a pickle."),
     ] = None,
     folds: Annotated[
         int | None,
