@@ -209,8 +209,8 @@ class Sweep:
 
     def _problem(self, name: str, path: Path, base: Base, taken: Any) -> str:
         truth = self.clips.reference(path)
-        if taken.finished.decoded != len(truth):
-            return f"{taken.finished.decoded} frames, a sequential decode gives {len(truth)}"
+        if taken.opened.probe.n_expected != len(truth):
+            return f"{taken.opened.probe.n_expected} frames, a sequential decode gives {len(truth)}"
         if not np.array_equal(taken.stack, truth[taken.sources]):
             return f"{np.any(taken.stack != truth[taken.sources], axis=(1, 2, 3)).sum()} frames differ from a decode"
         shown = [base.index.get(frame.tobytes(), -1) for frame in taken.stack]

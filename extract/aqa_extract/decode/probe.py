@@ -110,6 +110,7 @@ def probe(
         discarded = damaged = empty = unseen = 0
         headless: bool | None = None
         log = PacketLog(container, stream)
+        keyed = False
         key: int | None = None
         for packet in packets_of(container.demux(stream)):
             if packet is None:
@@ -118,8 +119,8 @@ def probe(
             if not packet.size:
                 empty += 1
                 continue
-            if packet.is_keyframe and key is None:
-                key = packet.pts
+            if packet.is_keyframe and not keyed:
+                keyed, key = True, packet.pts
             log.add(packet)
             damaged += packet.is_corrupt
             headless = not packet.is_keyframe if headless is None else headless
@@ -172,7 +173,8 @@ def probe(
     frame, codec, (aspect, odd_aspect) = _first_frame(source, max_pixels)
     shown = shown_from(frame.pts, key)
     # Matroska has no times before 0, so FFmpeg leaves those of leading pictures out.
-    visible = [s for s in stamps if (format_name != MATROSKA if s is None else shown is None or s >= shown)]
+    untimed = format_name != MATROSKA or key is None
+    visible = [s for s in stamps if (untimed if s is None else shown is None or s >= shown)]
     if lost := len(stamps) - len(visible):
         stamps = visible
         times, fps, uniform = timeline(stamps, time_base, average)
