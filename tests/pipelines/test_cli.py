@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -283,8 +284,16 @@ def test_the_demo_tells_to_try_its_own_method() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize(("how", "code"), [("hear", 143), ("die", 143), ("other", 7)])
-def test_a_terminated_demo_takes_its_command_along(tmp_path: Path, how: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("how", "told", "code"),
+    [
+        ("hear", signal.SIGTERM, 143),
+        ("die", signal.SIGTERM, 143),
+        ("other", signal.SIGTERM, 7),
+        ("die", signal.SIGUSR1, 143),
+    ],
+)
+def test_a_terminated_demo_takes_its_command_along(tmp_path: Path, how: str, told: signal.Signals, code: int) -> None:
     stage = """
 import signal, sys, time
 def main():
@@ -301,7 +310,7 @@ def main():
     ) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"running\n"
-        parent.terminate()
+        parent.send_signal(told)
         # The pipe ends when the last process that holds it has ended.
         assert parent.stdout.read() == b""
         assert parent.wait(30) == code
