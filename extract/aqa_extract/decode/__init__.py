@@ -5,6 +5,7 @@ worker.py   the child's side: `python -m aqa_extract.decode.worker`  imports Num
 process.py  that process as the parent holds it: started, timed, killed, buried
 wire.py     messages and the shared frame buffer between the two
 source.py   opening a file that nobody vouches for
+packets.py  what its packets say
 probe.py    is this a video, and what is its display timeline?
 shape.py    how a picture is turned, and how wide its pixels are
 colour.py   matrix, range, HDR: to RGB as an SDR screen shows it

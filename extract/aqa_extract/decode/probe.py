@@ -14,22 +14,19 @@ import av
 import av.container
 import av.error
 import numpy as np
-from av.stream import Disposition
 
 from aqa_extract.decode.colour import Colour
 from aqa_extract.decode.failure import DecodeFailure
-from aqa_extract.decode.seek import PacketLog, PacketTable
+from aqa_extract.decode.packets import MISMATCH, read_packets, timeline
+from aqa_extract.decode.seek import PacketTable
 from aqa_extract.decode.shape import displayed_size, orientation, sample_aspect
-from aqa_extract.decode.source import Source, open_video, packets_of, too_large
+from aqa_extract.decode.source import Source, open_video, too_large
 
 if TYPE_CHECKING:
     from aqa_shared.records import UntaggedMatrix
 
 MIN_SIDE = 16
 """Pixels; smaller is no picture of a performance."""
-MATROSKA = "matroska,webm"
-MISMATCH = 0.01
-"""Fraction of frames that may be missing or damaged before a video is refused rather than `degraded`."""
 
 
 @dataclass(frozen=True)
@@ -100,51 +97,8 @@ def probe(
         DecodeFailure: as `open_video`, and `too_small`, `no_frames`, `frame_count_mismatch`, `corrupt`,
             `undecodable`.
     """
-    with open_video(source, max_pixels) as (container, stream):
-        header = stream.frames
-        format_name = container.format.name
-        average = float(stream.average_rate or stream.guessed_rate or 0)
-        n_video = sum(not s.disposition & Disposition.attached_pic for s in container.streams.video)
-        announced = _announced_seconds(container, stream)
-        stamps: list[int | None] = []
-        discarded = damaged = empty = unseen = 0
-        headless: bool | None = None
-        log = PacketLog(container, stream)
-        keyed = False
-        key: int | None = None
-        for packet in packets_of(container.demux(stream)):
-            if packet is None:
-                damaged += 1
-                continue
-            if not packet.size:
-                empty += 1
-                continue
-            if packet.is_keyframe and not keyed:
-                keyed, key = True, packet.pts
-            log.add(packet)
-            damaged += packet.is_corrupt
-            headless = not packet.is_keyframe if headless is None else headless
-            if packet.is_discard:
-                discarded += 1
-            else:
-                stamps.append(packet.pts if packet.pts is not None else packet.dts)
-        packets = len(stamps) + discarded
-        if format_name == "avi":
-            # FFmpeg leaves empty chunks out, but counts them: a timestamp is the number of its slot.
-            slots = sorted(stamp for stamp in stamps if stamp is not None)
-            empty += max(packets, slots[-1] + 1) - packets if slots else 0
-            # Those after the last picture are seen nowhere: as many as between two others are taken for granted.
-            unseen = int(max(np.diff(slots), default=1)) - 1
-        time_base = float(stream.time_base or 0)
-    if packets and not stamps:
-        raise DecodeFailure("no_frames", "probe", "its edit list shows none of its frames")
-    if not packets:
-        raise DecodeFailure("no_frames", "probe", "its video stream holds no frames")
+    packets = read_packets(source, max_pixels)
     warnings = []
-    if header > packets * (1 + MISMATCH) and format_name.startswith("mov"):
-        # Edit lists may leave whole groups of pictures out; without it every sample must be there.
-        with open_video(source, max_pixels, ignore_editlist="1") as (container, stream):
-            packets = max(packets, sum(p is not None for p in packets_of(container.demux(stream))))
     missing = 0
 
     def refuse(reason: str, detail: str) -> None:
@@ -152,34 +106,34 @@ def probe(
             raise DecodeFailure(reason, "probe", f"{detail}; --accept-damaged takes what there is")
         warnings.append(f"damaged, and accepted: {detail}")
 
-    if header - unseen > (packets + empty) * (1 + MISMATCH):
-        missing = header - packets - empty
+    if packets.announced > packets.slots * (1 + MISMATCH):
+        missing = packets.announced - packets.slots
         refuse(
             "frame_count_mismatch",
-            f"its header announces {header} frames, the file holds {packets}: truncated or damaged",
+            f"its header announces {packets.announced} frames, the file holds {packets.count}: truncated or damaged",
         )
-    if damaged > packets * MISMATCH:
-        refuse("corrupt", f"{damaged} of {packets} packets are damaged")
-    if empty:
-        warnings.append(f"{empty} of its {packets + empty} slots are empty: the picture before them is shown longer")
-    if header - unseen > packets + empty or damaged:
-        warnings.append(f"degraded: header announces {header} frames, {packets} packets, {damaged} damaged")
+    if packets.damaged > packets.count * MISMATCH:
+        refuse("corrupt", f"{packets.damaged} of {packets.count} packets are damaged")
+    if packets.empty:
+        warnings.append(
+            f"{packets.empty} of its {packets.slots} slots are empty: the picture before them is shown longer"
+        )
+    if packets.announced > packets.slots or packets.damaged:
+        warnings.append(
+            f"degraded: header announces {packets.announced} frames, {packets.count} packets, {packets.damaged} damaged"
+        )
 
-    times, fps, uniform = timeline(stamps, time_base, average)
-    if announced and times[-1] + 1 / fps < announced * (1 - MISMATCH) - 2 / fps:
-        end = float(times[-1]) + 1 / fps
-        missing = max(missing, round((announced - end) * fps))
-        refuse("frame_count_mismatch", f"announced as {announced:.2f} s long, its frames end at {end:.2f} s: truncated")
+    times, fps, uniform = timeline(packets.stamps, packets.time_base, packets.average)
+    end, seconds = float(times[-1]) + 1 / fps, packets.announced_seconds
+    if seconds and end < seconds * (1 - MISMATCH) - 2 / fps:
+        missing = max(missing, round((seconds - end) * fps))
+        refuse("frame_count_mismatch", f"announced as {seconds:.2f} s long, its frames end at {end:.2f} s: truncated")
     frame, codec, (aspect, odd_aspect) = _first_frame(source, max_pixels)
-    shown = shown_from(frame.pts, key)
-    # Matroska has no times before 0, so FFmpeg leaves those of leading pictures out.
-    untimed = format_name != MATROSKA or key is None
-    visible = [s for s in stamps if (untimed if s is None else shown is None or s >= shown)]
-    if lost := len(stamps) - len(visible):
-        stamps = visible
-        times, fps, uniform = timeline(stamps, time_base, average)
+    stamps = packets.visible(frame.pts)
+    if lost := len(packets.stamps) - len(stamps):
+        times, fps, uniform = timeline(stamps, packets.time_base, packets.average)
         warnings.append(f"its first {lost} frames refer to frames before its first key frame, and cannot be shown")
-    elif headless:
+    elif packets.headless:
         warnings.append("starts between key frames")
     if uniform:
         warnings.append("timestamps are missing or repeat: frames taken as equally spaced")
@@ -205,9 +159,10 @@ def probe(
     gaps = np.diff(times)
     vfr = bool(len(gaps)) and bool(gaps.max() > 1.5 * np.median(gaps) or gaps.min() < 0.5 * np.median(gaps))
     # Frames are found by their times, and a jump passes over what a warning is about.
-    table = None if uniform or damaged or headless or interlaced else log.table(len(times))
+    unsafe = uniform or packets.damaged or packets.headless or interlaced
+    table = None if unsafe else packets.log.table(len(times))
     found = Probe(
-        container=format_name,
+        container=packets.container,
         codec=codec,
         pix_fmt=pix_fmt,
         width=shape[1] if sideways else shape[0],
@@ -223,46 +178,17 @@ def probe(
         times=times,
         missing=missing,
         first_pts=min((s for s in stamps if s is not None), default=None),
-        has_edit_list=discarded > 0,
+        has_edit_list=packets.discarded > 0,
         vfr=vfr,
         interlaced=interlaced,
-        headless=bool(headless),
-        n_video_streams=n_video,
+        headless=packets.headless,
+        n_video_streams=packets.n_video_streams,
         size=source.before.st_size,
         mtime_ns=source.before.st_mtime_ns,
         warnings=tuple(warnings),
         entries=table.entries if table else (),
     )
     return found, table
-
-
-def timeline(stamps: list[int | None], time_base: float, average: float) -> tuple[np.ndarray, float, bool]:
-    """Seconds of every display frame from 0, frames per second, and whether they had to be invented."""
-    known = np.array(sorted(s for s in stamps if s is not None), dtype=np.float64)
-    usable = len(known) == len(stamps) and time_base > 0 and bool(np.all(np.diff(known) > 0))
-    if usable and len(known) > 1:
-        times = (known - known[0]) * time_base
-        measured = (len(times) - 1) / times[-1]
-        # The declared rate is exact (30000/1001); timestamps in milliseconds are not.
-        fps = average if average and abs(measured - average) < 0.005 * average else measured
-        return times, fps, False
-    fps = average or 25.0
-    if len(known) > 1 and time_base > 0 and known[-1] > known[0]:
-        # For a variable rate FFmpeg announces one frame a tick.
-        measured = (len(known) - 1) / ((known[-1] - known[0]) * time_base)
-        fps = fps if 0.5 * measured < fps < 2 * measured else measured
-    return np.arange(len(stamps)) / fps, fps, len(stamps) > 1
-
-
-def shown_from(first: int | None, key: int | None) -> int | None:
-    """The presentation time before which packets are announced that cannot be shown; None where nobody knows.
-
-    They come before the first key frame, or lead it (open groups): what they refer to was cut off. `first` is the
-    first frame that a decoder gives, `key` the first key frame. A later `first` means that the key frame is damaged.
-    """
-    if first is None or key is None:
-        return first
-    return min(first, key)
 
 
 def _first_frame(source: Source, max_pixels: int) -> tuple[av.VideoFrame, str, tuple[Fraction, str]]:
@@ -290,17 +216,3 @@ def _first_frame(source: Source, max_pixels: int) -> tuple[av.VideoFrame, str, t
 def _names_too_large() -> bool:
     last = av.logging.get_last_error()[1]
     return last is not None and "max pixel count" in last[2]
-
-
-def _announced_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """The length that a container without a frame count writes down, 0 where it is not the video's own."""
-    tag = stream.metadata.get("DURATION", "")
-    if tag and container.format.name.startswith("matroska"):
-        try:
-            hours, minutes, seconds = tag.split(":")
-            length = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-        except ValueError:
-            return 0.0
-        first = float((stream.start_time or 0) * (stream.time_base or 0))
-        return length - max(first, 0.0)
-    return 0.0

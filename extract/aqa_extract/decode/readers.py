@@ -22,7 +22,8 @@ import numpy as np
 from aqa_extract.decode.colour import Converter
 from aqa_extract.decode.damage import Damage
 from aqa_extract.decode.failure import DecodeFailure
-from aqa_extract.decode.probe import MISMATCH, Probe
+from aqa_extract.decode.packets import MISMATCH
+from aqa_extract.decode.probe import Probe
 from aqa_extract.decode.seek import PacketTable, next_entry, skipped
 from aqa_extract.decode.shape import turn
 from aqa_extract.decode.source import Source, open_video, packets_of

@@ -23,7 +23,8 @@ import numpy as np
 
 from aqa_extract.decode.decord_backend import DecordReader, refusal
 from aqa_extract.decode.failure import DecodeFailure, out_of_memory
-from aqa_extract.decode.probe import Probe, probe, timeline
+from aqa_extract.decode.packets import timeline
+from aqa_extract.decode.probe import Probe, probe
 from aqa_extract.decode.readers import AvReader, Reader, too_damaged
 from aqa_extract.decode.seek import PacketTable, SeekMistake
 from aqa_extract.decode.source import Source
