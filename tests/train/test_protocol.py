@@ -148,6 +148,12 @@ def test_one_video_under_two_names_is_found(make_store: MakeStore) -> None:
     with pytest.raises(UsageError, match=r"2 test video.*: 010\.mp4 = 000\.mp4, 011\.mp4 = 001\.mp4"):
         splits(found)
     assert splits(found, transductive=True)[0]
+    # Who is tested by our own choice is tested under both names.
+    free = FeatureSet.from_store(FeatureStore.open(make_store(videos=12, metas=metas, name="free.zarr")))
+    for given in ({}, {"folds": 4}, {"test_fraction": 0.3}):
+        for split in splits(free, **given)[0]:
+            assert ("000.mp4" in split.test) == ("010.mp4" in split.test)
+            assert ("001.mp4" in split.test) == ("011.mp4" in split.test)
     # Other parts of one file are other videos.
     parts = [{**m, "start": 10 * i, "end": 10 * i + 10} for i, m in enumerate(metas)]
     assert splits(made("parts.zarr", parts))[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -246,8 +247,9 @@ def _folds(
         rest = np.setdiff1d(unscored, np.union1d(validation, views))
         # A view without a score of what is tested would be learned from all the same.
         found = []
-        for tested in _own_tests(config, source, free, scores, category, group, rng, say):
-            also = rest[~_same_group(group, rest, tested)]
+        together = _together(features, group)
+        for tested in _own_tests(config, source, free, scores, category, together, rng, say):
+            also = rest[~_same_group(together, rest, tested)]
             found.append((np.union1d(np.setdiff1d(free, tested), also), validation, tested))
     return [
         (train, _scored(val, scores, "validation", say), _scored(test, scores, "test", say))
@@ -272,6 +274,16 @@ def source_of_tests(config: RunConfig, role: NDArray[np.object_]) -> TestSource:
     if config.folds is not None:
         return "folds"
     return "store" if in_store else "part" if config.test_fraction is not None else "cross-validation"
+
+
+def _together(features: FeatureSet, group: NDArray[np.object_] | None) -> NDArray[np.object_] | None:
+    """What folds of our own must not part: groups, and the same video under several names."""
+    content = same_video(features)
+    number = Counter(content)
+    twins = np.array([c if c and number[c] > 1 else "" for c in content], dtype=object)
+    if not any(twins):
+        return group
+    return twins if group is None else np.where(group == "", twins, group)
 
 
 def _own_tests(
