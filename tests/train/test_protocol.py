@@ -16,7 +16,8 @@ from aqa_shared.store import FeatureStore
 from aqa_train.config import RunConfig
 from aqa_train.experiment import prepare
 from aqa_train.features import FeatureSet
-from aqa_train.protocol import make_splits, over_folds
+from aqa_train.folds import over_folds
+from aqa_train.protocol import make_splits
 from aqa_train.splits import Split
 
 from .conftest import MakeStore, synthetic
