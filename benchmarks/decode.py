@@ -95,8 +95,8 @@ def packet_table(source: Source, repeats: int) -> None:
     def demux(note: bool) -> None:
         with open_video(source, PIXELS) as (container, stream):
             log, count = PacketLog(container, stream), 0
-            for packet in packets_of(container, stream):
-                if note and packet is not None:
+            for packet in packets_of(container.demux(stream)):
+                if note and packet is not None and packet.size:
                     log.add(packet)
                     count += 1
             log.table(count)
