@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from aqa_train.plots import draw
+from aqa_train.plots import _read_csv, _scatter, draw
 
 from .conftest import MakeStore
 from .test_run import HELD, aqa_train
@@ -67,6 +69,41 @@ def test_the_users_environment_changes_nothing(
     found, said = drawn(run, tmp_path / "here")
     assert not said
     assert found == usual
+
+
+def test_the_scatter_shows_what_it_says(run: Path) -> None:
+    """Each panel: the mean of the seeds, whose figures stand above it; one scale and the same ticks for all."""
+    summary = json.loads((run / "metrics.json").read_text())
+    predictions = _read_csv(run / "predictions.csv")
+    panels = _scatter(predictions, summary).axes
+    assert [a.get_title() for a in panels] == ["aa", "ridge"]
+    limits = {(a.get_xlim(), a.get_ylim(), tuple(a.get_xticks()), tuple(a.get_yticks())) for a in panels}
+    assert len(limits) == 1
+    x, y, across, up = limits.pop()
+    assert (x, across) == (y, up)
+    for axis, name, selection in zip(panels, ("aa", "ridge"), ("last", "baseline"), strict=True):
+        mine = [r for r in predictions if (r["method"], r["selection"]) == (name, selection)]
+        by_video = {r["id"]: [float(q["predicted"]) for q in mine if q["id"] == r["id"]] for r in mine}
+        true = {r["id"]: float(r["true"]) for r in mine}
+        expected = sorted((true[i], np.mean(p)) for i, p in by_video.items())
+        shown = np.concatenate([c.get_offsets() for c in axis.collections if type(c).__name__ == "PathCollection"])
+        np.testing.assert_allclose(sorted(map(tuple, shown)), expected)
+        figures = next(r["ensemble"] for r in summary["rows"] if r["method"] == name)
+        text = axis.texts[0].get_text()
+        assert f"n = {len(expected)}" in text
+        assert f"MAE {np.mean([abs(p - t) for t, p in expected]):.2f}" in text
+        assert f"Spearman {figures['spearman']['value']:.3f}" in text
+
+
+def test_predictions_that_went_astray_do_not_squeeze_the_others(run: Path) -> None:
+    summary = json.loads((run / "metrics.json").read_text())
+    predictions = _read_csv(run / "predictions.csv")
+    for r in predictions:
+        r["predicted"] = "1e9" if r["method"] == "aa" and r["id"] == predictions[0]["id"] else r["predicted"]
+    figure = _scatter(predictions, summary)
+    true = [float(r["true"]) for r in predictions]
+    assert figure.axes[0].get_ylim()[1] < max(true) + 1.2 * np.ptp(true)
+    assert "1 predicted off the scale (hollow)" in figure.get_supxlabel()
 
 
 def test_no_place_for_matplotlibs_settings_is_no_trouble(
