@@ -98,8 +98,9 @@ def environment_fault(failures: Sequence[Failure]) -> EnvironmentFault | None:
         return None
     first = found[0]
     others = f"; {len(failures) - len(found)} more are quarantined" if len(found) < len(failures) else ""
+    count = f"{len(found)} videos" if len(found) > 1 else "1 video"
     return EnvironmentFault(
-        f"{len(found)} videos failed through {Fault.OURS.value}, not through themselves, and are not quarantined"
+        f"{count} failed through {Fault.OURS.value}; no video is to blame, and none is quarantined for it"
         f"{others}; the first is {first.id}: {first.reason} — {first.detail}",
         fix="`aqa doctor` examines this machine; then rerun the same command, which tries them again",
     )
