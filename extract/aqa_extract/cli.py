@@ -118,7 +118,9 @@ def extract(
     flow_weights: Annotated[str, Networks(help="Name or file.")] = "default",
     actor_weights: Annotated[str, Networks(help="Name or file.")] = "default",
     bn_eps: Annotated[float, Networks(help="I3D batch-norm epsilon; 1e-5 matches CoRe-style features.")] = 1e-3,
-    precision: Annotated[str, Networks(help="fp32, bf16 or fp16 for I3D.")] = "fp32",
+    precision: Annotated[
+        str, Networks(help="fp32, bf16 or fp16 for I3D; bf16 is 2 to 5 times as fast on processors with units for it.")
+    ] = "fp32",
     decoder: Annotated[
         str, Run(help="auto, av or decord; auto uses decord only where both give the same frames.")
     ] = "auto",
