@@ -144,7 +144,7 @@ def copy_from(
         inputs = [opened.enter_context(av.open(str(source))) for _ in parts]
         stream = inputs[0].streams.video[0]
         out = opened.enter_context(av.open(str(target), "w", format=format, options=options or {}))
-        copied = out.add_stream_from_template(stream)
+        copied = out.add_stream_from_template(stream, opaque=True)  # AV1's codec is named as its decoder
         assert stream.time_base is not None
         offset = round(shift / stream.time_base)
         for inp, (first, last) in zip(inputs, parts, strict=True):

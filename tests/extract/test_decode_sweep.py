@@ -210,7 +210,7 @@ class Sweep:
         """How many frames a plain decode gives, where all of them are right and none between them is missing."""
         try:
             frames = self.clips.reference(path)
-        except (av.error.FFmpegError, ValueError):
+        except (av.error.FFmpegError, ValueError, AssertionError):  # none of the frames, or no video at all
             return None
         shown = [base.index.get(frame.tobytes(), -1) for frame in frames]
         whole = all(b in (a + 1, 0) for a, b in itertools.pairwise(shown))

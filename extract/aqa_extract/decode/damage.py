@@ -18,7 +18,8 @@ CONCEALED = re.compile(
     r"conceal|error while decoding|error at mb|damaged|unavailable for requested|invalid nal unit|splitting the input"
     r"|missing picture|frame num change|reference picture missing|missing reference|co located pocs unavailable"
     r"|could not find ref|constructing the frame rps|overread|error [xy]=|bad vlc|vlc tree|huffman|invalid partitions"
-    r"|error count|header size larger|no jpeg data|outside the valid range|duplicate poc|[vsp]ps \d+ does not exist",
+    r"|error count|header size larger|no jpeg data|outside the valid range|duplicate poc|[vsp]ps \d+ does not exist"
+    r"|invalid track number|containing master element|invalid length",
     re.IGNORECASE,
 )
 """What libavcodec says when it shows something else than what was coded."""
