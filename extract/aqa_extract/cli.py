@@ -111,9 +111,20 @@ def extract(
     untagged_matrix: Annotated[
         str, Pixels(help="How to read colours whose matrix the file does not name: bt601, bt709 or by-size.")
     ] = "bt601",
-    actor_every: Annotated[int, Actor(help="Detect the actor on every k-th frame.")] = 4,
-    actor_min_score: Annotated[float, Actor(help="Detections below are ignored.")] = 0.1,
-    actor_enlarge: Annotated[float, Actor(help="Side of the actor's crop over its box.")] = 1.25,
+    actor_select: Annotated[
+        str,
+        Actor(help="Who of several people is the actor, over the whole video: motion, longest, largest or central."),
+    ] = "motion",
+    actors: Annotated[int, Actor(help="Keep the tracks of the N best people; the features are of the best.")] = 1,
+    actor_every: Annotated[int, Actor(help="Look for people on every k-th frame of the video.")] = 2,
+    actor_looks: Annotated[
+        int, Actor(help="At most so many looks a video; longer ones are looked at less often.")
+    ] = 400,
+    actor_min_score: Annotated[float, Actor(help="A person is detected with at least this score, twice.")] = 0.4,
+    actor_min_coverage: Annotated[
+        float, Actor(help="With the actor on a smaller share of the looks, the full frame is used.")
+    ] = 0.2,
+    actor_enlarge: Annotated[float, Actor(help="Side of the actor's crop over the body's.")] = 1.25,
     rgb_weights: Annotated[str, Networks(help="Name (`aqa weights list`) or file.")] = "default",
     flow_weights: Annotated[str, Networks(help="Name or file.")] = "default",
     actor_weights: Annotated[str, Networks(help="Name or file.")] = "default",
@@ -179,7 +190,15 @@ def extract(
             "untagged_matrix": untagged_matrix,
         },
         flow_rest={"quantise": flow_quantise, "bound": flow_bound},
-        actor={"every": actor_every, "min_score": actor_min_score, "enlarge": actor_enlarge},
+        actor={
+            "select": actor_select,
+            "actors": actors,
+            "every": actor_every,
+            "looks": actor_looks,
+            "min_score": actor_min_score,
+            "min_coverage": actor_min_coverage,
+            "enlarge": actor_enlarge,
+        },
         rest={
             "rgb_weights": rgb_weights,
             "flow_weights": flow_weights,
@@ -327,8 +346,8 @@ def as_toml(context: typer.Context, settings: ExtractSettings) -> str:
 def _named(error: Mapping[str, Any]) -> UsageError:
     """A validation error by the option it came from: ("flow", "bound") is --flow-bound, ("flow", "mode") is --flow."""
     place = [str(part) for part in error["loc"] if part not in ("constrained-int", "literal['auto']")]
-    if place[0:1] in (["sampling"], ["pixels"]) or place[-1:] == ["mode"]:
-        place = place[1:] if place[-1:] != ["mode"] else place[:1]
+    if place[0:1] in (["sampling"], ["pixels"]) or place[-1:] in (["mode"], ["actors"]):
+        place = place[:1] if place[-1:] == ["mode"] else place[1:]
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" or not place:
         return UsageError(message, fix="see aqa-extract --help")

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from aqa_extract import frames as px
-from aqa_extract.actor.track import Track, follow
+from aqa_extract.actor.find import find
+from aqa_extract.actor.track import full_frame
 from aqa_extract.flow.inputs import motion, to_gray, to_input
 from aqa_extract.flow.tvl1 import tvl1
 from aqa_extract.loading import Prepared
@@ -34,7 +35,6 @@ from aqa_shared.records import ExtractSettings
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
-DETECT_BATCH = 8
 ROWS = 64
 """Frames that are in float at a time: minutes of video would take tens of gigabytes."""
 
@@ -59,6 +59,9 @@ class Done:
     prepared: Prepared
     arrays: dict[str, np.ndarray]
     meta: dict[str, float | None]
+    warnings: list[str] = field(default_factory=list)
+    without_actor: bool = False
+    """Nobody could be followed: the actor's streams see the full frame."""
 
 
 @dataclass
@@ -132,7 +135,7 @@ class Compute:
             raise
         finally:
             # The clips were copied out: the pixels must not outlive this call.
-            prepared.large = prepared.detect_frames = None
+            prepared.large = prepared.views = None
             prepared.frames = prepared.frames[:0].clone()
             with self.lock:
                 self.frames += len(prepared.positions)
@@ -255,12 +258,7 @@ class Compute:
         arrays["segment_end_time"] = probe.times[frame_index[:, -1]] + (1 / probe.fps if probe.fps else 0.0)
         boxes: Tensor | None = None
         if needs_actor(self.settings):
-            track = self._track(prepared)
-            at = prepared.positions
-            arrays["actor_box"] = track.boxes[at][rows]
-            arrays["actor_score"] = track.scores[at][rows]
-            meta["actor_coverage"] = float(track.coverage)
-            boxes = torch.from_numpy(track.boxes[at]).to(prepared.frames.device)
+            boxes = torch.from_numpy(self._follow(ticket.done, rows)).to(prepared.frames.device)
         flow: Tensor | None = None
         if needs_flow(self.settings):
             flow, meta["motion"] = self._flow(prepared)
@@ -269,18 +267,32 @@ class Compute:
             for segment, at in enumerate(index):
                 yield _Clip(ticket, kind, segment, self._region(kind, prepared, at, flow, boxes))
 
-    def _track(self, prepared: Prepared) -> Track:
+    def _follow(self, done: Done, rows: np.ndarray) -> np.ndarray:
+        """The actor's crop on every position, (n, 4); what the store keeps of him goes to `done`."""
+        prepared, arrays, wanted = done.prepared, done.arrays, self.settings.actor
         assert self.networks.detector is not None, "streams that follow the actor come with a detector"
-        assert prepared.detect_frames is not None, "streams that follow the actor keep frames for the detector"
-        found = list(self._spread(self.networks.detector.detect, prepared.detect_frames.split(DETECT_BATCH)))
-        return follow(
-            prepared.positions[prepared.detect_rows],
-            torch.cat([f.boxes for f in found]).cpu().numpy(),
-            torch.cat([f.scores for f in found]).cpu().numpy(),
-            len(prepared.plan.timeline),
-            (prepared.probe.height, prepared.probe.width),
-            self.settings.actor,
-        )
+        assert prepared.views is not None, "streams that follow the actor keep frames for the detector"
+        looks, size = prepared.views.positions, (prepared.probe.height, prepared.probe.width)
+        first, length = int(looks[0]), int(looks[-1] - looks[0]) + 1
+        tracks = find(self.networks.detector, prepared.views, length, size, wanted, self._spread).tracks
+        nobody = full_frame(length, size, len(looks))
+        if not tracks:
+            done.without_actor = True
+            done.warnings.append(
+                f"no_actor: nobody was detected for sure on {wanted.min_coverage:.0%} of {len(looks)} looks; the "
+                "actor's streams see the full frame"
+            )
+        best = tracks[0] if tracks else nobody
+        done.meta["actor_coverage"] = best.coverage
+        at = prepared.plan.timeline[prepared.positions] - first
+        arrays["actor_box"], arrays["actor_score"] = best.boxes[at][rows], best.scores[at][rows]
+        if wanted.actors > 1:
+            others = (tracks[1:] + [nobody] * wanted.actors)[: wanted.actors - 1]
+            arrays["other_box"] = np.stack([track.boxes[at][rows] for track in others], axis=1)
+            arrays["other_score"] = np.stack([track.scores[at][rows] for track in others], axis=1)
+            coverage = np.array([track.coverage for track in others], np.float32)
+            arrays["other_coverage"] = np.tile(coverage, (len(rows), 1))
+        return best.boxes[at]
 
     def _flow(self, prepared: Prepared) -> tuple[Tensor, float]:
         """Flow (rows, 2, h, w) in pixels from each used timeline position to the next, and its mean magnitude.

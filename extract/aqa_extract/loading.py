@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from aqa_extract import frames as px
+from aqa_extract.actor.camera import SIDE as GREY_SIDE
+from aqa_extract.actor.camera import small
+from aqa_extract.actor.track import Views
 from aqa_extract.decode.child import Chunk, DecodeFailure, Decoder, DecodeRequest, Finished, Opened
 from aqa_extract.decode.probe import Probe
 from aqa_extract.sampling import Plan
@@ -37,10 +40,8 @@ class Prepared:
     """uint8 (n, 3, h, w) at the short side of `Pixels`."""
     large: Tensor | None
     """uint8 (n, 3, h', w'), the source of actor crops; None where no stream follows the actor."""
-    detect_rows: np.ndarray
-    """int64 (k,): which rows the detector looks at."""
-    detect_frames: Tensor | None
-    """uint8 (k, 3, size, size): those rows at the detector's own input size."""
+    views: Views | None
+    """What decides who the actor is, at source frames; None where no stream follows one."""
     job: Any = None
     """Whose video it is; the loader's caller sets it."""
     reserved: int = 0
@@ -65,14 +66,11 @@ def load(
     finished: Finished | None = None
     frames: Tensor | None = None
     large: Tensor | None = None
-    detect_frames: Tensor | None = None
-    rows: np.ndarray = np.empty(0, np.int64)
+    views: Views | None = None
     for event in decoder.decode(request):
         if isinstance(event, Opened):
             # Sent a second time when the file held fewer frames than it promised: start over.
-            opened, frames, large, detect_frames = event, None, None, None
-            if detector_size is not None:
-                rows = detection_rows(len(event.wanted), settings.actor.every)
+            opened, frames, large, views = event, None, None, None
             if max(event.probe.width, event.probe.height) > WIDEST * min(event.probe.width, event.probe.height):
                 raise DecodeFailure(
                     "bad_shape",
@@ -80,41 +78,48 @@ def load(
                     f"{event.probe.width}x{event.probe.height} is more than {WIDEST} times as long as wide: no video "
                     "of a performance",
                 )
-            reserve(_bytes_needed(event, settings, len(rows), detector_size))
+            reserve(_bytes_needed(event, settings, detector_size))
         elif isinstance(event, Chunk):
             assert opened is not None, "the decoder announces a plan before it sends frames"
             chunk = torch.from_numpy(event.frames).to(device).permute(0, 3, 1, 2)
-            at = np.searchsorted(opened.wanted, event.positions)
-            # From stored pixels straight to the displayed shape: the frames' own may be of another shape.
-            small = px.resize(chunk, _small_size(opened, settings), settings.pixels.antialias)
             if frames is None:
-                frames = small.new_empty((len(opened.wanted), *small.shape[1:]))
+                frames = chunk.new_empty((len(opened.wanted), 3, *_small_size(opened, settings)))
                 if detector_size is not None:
-                    height, width = _actor_size(opened.probe.height, opened.probe.width)
-                    large = chunk.new_empty((len(opened.wanted), 3, height, width))
-                    detect_frames = chunk.new_empty((len(rows), 3, detector_size, detector_size))
-            target = torch.from_numpy(at).to(device)
-            frames[target] = small
-            if large is not None and detect_frames is not None:
-                large[target] = px.resize(chunk, (large.shape[-2], large.shape[-1]))
-                in_rows = np.flatnonzero(np.isin(at, rows))
-                if len(in_rows):
-                    size = detect_frames.shape[-1]
-                    detect_frames[torch.from_numpy(np.searchsorted(rows, at[in_rows])).to(device)] = px.resize(
-                        chunk[torch.from_numpy(in_rows).to(device)], (size, size)
+                    large = chunk.new_empty(
+                        (len(opened.wanted), 3, *_actor_size(opened.probe.height, opened.probe.width))
                     )
+                    views = Views(
+                        opened.looks,
+                        chunk.new_empty((len(opened.looks), 3, detector_size, detector_size)),
+                        opened.greys,
+                        chunk.new_empty((len(opened.greys), GREY_SIDE, GREY_SIDE)),
+                    )
+            # From stored pixels straight to the displayed shape: the frames' own may be of another shape.
+            used, target = _rows(event.positions, opened.wanted, device)
+            if len(used):
+                size = (frames.shape[-2], frames.shape[-1])
+                frames[target] = px.resize(chunk[used], size, settings.pixels.antialias)
+                if large is not None:
+                    large[target] = px.resize(chunk[used], (large.shape[-2], large.shape[-1]))
+            if views is not None and detector_size is not None:
+                used, target = _rows(event.sources, views.positions, device)
+                if len(used):
+                    views.frames[target] = px.resize(chunk[used], (detector_size, detector_size))
+                used, target = _rows(event.sources, views.grey_positions, device)
+                if len(used):
+                    views.grey[target] = small(chunk[used])
         else:
             finished = event
     assert opened is not None
     assert finished is not None
     assert frames is not None, "the decoder ended without frames"
-    return Prepared(opened.probe, opened.plan, finished, opened.wanted, frames, large, rows, detect_frames)
+    return Prepared(opened.probe, opened.plan, finished, opened.wanted, frames, large, views)
 
 
-def detection_rows(n: int, every: int) -> np.ndarray:
-    """Every k-th row and the last, so that interpolation never has to extrapolate: n=10, k=4 gives 0 4 8 9."""
-    rows = np.arange(0, n, every, dtype=np.int64)
-    return rows if n == 0 or rows[-1] == n - 1 else np.append(rows, n - 1)
+def _rows(marks: np.ndarray, wanted: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which of `marks` are among the sorted `wanted`, and where there."""
+    inside = np.flatnonzero(np.isin(marks, wanted))
+    return torch.from_numpy(inside).to(device), torch.from_numpy(np.searchsorted(wanted, marks[inside])).to(device)
 
 
 def _small_size(opened: Opened, settings: ExtractSettings) -> tuple[int, int]:
@@ -125,7 +130,7 @@ def _actor_size(height: int, width: int) -> tuple[int, int]:
     return px.size_at_short_side(height, width, min(ACTOR_SHORT_SIDE, height, width))
 
 
-def _bytes_needed(opened: Opened, settings: ExtractSettings, detections: int, detector_size: int | None) -> int:
+def _bytes_needed(opened: Opened, settings: ExtractSettings, detector_size: int | None) -> int:
     n = len(opened.wanted)
     height, width = opened.probe.height, opened.probe.width
     small = _small_size(opened, settings)
@@ -134,5 +139,6 @@ def _bytes_needed(opened: Opened, settings: ExtractSettings, detections: int, de
         total += n * 9 * small[0] * small[1]
     if detector_size is not None:
         large = _actor_size(height, width)
-        total += n * 3 * large[0] * large[1] + detections * 3 * detector_size**2
+        total += n * 3 * large[0] * large[1]
+        total += len(opened.looks) * 3 * detector_size**2 + len(opened.greys) * 4 * GREY_SIDE**2
     return total

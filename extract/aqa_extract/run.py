@@ -96,6 +96,8 @@ class Report:
     failures: list[Failure] = field(default_factory=list)
     kept_out: set[str] = field(default_factory=set)
     """Ids of the failures that are an earlier run's, and were not tried again."""
+    without_actor: list[str] = field(default_factory=list)
+    """Ids extracted by this run in which nobody could be followed."""
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds each stage was busy: load (summed over loaders), device, write."""
@@ -108,8 +110,9 @@ class Report:
     def text(self) -> str:
         """The result as a person reads it."""
         head = f"{self.store}: {self.extracted} extracted, {self.already} already there"
+        nobody = [f"  no actor in {listed(self.without_actor)}: the full frame was used"] if self.without_actor else []
         if not self.failures:
-            return f"{head} ({self.seconds:.1f} s)"
+            return "\n".join([f"{head} ({self.seconds:.1f} s)", *nobody])
         rows = [
             f"  {console.printable(f.id)}: {f.reason} — {console.printable(f.detail)}"
             + (" (quarantined before; --retry-failed tries again)" if f.id in self.kept_out else "")
@@ -118,7 +121,13 @@ class Report:
         ours = len(faults.ours(self.failures))
         counts = [f"{len(self.failures) - ours} quarantined"] if ours < len(self.failures) else []
         counts += [f"{ours} failed through no fault of theirs"] if ours else []
-        return "\n".join([f"{head}, {', '.join(counts)} ({self.seconds:.1f} s):", *rows])
+        return "\n".join([f"{head}, {', '.join(counts)} ({self.seconds:.1f} s):", *rows, *nobody])
+
+
+def listed(ids: Sequence[str], most: int = 5) -> str:
+    """The first of many ids, and how many more there are."""
+    more = f" and {len(ids) - most} more" if len(ids) > most else ""
+    return ", ".join(console.printable(i) for i in ids[:most]) + more
 
 
 def plan(videos: Sequence[Video], out: Path, settings: ExtractSettings, options: Options, *, dry: bool = False) -> Plan:
@@ -354,6 +363,7 @@ def _run(
             outcome = engine.run(todo.jobs)
         report.stages = vars(outcome.times)
         report.extracted = len(work.committed)
+        report.without_actor = sorted(work.without_actor)
         if signals.received:
             raise Interrupted(
                 signals.received[0], f"interrupted; {report.extracted} videos of this run are in {report.store}"

@@ -92,6 +92,12 @@ def array_specs(settings: ExtractSettings) -> list[ArraySpec]:
             )
         )
         specs.append(ArraySpec("actor_score", ("frame",), (frames,), "float32", {}))
+        if others := settings.actor.actors - 1:
+            said = {"long_name": "as actor_box, of the next best people; the full frame where there is none"}
+            specs.append(ArraySpec("other_box", ("other", "frame", "corner"), (others, frames, 4), "float32", said))
+            specs.append(ArraySpec("other_score", ("other", "frame"), (others, frames), "float32", {}))
+            said = {"long_name": "as actor_coverage, of the next best people: of the whole video, in every segment"}
+            specs.append(ArraySpec("other_coverage", ("other",), (others,), "float32", said))
     return specs
 
 

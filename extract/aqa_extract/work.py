@@ -17,7 +17,7 @@ from aqa_extract.engine import ByteBudget, JobFailed, Stopped, TooLarge
 from aqa_extract.faults import second_try
 from aqa_extract.job import Job
 from aqa_extract.loading import Prepared, load
-from aqa_extract.streams import needs_flow
+from aqa_extract.streams import needs_actor, needs_flow
 from aqa_shared.console import warn
 from aqa_shared.errors import AqaError
 from aqa_shared.records import ExtractSettings, Video
@@ -42,6 +42,8 @@ class Work:
     """Ids written by this run."""
     looked_at: list[tuple[int, int]] = field(default_factory=list)
     """`Plan.looked_at` of every video written."""
+    without_actor: list[str] = field(default_factory=list)
+    """Ids written by this run of which the full frame was used."""
 
     @contextmanager
     def loader(self, budget: ByteBudget) -> Iterator[Callable[[Job], Prepared]]:
@@ -102,6 +104,8 @@ class Work:
             except ValueError as e:  # features that are not finite
                 raise JobFailed(job.failed("bad_features", "commit", str(e), done.prepared.finished.backend)) from e
             self.committed.add(video.id)
+            if done.without_actor:
+                self.without_actor.append(video.id)
             if damage := done.prepared.finished.accepted_damage:
                 warn(f"{video.id}: accepted with {damage['missing']} frames missing and {damage['damaged']} damaged")
             self.looked_at.append(done.prepared.plan.looked_at)
@@ -126,6 +130,7 @@ def request_for(
         sampling=settings.sampling,
         decoder=decoder,
         need_next=needs_flow(settings),
+        actor=settings.actor if needs_actor(settings) else None,
         deadline=timeout,
         untagged_matrix=settings.pixels.untagged_matrix,
         accept_damaged=accept_damaged,
@@ -175,7 +180,7 @@ def meta_of(done: Done) -> dict[str, Any]:
         "decoder_version": finished.version,
         "corrupt_frames": finished.corrupt,
         "accepted_damage": finished.accepted_damage,
-        "warnings": list(finished.warnings),
+        "warnings": [*finished.warnings, *done.warnings],
         "padded": bool(done.prepared.plan.padded),
         **done.meta,
     }

@@ -123,6 +123,45 @@ def predict(
         raise typer.Exit(int(ExitCode.QUARANTINED))
 
 
+@app.command(epilog="aqa actor dive.mp4 --sheet dive.png")
+def actor(
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="One video file.", exists=True, show_default=False)],
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="Write a contact sheet (.png): frames with boxes, and the crop of each.", show_default=False),
+    ] = None,
+    select: Annotated[
+        Literal["motion", "longest", "largest", "central"], typer.Option(help="Who of several people is the actor.")
+    ] = "motion",
+    actors: Annotated[int, typer.Option(help="Also show the next best people.", min=1, max=16)] = 3,
+    every: Annotated[int, typer.Option(help="Look for people on every k-th frame.", min=1)] = 2,
+    weights: Annotated[str, typer.Option(help="Name (`aqa weights list`) or file.")] = "default",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Say whom the actor's streams would follow through a video, and draw it.
+
+    White is the crop, green the actor, yellow and orange the next best people, grey what else was detected.
+    Exit codes: 0 done, 2 usage, 3 the video cannot be read, 5 environment.
+    """
+    from aqa_extract.decode.failure import DecodeFailure
+    from aqa_pipelines import actor as work
+    from aqa_shared.records import ActorSettings
+
+    try:
+        settings = ActorSettings(select=select, actors=actors, every=every)
+        watched = work.watch(video, settings, work.load_on(weights, device))
+    except DecodeFailure as e:
+        console.warn(f"{console.printable(str(video))}: {e.reason} — {console.printable(e.detail)}")
+        raise typer.Exit(int(ExitCode.QUARANTINED)) from e
+    if sheet is not None:
+        work.save(work.sheet(watched), sheet)
+    if json:
+        console.out.print_json(data=work.record(watched))
+    else:
+        console.out.print(work.text(watched), markup=False)
+
+
 @app.command(epilog="aqa info feats.zarr --json")
 def info(store: StorePath, json: Json = False) -> None:
     """Say what a store holds: videos, arrays, labels, settings, weights."""

@@ -13,7 +13,7 @@ import io
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
@@ -24,7 +24,7 @@ import numpy as np
 
 from aqa_pipelines.scene.body import Lengths
 from aqa_pipelines.scene.dives import DIVES, sample_faults
-from aqa_pipelines.scene.film import film
+from aqa_pipelines.scene.film import Shot, film, stage
 from aqa_pipelines.scene.judging import Measured, execution, panel
 from aqa_pipelines.scene.routine import Routine, simulate
 from aqa_shared.console import note
@@ -132,22 +132,32 @@ def perform(look: Look, index: int) -> tuple[Routine, Label]:
 
 def frames_of(look: Look, index: int) -> Iterator[np.ndarray]:
     """The rendered frames of one video: uint8 (height, width, 3), RGB."""
+    return film(*shot_of(look, index))
+
+
+def shot_of(look: Look, index: int) -> tuple[Shot, np.random.Generator]:
+    """What `film` takes for this video: where everybody is on every frame, and what draws the grain."""
+    rng = _streams(look, index)[2]
     routine, _ = perform(look, index)
-    return film(routine, _streams(look, index)[2], look.frames, look.fps, (look.width, look.height))
+    return stage(routine, rng, look.frames, look.fps, (look.width, look.height)), rng
 
 
 def write_video(look: Look, index: int, folder: Path) -> Path:
     """Render video number `index` into `folder`; whole or absent."""
+    return encode(folder / name_of(index), look, frames_of(look, index))
+
+
+def encode(path: Path, look: Look, images: Iterable[np.ndarray]) -> Path:
+    """Write RGB frames of the look's size and rate as H.264; whole or absent."""
     import av
 
-    path = folder / name_of(index)
     rate = Fraction(look.fps).limit_denominator(1001)
     with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = look.width, look.height, "yuv420p"
         stream.codec_context.thread_count = 1
         stream.options = {"crf": "18", "preset": "veryfast", "g": "16", "x264-params": REPEATABLE}
-        for image in frames_of(look, index):
+        for image in images:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     return path

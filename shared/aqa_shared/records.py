@@ -125,14 +125,22 @@ class FlowSettings(Record):
 
 
 class ActorSettings(Record):
-    """Where the actor is looked for and how the crop is made."""
+    """Where the actor is looked for, who it is, and how the crop is made."""
 
-    every: int = Field(default=4, ge=1)
-    """Detect on every k-th of the frames that segments use, interpolate between."""
-    min_score: Finite = Field(default=0.1, ge=0, le=1)
-    """Detections below are ignored; low because dives and flips defeat COCO detectors."""
+    every: int = Field(default=2, ge=1)
+    """Detect on every k-th frame of the video, interpolate between."""
+    looks: int = Field(default=400, ge=2)
+    """Detect on at most so many frames a video; a longer one is looked at less often."""
+    min_score: Finite = Field(default=0.4, gt=0, le=1)
+    """A person has detections of at least this: the detectors find up to 0.38 in noise and test patterns."""
+    min_coverage: Finite = Field(default=0.2, ge=0, le=1)
+    """Where the actor is detected on a smaller share of the looks, the full frame is used."""
+    select: Literal["motion", "longest", "largest", "central"] = "motion"
+    """Who of several people is the actor."""
+    actors: int = Field(default=1, ge=1, le=16)
+    """Tracks that are kept; the features are of the best."""
     enlarge: Finite = Field(default=1.25, ge=1)
-    """The square crop's side over the box's longer side."""
+    """The square crop's side over the body's longer side."""
 
 
 class ExtractSettings(Record):

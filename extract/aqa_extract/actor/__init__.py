@@ -1,1 +1,1 @@
-"""The actor: people on single frames (`ssd.load_detector`) → one track and its crops (`track.follow`)."""
+"""The actor: people on single frames (`ssd`) → one person followed through all of them, and his crops (`find`)."""

@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from aqa_extract.actor import views
 from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.probe import Probe
 from aqa_extract.decode.process import Child, Clock, Reported
 from aqa_extract.decode.seek import skipped
 from aqa_extract.sampling import Plan, SamplingError, plan_segments
-from aqa_shared.records import Sampling, UntaggedMatrix, Video
+from aqa_shared.records import ActorSettings, Sampling, UntaggedMatrix, Video
 
 __all__ = ["Chunk", "DecodeFailure", "DecodeRequest", "Decoder", "Finished", "Opened", "decord_seconds"]
 
@@ -45,6 +46,8 @@ class DecodeRequest:
     max_bytes: int = 4 << 30
     """Address space of the child; 0 is no limit."""
     max_pixels: int = 4096 * 4096
+    actor: ActorSettings | None = None
+    """Also deliver the frames that decide who the actor is, wherever the segments are."""
     untagged_matrix: UntaggedMatrix = "bt601"
     """How to read YCbCr that does not say by which matrix it was made."""
     accept_damaged: bool = False
@@ -60,14 +63,20 @@ class Opened:
     plan: Plan
     wanted: np.ndarray
     """int32 (n,), sorted unique timeline positions that will be delivered."""
+    looks: np.ndarray
+    """int64 (k,), sorted source frames on which the actor is looked for; they will be delivered, too."""
+    greys: np.ndarray
+    """int64 (m,), sorted source frames that show how the camera moves, `looks` among them; delivered."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some of the wanted frames, in order."""
+    """Some of the frames to be delivered, in the order of the file."""
 
     positions: np.ndarray
-    """int32 (k,), timeline positions."""
+    """int32 (k,), timeline positions; -1 for a frame that only the actor's looks want."""
+    sources: np.ndarray
+    """int32 (k,), source frames, in order."""
     frames: np.ndarray
     """uint8 (k, H, W, 3) RGB, in shared memory: valid until the next event is asked for. Turned as displayed, but with
     the pixels that are stored: their shape is `Probe.sample_aspect_ratio`."""
@@ -251,7 +260,12 @@ def _plan(probe: Probe, request: DecodeRequest) -> Opened:
         plan = plan_segments(request.sampling, probe.times, probe.fps, request.video)
     except SamplingError as e:
         raise Reported(DecodeFailure(e.reason, "sampling", e.detail)) from e
-    return Opened(probe, plan, plan.wanted(request.need_next))
+    first, end = int(plan.timeline[0]), int(plan.timeline[-1]) + 1
+    looks, greys = (
+        (which(first, end, request.actor) if request.actor is not None else np.empty(0, np.int64))
+        for which in (views.looks, views.greys)
+    )
+    return Opened(probe, plan, plan.wanted(request.need_next), looks, greys)
 
 
 def _ask_probe(child: Child, request: DecodeRequest, clock: Clock) -> Probe:
@@ -287,7 +301,11 @@ def _read(
     child: Child, request: DecodeRequest, opened: Opened, backend: str, clock: Clock, limit: Clock
 ) -> Iterator[Chunk | Finished | Probe]:
     probe, wanted = opened.probe, opened.wanted
-    source_frames = opened.plan.timeline[wanted]
+    beside = np.setdiff1d(opened.greys, opened.plan.timeline[wanted])
+    sources = np.concatenate([opened.plan.timeline[wanted], beside]).astype(np.int32)
+    positions = np.concatenate([wanted, np.full(len(beside), -1)]).astype(np.int32)
+    order = np.argsort(sources, kind="stable")
+    sources, positions = sources[order], positions[order]
     frame_bytes = probe.frame_height * probe.frame_width * 3
     count = max(1, min(request.chunk_frames, SLOT_BYTES // frame_bytes))
     slot_bytes = count * frame_bytes
@@ -305,25 +323,25 @@ def _read(
         "slot_bytes": slot_bytes,
         "buffer_bytes": SLOTS * slot_bytes,
     }
-    child.send(command, "decode", source_frames.astype("<i4").tobytes())
+    child.send(command, "decode", sources.astype("<i4").tobytes())
     delivered = 0
     while True:
         message, payload = child.receive(clock, limit, "decode", backend)
         event = message.pop("event")
         if event == "chunk":
             first, k, slot = int(message["first"]), int(message["count"]), int(message["slot"])
-            if first != delivered or not 0 < k <= count or first + k > len(wanted) or slot not in range(SLOTS):
+            if first != delivered or not 0 < k <= count or first + k > len(sources) or slot not in range(SLOTS):
                 raise DecodeFailure("decoder_error", "decode", "the child announced frames that cannot be", backend)
             view = child.buffer.view(slot * slot_bytes, k * frame_bytes)
             frames = np.frombuffer(view, np.uint8).reshape(k, probe.frame_height, probe.frame_width, 3)
             delivered += k
-            yield Chunk(wanted[first : first + k], frames)
+            yield Chunk(positions[first : first + k], sources[first : first + k], frames)
             child.send({"do": "go on", "serial": child.reads}, "decode")
         elif event == "probed":
             yield _probe_from(message, payload)
             return
         elif event == "finished":
-            if delivered != len(wanted):
+            if delivered != len(sources):
                 raise DecodeFailure("decoder_error", "decode", "the child left frames out", backend)
             yield Finished(seconds=clock.spent, **message)
             return

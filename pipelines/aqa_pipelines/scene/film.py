@@ -227,41 +227,75 @@ def choose_lens(rng: np.random.Generator) -> Lens:
     )
 
 
-def film(
-    routine: Routine, rng: np.random.Generator, frames: int, fps: float, size: tuple[int, int]
-) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-    """Every frame of the video, RGB."""
-    width, height = size
+@dataclass(frozen=True)
+class Shot:
+    """Everything that decides a video's pixels, but for the grain."""
+
+    camera: Camera
+    hall: hall_of.Hall
+    colours: Colours
+    people: list[Bystander]
+    splash: Splash
+    lens: Lens
+    times: Float[np.ndarray, " frame"]
+    """Seconds from take-off."""
+    bodies: Float[np.ndarray, "frame point 3"]
+    """POINTS of the diver in the world."""
+    middles: Float[np.ndarray, "frame 3"]
+    """The diver's centre of mass."""
+
+    def diver(self, frame: int) -> tuple[Float[np.ndarray, "point 2"], Float[np.ndarray, " point"]]:
+        """POINTS as the lens sees them, before it mirrors: pixels (column, row), and depths in metres."""
+        offset, yaw = self.bodies[frame] - self.middles[frame], self.camera.yaw
+        across = offset[:, 0] * np.cos(yaw) + offset[:, 2] * np.sin(yaw)
+        depth = offset[:, 2] * np.cos(yaw) - offset[:, 0] * np.sin(yaw)
+        return self.camera.pixel(frame, self.middles[frame, 0] + across, self.bodies[frame, :, 1]), depth
+
+    def joints(self, frame: int) -> Float[np.ndarray, "point 2"]:
+        """POINTS in the picture as it is filmed: pixels (column, row), pixel centres at whole numbers."""
+        points, _ = self.diver(frame)
+        return self.shown(points)
+
+    def shown(self, points: Float[np.ndarray, "*shape 2"]) -> Float[np.ndarray, "*shape 2"]:
+        """Pixels (column, row) before the mirror → after it."""
+        return np.stack([self.camera.size[0] - 1 - points[..., 0], points[..., 1]], -1) if self.lens.mirror else points
+
+
+def stage(routine: Routine, rng: np.random.Generator, frames: int, fps: float, size: tuple[int, int]) -> Shot:
+    """Draw camera, hall, people, water and lens of one video; the grain is drawn by `film`, from the same `rng`."""
     times = frame_times(routine, frames, fps, float(rng.uniform(0.72, 0.77)))
     camera = follow(rng, routine, times, size)
     hall = hall_of.build(rng, routine.platform, scale=float(camera.scale.mean()))
     colours, people = dress(rng, swimmer=True), bystanders(rng, routine)
     splash, lens = throw(rng, routine), choose_lens(rng)
-    row, column = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1) - 0.5
-    corner = (lens.gain * (1 - lens.vignette * 2 * (row**2 + column**2))[..., None]).astype(np.float32)
-    shift = np.array(
+    flat = np.array(
         [np.interp(times, routine.times, routine.points[:, p, a]) for p in range(len(INDEX)) for a in range(3)]
     )
-    bodies = shift.reshape(len(INDEX), 3, frames).transpose(2, 0, 1)
+    bodies = flat.reshape(len(INDEX), 3, frames).transpose(2, 0, 1)
     middles = np.stack([np.interp(times, routine.times, routine.centre[:, a]) for a in range(3)], -1)
+    return Shot(camera, hall, colours, people, splash, lens, times, bodies, middles)
 
-    for k in range(frames):
+
+def film(shot: Shot, rng: np.random.Generator) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+    """Every frame of the video, RGB."""
+    camera, hall, lens = shot.camera, shot.hall, shot.lens
+    width, height = camera.size
+    row, column = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1) - 0.5
+    corner = (lens.gain * (1 - lens.vignette * 2 * (row**2 + column**2))[..., None]).astype(np.float32)
+    for k, time in enumerate(shot.times.tolist()):
         s = camera.scale[k]
         x = camera.centre[k, 0] + (np.arange(width) - (width - 1) / 2) / s
         y = camera.centre[k, 1] - (np.arange(height) - (height - 1) / 2) / s
         image = crop_scaled(hall.texture, (x - hall.left) * hall.scale, (hall.top - y) * hall.scale)
-        for person in people:
-            _paint_bystander(image, person, camera, k, float(times[k]), lens)
+        for person in shot.people:
+            _paint_bystander(image, person, camera, k, time, lens)
         wet = y < hall_of.FAR_EDGE
         if wet.any():
-            image[wet] = hall_of.water_colour(hall, float(times[k]), x, y[wet])
+            image[wet] = hall_of.water_colour(hall, time, x, y[wet])
         seen = np.where(y >= 0, 1.0, 0.62 * np.exp(np.minimum(y, 0) / 0.55)).astype(np.float32)
-        offset = bodies[k] - middles[k]
-        across = offset[:, 0] * np.cos(camera.yaw) + offset[:, 2] * np.sin(camera.yaw)
-        depth = offset[:, 2] * np.cos(camera.yaw) - offset[:, 0] * np.sin(camera.yaw)
-        points = camera.pixel(k, middles[k, 0] + across, bodies[k, :, 1])
-        paint_person(image, points, depth, s, colours, lens.light, seen)
-        paint_splash(image, splash, camera, k, float(times[k]))
+        points, depth = shot.diver(k)
+        paint_person(image, points, depth, s, shot.colours, lens.light, seen)
+        paint_splash(image, shot.splash, camera, k, time)
         image = np.clip(image * corner, 0, 1) ** np.float32(lens.gamma)
         image += lens.noise * rng.standard_normal((height, width, 1), np.float32)
         frame = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -1,0 +1,136 @@
+"""A track's boxes on single looks → one square for every frame, steady, and wide enough for the body to unfold in.
+
+Places are filled in against the background and shown in the picture: while the actor is lost, the square goes where
+he was going and slows down, wider from look to look, and moves with the hall when the camera pans.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from aqa_extract.actor.link import Detections, velocity
+
+Floats = NDArray[np.float64]
+
+COAST = 4.0
+"""Looks' worth of way that a lost actor still goes in all: his speed falls by a factor of e in so many looks."""
+WIDEN = 0.25
+"""By how much the square grows with every look that the actor is lost."""
+WIDEST = 2.0
+HOLD = 1
+"""Looks before and after whose size counts: a body that unfolds between two looks must not leave the square."""
+
+
+def crops(
+    rows: NDArray[np.int64],
+    parts: NDArray[np.int64],
+    found: Detections,
+    positions: NDArray[np.integer],
+    offset: Float[np.ndarray, "looks 2"],
+    cuts: NDArray[np.bool_],
+    length: int,
+    size: tuple[int, int],
+    enlarge: float,
+) -> Float[np.ndarray, "length 4"]:
+    """Squares x1, y1, x2, y2 in pixels of the picture, one a frame.
+
+    `rows` (n,) are the track's detections and `parts` (n,) the tracklet each is in; `positions` (looks,) the frames
+    looked at; `offset` in pixels where the background is; `cuts` before which looks the camera changed.
+    """
+    timeline = np.arange(length)
+    values = np.empty((length, 3))
+    epoch = np.cumsum(cuts)
+    own = epoch[found.look[rows]]
+    every = int(positions[1] - positions[0]) if len(positions) > 1 else 1
+    first = 0
+    held = np.unique(own)
+    for i, run in enumerate(held):
+        mine = own == run
+        if i + 1 < len(held):
+            # A cut between two looks may be anywhere between them.
+            after = int(np.searchsorted(epoch, held[i + 1]))
+            last = int(positions[after - 1] + positions[after] + 1) // 2
+        else:
+            last = length
+        low = 0 if i == 0 else int(np.searchsorted(epoch, run))
+        high = len(positions) if last == length else int(np.searchsorted(epoch, held[i + 1]))
+        looks = np.arange(low, high)
+        centre, side = _at_looks(rows[mine], parts[mine], found, positions, looks)
+        shown = np.concatenate([centre + offset[looks], np.log(side)[:, None]], axis=1)
+        for column in range(3):
+            known = np.interp(timeline[first:last], positions[looks], shown[:, column])
+            values[first:last, column] = _smooth(known, every)
+        first = last
+    return np.array([square(v[:2], float(np.exp(v[2])), size, enlarge) for v in values])
+
+
+def _at_looks(
+    rows: NDArray[np.int64],
+    parts: NDArray[np.int64],
+    found: Detections,
+    positions: NDArray[np.integer],
+    looks: NDArray[np.int64],
+) -> tuple[Floats, Floats]:
+    """Centre against the background (looks, 2), and the body's longer side (looks,) widened where he was lost."""
+    seen, time = found.look[rows], positions[looks].astype(np.float64)
+    when = positions[seen].astype(np.float64)
+    centres = np.stack([_median(found.centres[rows, axis]) for axis in range(2)], axis=-1)
+    centre = np.stack([np.interp(time, when, centres[:, axis]) for axis in range(2)], axis=-1)
+    step = float(np.median(np.diff(positions))) if len(positions) > 1 else 1.0
+    head, tail = rows[parts == parts[0]], rows[parts == parts[-1]]
+    for outside, at, speed in (
+        (time > when[-1], when[-1], velocity(found, tail, positions)),
+        (time < when[0], when[0], velocity(found, head, positions, last=False)),
+    ):
+        away = time[outside] - at
+        centre[outside] += (
+            np.sign(away)[:, None] * speed * (COAST * step) * -np.expm1(-np.abs(away) / (COAST * step))[:, None]
+        )
+    side = np.exp(np.interp(time, when, np.log(found.sides[rows])))
+    lost = np.abs(looks[:, None] - seen[None]).min(axis=1)
+    side = _largest(side, HOLD) * np.minimum(1 + WIDEN * lost, WIDEST)
+    return centre, side
+
+
+def _largest(values: Floats, reach: int) -> Floats:
+    padded = np.pad(values, reach, mode="edge")
+    return np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).max(axis=-1)
+
+
+def _median(values: Floats, window: int = 3) -> Floats:
+    """Running median; the ends see themselves repeated."""
+    if len(values) < window:
+        return values
+    padded = np.pad(values, window // 2, mode="edge")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=-1)
+
+
+def _smooth(values: Floats, reach: int) -> Floats:
+    """Mean over ±`reach` frames with weights that fall linearly; the ends are continued by point reflection,
+    so that steady motion stays what it is."""
+    reach = min(reach, len(values) - 1)
+    if reach < 1:
+        return values
+    weights = (reach + 1 - np.abs(np.arange(-reach, reach + 1))).astype(np.float64)
+    padded = np.pad(values, reach, mode="reflect", reflect_type="odd")
+    return np.convolve(padded, weights / weights.sum(), mode="valid")
+
+
+def square(centre: Floats, side: float, size: tuple[int, int], enlarge: float = 1.0) -> Floats:
+    """x1, y1, x2, y2 in pixels of a square crop around `centre` for a body whose longer side is `side`.
+
+    The square is shifted to lie within the frame. Where the enlarged side exceeds the frame's short side, the
+    margin is given up first: the side becomes the short side, or the body's own longer side if that is still
+    more. Only in that last case does the crop leave the frame, evenly at both ends of the short dimension.
+    """
+    height, width = size
+    wanted = side * enlarge
+    if wanted > min(size):
+        wanted = max(float(min(size)), min(side, float(max(size))))
+    corner = np.asarray(centre) - wanted / 2
+    for axis, extent in enumerate((width, height)):
+        room = extent - wanted
+        corner[axis] = np.clip(corner[axis], 0, room) if room >= 0 else room / 2
+    return np.concatenate([corner, corner + wanted])
