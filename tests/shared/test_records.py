@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from aqa_shared.records import ExtractSettings, Video
 
-NUMBERS = ["sampling.fps", "flow.bound", "actor.min_score", "actor.enlarge", "bn_eps"]
+NUMBERS = ["sampling.fps", "flow.bound", "actor.min_score", "actor.min_coverage", "actor.enlarge", "bn_eps"]
 """Every setting that is a float."""
 
 
