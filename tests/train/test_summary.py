@@ -168,6 +168,36 @@ def test_pooled_figures_are_those_of_all_videos_and_averaged_ones_of_each_fold()
             assert low < row[name]["mean"] < high
 
 
+def test_an_interval_is_about_the_seeds_that_have_a_figure() -> None:
+    """A seed that collapsed to a constant is no part of the mean, so it may not pull the interval towards 0."""
+    (alone,), (beside,) = run({"aa": [GOOD]}, TRUE), run({"aa": [GOOD, MEAN]}, TRUE)
+    assert beside["spearman"]["by_seed"] == [alone["spearman"]["mean"], None]
+    assert beside["spearman"]["interval"] == alone["spearman"]["interval"]
+
+
+@pytest.mark.parametrize("over_folds", ["mean", "pooled"])
+def test_a_fold_without_a_prediction_is_left_out_of_figure_and_interval(over_folds: Any) -> None:
+    """As one in which every epoch's validation scores are constant, so that none is the best."""
+    ids = [f"v{i}" for i in range(60)]
+    results = [
+        result("aa", fold, seed, ids[30 * fold : 30 * fold + 30], TRUE[30 * fold : 30 * fold + 30], "last", MEAN[:30])
+        for seed in (0, 1)
+        for fold in (0, 1)
+    ]
+    for r in results[1:]:
+        r["predicted"]["best-on-validation"] = GOOD[[int(i[1:]) for i in r["ids"]]].tolist()
+    tested = Comparison.of(results, over_folds, (0.0, 100.0), {}, np.random.default_rng(0))
+    _, row = summarise(results, tested)
+    (whole,) = run({"aa": [GOOD]}, TRUE, folds=2, over_folds=over_folds)
+    for name in ("spearman", "mae"):
+        assert row[name]["defined"] == 3
+        low, high = row[name]["interval"]
+        assert low < row[name]["mean"] < high
+        # The other seed predicted the videos of that fold.
+        assert row["ensemble"][name]["value"] == pytest.approx(whole[name]["mean"])
+    json.dumps(row, allow_nan=False)
+
+
 def test_constants_that_differ_by_fold_rank_nothing() -> None:
     """The mean of the others' scores is low where a fold's are high: pooled, it would rank them backwards."""
     constants = np.repeat([3.0, 2.0, 1.0, 0.0], 3)

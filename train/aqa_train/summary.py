@@ -78,9 +78,10 @@ class Comparison:
         return values, {name: 0 if value is None else folds for name, value in values.items()}
 
     def by_draw(self, name: str, predicted: Numbers) -> Numbers:
-        """A figure in every draw: the mean over seeds of `predicted` (seeds, videos)."""
+        """A figure in every draw: the mean over those seeds of `predicted` (seeds, videos) that have one, else 0."""
         parts = self._parts()
-        return _mean_defined([self._by_draw(name, p, parts) for p in predicted])
+        found = _mean_defined([self._by_draw(name, p, parts) for p in predicted])
+        return np.zeros_like(found) if np.isnan(found).all() else found
 
     def interval(self, name: str, predicted: Numbers, value: float | None) -> Interval | None:
         """Of a figure whose value is `value`."""
@@ -112,8 +113,10 @@ class Comparison:
         for part in parts:
             part = part[~np.isnan(predicted[part])]
             p, t, counts = predicted[part], self.true[part], self.draws.counts[:, part]
-            if name == "spearman":
-                p = np.zeros_like(p) if self._ranks_nothing(predicted, part) else p
+            if not len(part) or (name == "spearman" and self._ranks_nothing(predicted, part)):
+                # The figure itself leaves such a fold or seed out.
+                found.append(np.full(len(counts), np.nan))
+            elif name == "spearman":
                 found.append(intervals.spearman(intervals.ranks(p, counts), intervals.ranks(t, counts), counts))
             else:
                 low, high = self.score_range
@@ -122,9 +125,9 @@ class Comparison:
         return intervals.fisher_mean(found) if name == "spearman" else _mean_defined(found)
 
 
-def _mean_defined(values: Sequence[Numbers]) -> Numbers:
-    """The mean of what is defined, draw by draw."""
-    stacked = np.stack(values)
+def _mean_defined(values: Sequence[Numbers] | Numbers) -> Numbers:
+    """The mean over the first axis of what is defined; NaN where nothing is."""
+    stacked = np.asarray(values)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.nansum(stacked, axis=0) / (~np.isnan(stacked)).sum(axis=0))
 
@@ -137,7 +140,7 @@ def summarise(results: Sequence[Mapping[str, Any]], tested: Comparison) -> list[
     """A row a method and selection: a figure a seed, over its folds; then mean and deviation over seeds.
 
     Undefined values are left out, so every measure says how many of the run's folds × seeds are `defined`.
-    `interval` is that of the mean over other test videos; `ensemble` has the figures of the mean prediction of all
+    `interval` is that of the mean over other test videos; `ensemble` has the figures of the mean prediction of the
     seeds; `against` the differences to the baselines, and `verdict` what they come to.
     """
     runs = len({(r["fold"], r["seed"]) for r in results})
@@ -155,7 +158,7 @@ def summarise(results: Sequence[Mapping[str, Any]], tested: Comparison) -> list[
                 center, deviation = metrics.mean_std(by_seed)
                 row[name] = {"mean": center, "std": deviation, "by_seed": by_seed}
                 row[name] |= {"defined": sum(d[name] for d in defined), "of": runs}
-            together = predicted.mean(axis=0)
+            together = _mean_defined(predicted)
             row["ensemble"] = {name: {"value": v} for name, v in tested.measure(together)[0].items()}
             for name in WITH_INTERVAL:
                 row[name]["interval"] = tested.interval(name, predicted, row[name]["mean"])
