@@ -160,6 +160,23 @@ def test_one_video_under_two_names_is_found(make_store: MakeStore) -> None:
     assert splits(made("parts.zarr", parts))[0]
 
 
+def test_one_video_under_two_names_is_not_learned_from_while_it_validates(tmp_path: Path) -> None:
+    content = np.array([f"f{i % 20}" for i in range(24)], dtype=object)
+    roles = ["val"] * 2 + ["train"] * 10 + ["test"] * 4 + ["train"] * 8
+    drawn = splits(features(n=24, fingerprint=content), folds=2, validation=0.3, seeds=5)[0]
+    marked, said = splits(features(roles, n=24, fingerprint=content))
+    assert "2 other view(s) of validation videos are not learned from" in said
+    for split in (*drawn, *marked):
+        shown, held = ({content[int(i[1:])] for i in part} for part in (split.labelled, split.validation))
+        assert held
+        assert not shown & held
+    # Nor is an unscored one that no file names, where it is the one that is tested.
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"train": ids(*range(4, 12)), "test": ids(0, 1)}))
+    found = features(n=24, fingerprint=content, scores=[*range(20), *[np.nan] * 4])
+    assert splits(found, split=str(file))[0][0].unlabelled == ids(22, 23)
+
+
 def test_nested_draws_contain_each_other_and_take_no_validation() -> None:
     category = np.array(["a", "b", "c"] * 8, dtype=object)
     found = features(n=24, category=category)

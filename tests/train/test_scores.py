@@ -216,6 +216,21 @@ def test_scores_of_a_run_are_those_of_its_ensemble(run: Path) -> None:
     assert found.members.tolist() == [int(r["members"]) for r in rows]
 
 
+def test_an_ensemble_leaves_out_who_learned_from_the_group_as_scores_csv_does(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    labels = [{"extra": {"athlete": f"a{i // 3}"}} for i in range(12)]
+    store, out = make_store(videos=12, labels=labels), tmp_path / "o"
+    aqa_train("--features", store, "--group", "athlete", "--folds", 2, "--labelled", 0.5, "--method", "aa",
+              "--seeds", 2, "--epochs", 1, "--out", out, *FAST)  # fmt: skip
+    found = open_ensemble(out).score(FeatureStore.open(store))
+    rows = read_csv(out / "scores.csv")
+    assert found.learned.sum(axis=0).tolist() == [int(r["trained_on"]) for r in rows]
+    assert max(int(r["trained_on"]) for r in rows) > 0
+    own = [Split.load(p).labelled for p in (out / "splits").glob("*.json")]
+    assert any(int(r["trained_on"]) > sum(r["id"] in labelled for labelled in own) for r in rows)
+
+
 def test_tested_and_stored_models_are_the_same_to_the_last_bit(run: Path) -> None:
     store = opened(run)
     for folder in sorted(run.glob("models/*/*")):

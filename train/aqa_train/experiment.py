@@ -27,7 +27,7 @@ from aqa_train.config import RunConfig, method_config, with_methods
 from aqa_train.features import FeatureSet, InMemory, enough_memory
 from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
 from aqa_train.predict import save_model
-from aqa_train.scores import identities
+from aqa_train.scores import identities, learned_from
 from aqa_train.splits import Split
 from aqa_train.storage import rounded, unread
 from aqa_train.trainer import Diverged, Fitted, Standardiser, Task, fit, predict
@@ -164,7 +164,7 @@ def run_training(
         "extract": None if experiment.extract is None else experiment.extract.model_dump(mode="json"),
         "weights": experiment.weights,
         "split": {"fold": split.fold, "seed": split.seed, "sha256": split.digest},
-        "learned_from": identities(features, rows["labelled"]),
+        "learned_from": identities(features, np.flatnonzero(learned_from(features, split, config))),
         "not_stored": unread(fitted.model, sum(features.channels.values()), features.segments),
     }
     result: dict[str, Any] = {

@@ -64,13 +64,14 @@ def folds_of(
         return [(everything, _NONE, _NONE)]
     source = source_of_tests(config, role)
     group = group_of(config, features)
+    units = together(features, group)
     if source in ("store", "part", "cross-validation"):
         _refuse_unknown_roles(features, role)
     if source == "file":
         path = Path(str(config.split))
         names = names_of(features)
         folds = read_split_file(path, known=lambda name: bool(names.find(name, str(path.parent))))
-        found = [_from_file(fold, features, role, group, path, names, say) for fold in folds]
+        found = [_from_file(fold, features, role, group, units, path, names, say) for fold in folds]
     elif source == "store":
         free = scored[role[scored] == ""]
         if len(free):
@@ -80,18 +81,17 @@ def folds_of(
         if group is not None:
             _refuse_parted(group, *found[0], "the column split")
     else:
-        # Who is marked for validation validates every fold; with --group other views of it take no part.
+        # Who is marked for validation validates every fold; other views of it take no part.
         validation = _NONE if source == "folds" else everything[role == "val"]
-        views = np.setdiff1d(everything[in_same_group(group, everything, validation)], validation)
+        views = np.setdiff1d(everything[in_same_group(units, everything, validation)], validation)
         if len(views):
             say(f"{len(views)} other view(s) of validation videos are not learned from")
         free = np.setdiff1d(scored, np.union1d(validation, views))
         rest = np.setdiff1d(unscored, np.union1d(validation, views))
         # A view without a score of what is tested would be learned from all the same.
         found = []
-        together = _together(features, group)
-        for tested in _own_tests(config, source, free, scores, category, together, rng, say):
-            also = rest[~in_same_group(together, rest, tested)]
+        for tested in _own_tests(config, source, free, scores, category, units, rng, say):
+            also = rest[~in_same_group(units, rest, tested)]
             found.append((np.union1d(np.setdiff1d(free, tested), also), validation, tested))
     return [
         (train, _scored(val, scores, "validation", say), _scored(test, scores, "test", say))
@@ -99,8 +99,8 @@ def folds_of(
     ]
 
 
-def _together(features: FeatureSet, group: NDArray[np.object_] | None) -> NDArray[np.object_] | None:
-    """What folds of our own must not part: groups, and the same video under several names."""
+def together(features: FeatureSet, group: NDArray[np.object_] | None) -> NDArray[np.object_] | None:
+    """What may not be on both sides, as a column like `group`: groups, and one file's part under several ids."""
     content = same_video(features)
     number = Counter(content)
     twins = np.array([c if c and number[c] > 1 else "" for c in content], dtype=object)
@@ -146,6 +146,7 @@ def _from_file(
     features: FeatureSet,
     role: NDArray[np.object_],
     group: NDArray[np.object_] | None,
+    units: NDArray[np.object_] | None,
     path: Path,
     names: VideoNames,
     say: Say,
@@ -193,7 +194,7 @@ def _from_file(
     unlisted = np.setdiff1d(np.arange(len(unscored)), np.concatenate([train, validation, test]))
     # Learned from without being named, unless that may be what is tested: another view of it, or the store says so.
     taken = unlisted[unscored[unlisted] & np.isin(role[unlisted].astype(str), ["train", ""])]
-    taken = taken[~in_same_group(group, taken, np.union1d(validation, test))]
+    taken = taken[~in_same_group(units, taken, np.union1d(validation, test))]
     if fold.saved:
         taken = _NONE
     left = np.setdiff1d(unlisted, taken)

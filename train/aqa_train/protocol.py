@@ -11,12 +11,18 @@ from numpy.typing import NDArray
 from aqa_shared.errors import UsageError
 from aqa_train.config import LARGEST_SCORE, RunConfig
 from aqa_train.features import FeatureSet, Rows
-from aqa_train.folds import Say, at, category_of, folds_of, group_of, in_same_group, over_folds, same_video
-from aqa_train.splits import (
-    Split,
-    label,
-    label_groups,
+from aqa_train.folds import (
+    Say,
+    at,
+    category_of,
+    folds_of,
+    group_of,
+    in_same_group,
+    over_folds,
+    same_video,
+    together,
 )
+from aqa_train.splits import Split, label, label_groups
 from aqa_train.summary import Comparison
 from aqa_train.trainer import ScoreScale
 
@@ -25,7 +31,7 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
     """One split a fold and seed. A pure function of the configuration and the table."""
     scores = features.column("score").astype(np.float64)
     check_scores(features, say)
-    category, group = category_of(features), group_of(config, features)
+    category, units = category_of(features), together(features, group_of(config, features))
     splits = []
     say = _once(say)
     for fold, (train, validation, test) in enumerate(folds_of(config, features, category, say)):
@@ -45,15 +51,15 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
             labelled = scored[label(scores[scored], config.labelled, rng, config.draw, at(category, scored))]
             held = validation
             if config.validation > 0 and not len(validation):
-                kinds, names = at(category, labelled), at(group, labelled)
+                kinds, names = at(category, labelled), at(units, labelled)
                 held = labelled[label_groups(scores[labelled], config.validation, rng, kinds, names)]
                 if not len(held):
                     say(f"--validation {config.validation:g} of {len(labelled)} labelled is none: no best epoch")
             # The epoch would be chosen on what was learned from, were another view of it among the unlabelled.
-            views = np.setdiff1d(train[in_same_group(group, train, held)], held)
+            views = np.setdiff1d(train[in_same_group(units, train, held)], held)
             if len(views):
                 say(f"{len(views)} other view(s) of validation videos are not learned from")
-            labelled = np.setdiff1d(labelled, held)
+            labelled = np.setdiff1d(labelled, np.concatenate([held, views]))
             check_labelled(scores[labelled], config, len(scored))
             unlabelled = np.setdiff1d(train, np.concatenate([labelled, held, views]))
             if config.transductive:
