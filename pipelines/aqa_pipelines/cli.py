@@ -105,7 +105,8 @@ def predict(
     A score is the mean over the run's seeds and folds, the spread its deviation over them. Models that learned from a
     video's own score are left out; where all did, all are used, and the column in_sample says true.
 
-    Exit codes: 0 done, 2 usage, 3 some videos could not be used, 4 no videos, 5 environment, 6 other weights.
+    Exit codes: 0 done, 2 usage, 3 some videos could not be used, 4 no videos, 5 environment, 6 other features
+    or weights than the models learned from.
     """
     from aqa_extract.faults import environment_fault
     from aqa_pipelines.predict import as_text, predict_videos, write_text

@@ -61,7 +61,7 @@ def run_stages(out: Path) -> int:
     trained = _command("aqa-train", ["--features", str(store), *TRAIN, "--out", str(run)])
     if trained != ExitCode.OK:
         if begun and trained == ExitCode.USAGE:
-            console.note(f"to train anew, remove {run}, or give another --out")
+            console.note(f"to train again, remove {run}, or give another --out")
         return trained
     console.out.print(comparison(json.loads((run / "metrics.json").read_text(encoding="utf-8"))), markup=False)
     console.out.print(_where(out), markup=False)

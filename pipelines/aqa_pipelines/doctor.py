@@ -191,7 +191,7 @@ def _places() -> Iterator[Check]:
             fix = (
                 "set TMPDIR to a writable folder" if name == "temporary folder" else "set AQA_HOME to a writable folder"
             )
-            # Without a cache weights are fetched anew each time; without a temporary folder nothing works.
+            # Without a cache weights are fetched again each time; without a temporary folder nothing works.
             yield Check(name, f"{folder}: {e.strerror}", "fail" if name == "temporary folder" else "note", fix)
             continue
         low = free < 1

@@ -75,6 +75,8 @@ def predict_videos(
     if stores:
         if len(videos) > 1:
             raise UsageError(f"{stores[0]} is a store, given beside others", fix="give one store, or videos")
+        if decoder != "auto" or workers is not None:
+            raise UsageError(f"{stores[0]} is a store, of which nothing is decoded", fix="omit --decoder and --workers")
         store = FeatureStore.open(stores[0])
         return Predictions(model, _scored(ensemble.score(store, where), store), [])
     found, failures = _extracted(ensemble, videos, device, where, decoder, workers)
@@ -113,7 +115,7 @@ def _extracted(
             by_id = {r.id: r for r in _scored(ensemble.score(store, where), store)}
             rows = [replace(by_id[v.id], path=v.path) for v in manifest.videos if v.id in by_id]
     if not rows and not report.failures:
-        raise NoInputError("no video was scored")
+        raise NoInputError("no video was scored", fix="check the inputs with aqa-extract --dry-run")
     return rows, report.failures
 
 

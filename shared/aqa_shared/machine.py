@@ -88,7 +88,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as e:
-        raise EnvironmentFault(f"--device {name!r} is no device", fix="choose auto, cpu, cuda or cuda:N") from e
+        raise EnvironmentFault(f"--device {name!r} is not a device", fix="choose auto, cpu, cuda or cuda:N") from e
     if device.type not in ("cpu", "cuda"):
         raise EnvironmentFault(f"--device {name}: only cpu and cuda are supported", fix="choose auto, cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

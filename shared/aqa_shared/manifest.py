@@ -266,7 +266,7 @@ def _from_table(table: Table, named: _Named) -> None:
             problems.add(number, "id", video.id, f"is the id of {named.origins[video.id]} as well")
             continue
         named.videos[video.id], named.origins[video.id] = video, f"row {number} of {table.path.name}"
-    problems.raise_if_any("mend these rows; ids must be unique, so give an `id` column where they are not")
+    problems.raise_if_any("correct these rows; ids must be unique, so give an `id` column where they are not")
     _refuse_all_missing(table.path, paths, folder)
 
 

@@ -95,12 +95,12 @@ def read_table(path: Path, needed: Sequence[Sequence[str]], names: Mapping[str, 
     raw: list[tuple[int, dict[str, Any]]]
     if json_kind:
         raw = list(json_rows(text, problems))
-        problems.raise_if_any("mend these rows; a list of objects, or one object a line")
+        problems.raise_if_any("correct these rows: a list of objects, or one object a line")
         columns = list(dict.fromkeys(k for _, cells in raw for k in cells))
     else:
         dialect = read_header(path, text, names.values())
         raw = list(csv_rows(dialect, text, problems))
-        problems.raise_if_any("mend these rows; every row needs as many cells as the header")
+        problems.raise_if_any("correct these rows: every row needs as many cells as the header")
         columns = without_row_numbers(path, dialect.columns, raw, list(needed))
         _decimal_commas(dialect.delimiter, raw, (*_NUMBERS, *(names[n] for n in _NUMBERS if n in names)))
     renames = _renames(path, columns, needed, names, empty=not raw)
@@ -115,7 +115,7 @@ def read_table(path: Path, needed: Sequence[Sequence[str]], names: Mapping[str, 
                 problems.add(
                     number, column, error["input"], f"— {_plainly(error['type'], error['input'], error['msg'])}"
                 )
-    problems.raise_if_any("mend these cells; an empty score is an unlabelled video")
+    problems.raise_if_any("correct these cells; an empty score is an unlabelled video")
     return Table(path, [renames.get(c, c) for c in columns], rows)
 
 

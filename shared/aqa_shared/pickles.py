@@ -34,7 +34,7 @@ def load_arrays(path: Path) -> Any:
     except Exception as e:
         # Damaged pickles raise nearly anything.
         detail = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
-        raise UsageError(f"{path} is no pickle of lists and arrays: {detail}", fix="save it as JSON") from None
+        raise UsageError(f"{path} is not a pickle of lists and arrays: {detail}", fix="save it as JSON") from None
 
 
 MANY = 10_000_000

@@ -93,7 +93,12 @@ def test_memory_is_within_the_limits_of_a_batch_job(
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("toaster", "is no device"), ("meta", "only cpu and cuda"), ("cuda:99", "CUDA devices"), ("cpu:3:4", "no device")],
+    [
+        ("toaster", "is not a device"),
+        ("meta", "only cpu and cuda"),
+        ("cuda:99", "CUDA devices"),
+        ("cpu:3:4", "not a device"),
+    ],
 )
 def test_a_device_that_is_not_there_is_an_error_of_the_machine(name: str, said: str) -> None:
     with pytest.raises(EnvironmentFault, match=said):

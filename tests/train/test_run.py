@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 import tomllib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +19,14 @@ from tests.shims import NO_SEMAPHORES, needs_shims, shim
 from aqa_shared.errors import AqaError, EnvironmentFault, StoreError, UsageError
 from aqa_shared.records import Sampling
 from aqa_shared.store import FeatureStore
-from aqa_train.cli import app
 from aqa_train.config import resolve
 from aqa_train.experiment import place, prepare
 from aqa_train.metrics import spearman
 from aqa_train.predict import load_checkpoint, open_ensemble
-from aqa_train.signals import TERMINATING, asked_to_stop
 from aqa_train.splits import Split
 
 from .conftest import MakeStore
-
-FAST = ["--set", "widths=8,8", "--set", "batch=8", "--device", "cpu"]
-HIDING = ["--labelled", 0.4]
-"""Every video of most stores here has a score; this leaves some to learn from without it."""
-HELD = [*FAST, "--test-fraction", "0.25"]
-"""One test set, where nothing else says who is tested: for what is not about folds."""
-
-
-def aqa_train(*arguments: object) -> None:
-    app([str(a) for a in arguments], standalone_mode=False)
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+from .runs import FAST, HELD, HIDING, aqa_train, read_csv, results
 
 
 @pytest.fixture
@@ -183,17 +162,6 @@ def test_damaged_and_foreign_checkpoints_are_refused(finished: Path, tmp_path: P
         load_checkpoint(tmp_path / "none.safetensors")
 
 
-def results(out: Path) -> dict[str, Any]:
-    found = {}
-    for file in sorted(out.glob("models/*/*/result.json")):
-        record = json.loads(file.read_text())
-        record.pop("seconds")
-        found[str(file.relative_to(out))] = record
-        weights = file.with_name("last.safetensors")
-        found[str(weights.relative_to(out))] = weights.read_bytes()
-    return found
-
-
 def test_jobs_give_the_results_of_one_after_the_other(make_store: MakeStore, tmp_path: Path) -> None:
     store = make_store(videos=16)
     common = ["--features", store, "--method", "s4aqa", "--seeds", 3, "--epochs", 2, *HIDING, *HELD]
@@ -215,307 +183,6 @@ def test_jobs_need_no_semaphores(make_store: MakeStore, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "serial mode" not in done.stderr
     assert results(tmp_path / "one") == results(tmp_path / "two")
-
-
-@pytest.mark.parametrize(
-    ("jobs", "stopped_by", "code"), [(1, signal.SIGTERM, 143), (1, signal.SIGUSR1, 143), (2, signal.SIGINT, 130)]
-)
-def test_signals_save_and_resuming_gives_the_same(
-    make_store: MakeStore, tmp_path: Path, jobs: int, stopped_by: signal.Signals, code: int
-) -> None:
-    store = make_store(videos=20)
-    common = ["--features", store, "--seeds", 2, "--epochs", 300, "--jobs", jobs, *HIDING, *HELD]
-    for attempt in range(5):
-        cut = tmp_path / f"cut{attempt}"
-        command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--out", str(cut)]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert process.stderr is not None
-        # The first progress line says that training has begun.
-        while not (line := process.stderr.readline()).startswith("epochs"):
-            assert line, "it ended before it trained"
-        process.send_signal(stopped_by)
-        _, rest = process.communicate(timeout=120)
-        if process.returncode != 0 and any(cut.rglob("state.safetensors")):
-            break  # else a training was just over when the signal came: a busy machine
-    assert process.returncode == code, rest
-    assert f"aqa-train --resume {cut}" in rest.replace("\n", "")
-    # A second process may not have begun yet.
-    assert 1 <= len(list(cut.rglob("state.safetensors"))) <= jobs
-    aqa_train("--resume", cut, "--jobs", 1, "--device", "cpu")
-    aqa_train(*common, "--out", tmp_path / "whole", "--jobs", 1)
-    assert results(cut) == results(tmp_path / "whole")
-    assert (cut / "metrics.json").exists()
-
-
-@pytest.mark.parametrize("number", TERMINATING)
-def test_signals_may_come_twice_and_a_second_ctrl_c_acts_at_once(number: signal.Signals) -> None:
-    with asked_to_stop() as stop:
-        assert stop() == 0
-        signal.raise_signal(number)
-        signal.raise_signal(number)
-        assert stop() == number
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(number) == signal.SIG_DFL
-
-
-@pytest.mark.parametrize("number", TERMINATING)
-def test_a_signal_to_every_process_at_once_loses_nothing(
-    make_store: MakeStore, tmp_path: Path, number: signal.Signals
-) -> None:
-    """Batch systems signal the whole group, so a worker hears it twice; wide networks take a moment to save."""
-    wide = ["--set", "widths=1024,1024", "--set", "batch=8", "--device", "cpu", "--test-fraction", "0.25"]
-    common = ["--features", make_store(videos=20), "--seeds", 2, "--epochs", 12, *wide]
-    cut = tmp_path / "cut off"
-    command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--jobs", "2", "--out", str(cut)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stderr is not None
-    while not (line := process.stderr.readline()).startswith("epochs"):
-        assert line, "it ended before it trained"
-    os.killpg(process.pid, number)
-    _, rest = process.communicate(timeout=120)
-    assert process.returncode == 143, rest
-    said = " ".join(rest.split())
-    assert "every training saved where it stands" in said
-    assert f"aqa-train --resume '{cut}'" in said
-    # A second process may not have begun yet.
-    assert any(cut.rglob("state.safetensors"))
-    aqa_train("--resume", cut, "--jobs", 1, "--device", "cpu")
-    aqa_train(*common, "--out", tmp_path / "whole", "--jobs", 1)
-    assert results(cut) == results(tmp_path / "whole")
-
-
-def two_at_a_time(store: Path, out: Path) -> subprocess.Popen[str]:
-    """A long run of two processes, one of which trains by now."""
-    options = ["--features", store, "--seeds", 2, "--epochs", 5000, "--out", out, "--jobs", 2, *HIDING, *HELD]
-    command = [sys.executable, "-m", "aqa_train.cli", *map(str, options)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    while not (line := process.stderr.readline()).startswith("epochs"):
-        assert line, "it ended before it trained"
-    return process
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
-def test_work_that_was_lost_is_not_said_to_be_saved(make_store: MakeStore, tmp_path: Path) -> None:
-    process = two_at_a_time(make_store(videos=20), tmp_path / "run")
-    # The parent is held, so that it sees both signals only when one of its processes is gone.
-    process.send_signal(signal.SIGSTOP)
-    killed = worker_ids(process.pid)[0]
-    os.kill(killed, signal.SIGKILL)
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGCONT)
-    _, rest = process.communicate(timeout=120)
-    assert process.returncode == 143, rest
-    said = " ".join(rest.split())
-    assert "saved where it stands" not in said
-    assert "code -9, and what it did since its last save is lost: s4aqa/fold0-seed0" in said
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
-def test_a_process_that_is_told_alone_ends_the_run(make_store: MakeStore, tmp_path: Path) -> None:
-    """Its parent must not go on with its part by itself, deaf and without a word."""
-    process = two_at_a_time(make_store(videos=20), tmp_path / "run")
-    for worker in worker_ids(process.pid):
-        os.kill(worker, signal.SIGUSR1)
-    _, rest = process.communicate(timeout=120)
-    assert process.returncode == 143, rest
-    assert "every training saved where it stands" in " ".join(rest.split())
-    assert any((tmp_path / "run").rglob("state.safetensors"))
-
-
-@pytest.mark.parametrize("number", TERMINATING)
-def test_a_signal_before_or_after_training_ends_the_command_in_order(
-    make_store: MakeStore, tmp_path: Path, number: signal.Signals
-) -> None:
-    """Sent by the process to itself at two places that no loop watches: on opening the store, on drawing."""
-    program = """
-import os, sys
-from aqa_shared import console
-from aqa_train import experiment, plots
-from aqa_train.cli import app
-module, name, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
-before = getattr(globals()[module], name)
-def told(*args):
-    os.kill(os.getpid(), number)
-    return before(*args)
-setattr(globals()[module], name, told)
-console.run(lambda: app(sys.argv[4:]))
-"""
-    options = ["--features", make_store(videos=12), "--method", "aa", "--seeds", 1, "--epochs", 1, "--jobs", 1, *FAST]
-    for moment, fix in (("experiment prepare", "the same command again"), ("plots draw", "--resume")):
-        told = [*moment.split(), int(number), *options, "--out", tmp_path / moment]
-        done = subprocess.run([sys.executable, "-c", program, *map(str, told)], capture_output=True, text=True)
-        assert done.returncode == 143, done.stderr
-        assert fix in done.stderr
-        assert "Traceback" not in done.stderr
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
-def test_a_second_ctrl_c_does_not_wait(make_store: MakeStore, tmp_path: Path) -> None:
-    """A worker that stands still would never save, and its parent would wait for it."""
-    process = two_at_a_time(make_store(videos=20), tmp_path / "run")
-    workers = worker_ids(process.pid)
-    for worker in workers:
-        os.kill(worker, signal.SIGSTOP)
-    while process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)  # one that came while Python ends would end it by the signal itself
-    assert process.returncode == 130
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
-
-
-def worker_ids(parent: int) -> list[int]:
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
-@pytest.mark.parametrize("wait", [0.0, 0.7])
-def test_ctrl_c_while_processes_start_is_no_error(make_store: MakeStore, tmp_path: Path, wait: float) -> None:
-    """A terminal sends it to every process at once, also to those that still import."""
-    options = ["--features", make_store(videos=12), "--out", tmp_path / "run", "--seeds", 2, "--jobs", 2, *HELD]
-    command = [sys.executable, "-m", "aqa_train.cli", *map(str, options)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while len(worker_ids(process.pid)) < 2:
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(wait)
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
-
-
-def test_resuming_with_other_settings_or_labels_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
-    store = make_store(videos=16)
-    out = tmp_path / "run"
-    aqa_train("--features", store, "--seeds", 1, "--epochs", 2, "--out", out, "--jobs", 1, *HELD)
-    aqa_train("--resume", out, "--seeds", 1)
-    with pytest.raises(UsageError, match="seeds: 1 → 3"):
-        aqa_train("--resume", out, "--seeds", 3)
-    with pytest.raises(UsageError, match=r"training\.lr: 0\.0005 → 0\.1"):
-        aqa_train("--resume", out, "--set", "lr=0.1")
-    with pytest.raises(UsageError, match=r"training\.epochs"):
-        aqa_train("--resume", out, "--epochs", 7)
-    with pytest.raises(UsageError, match=r"already holds a run with other settings: .*seeds: 1 → 5"):
-        aqa_train("--features", store, "--out", out)
-    with pytest.raises(UsageError, match=r"--config .*c\.toml would be ignored"):
-        aqa_train("--resume", out, "--config", tmp_path / "c.toml")
-    saved = json.loads((out / "config.json").read_text())
-    saved["features"] = str(make_store(videos=18, name="other.zarr"))
-    (out / "config.json").write_text(json.dumps(saved))
-    with pytest.raises(UsageError, match=r"other\.zarr changed since the run"):
-        aqa_train("--resume", out)
-    with pytest.raises(UsageError, match=r"no config\.json"):
-        aqa_train("--resume", tmp_path)
-
-
-def test_a_run_and_its_store_may_be_moved(make_store: MakeStore, tmp_path: Path) -> None:
-    old, new, apart = tmp_path / "old", tmp_path / "new", tmp_path / "apart.zarr"
-    (old / "tables").mkdir(parents=True)
-    shutil.move(make_store(videos=16), old / "feats.zarr")
-    rows = [f"{i:03d}.mp4,{'test' if i < 4 else 'train'},{i}" for i in range(16)]
-    (old / "tables" / "labels.csv").write_text("\n".join(["id,split,score", *rows]) + "\n")
-    options = ["--method", "aa", "--labelled", 1, "--seeds", 2, "--epochs", 1, "--jobs", 1, *FAST]
-    tables = ["--labels", old / "tables" / "labels.csv"]
-    aqa_train("--features", old / "feats.zarr", *tables, "--out", old / "run", *options)
-    whole = results(old / "run")
-
-    def unfinish(run: Path) -> None:
-        shutil.rmtree(run / "models" / "aa" / "fold0-seed1")
-
-    unfinish(old / "run")
-    shutil.move(old, new)
-    aqa_train("--resume", new / "run", "--jobs", 1)
-    assert results(new / "run") == whole
-    assert json.loads((new / "run" / "config.json").read_text())["features"] == str(new / "feats.zarr")
-
-    shutil.move(new / "feats.zarr", apart)
-    with pytest.raises(UsageError, match=r"feats\.zarr, which the run .* is no longer there") as absent:
-        aqa_train("--resume", new / "run")
-    assert "--features" in absent.value.fix
-    with pytest.raises(UsageError, match=r"other\.zarr changed since the run"):
-        aqa_train("--resume", new / "run", "--features", make_store(videos=16, seed=1, name="other.zarr"))
-    unfinish(new / "run")
-    aqa_train("--resume", new / "run", "--features", apart, "--jobs", 1)
-    assert results(new / "run") == whole
-    unfinish(new / "run")
-    tables = ["--labels", new / "tables" / "labels.csv"]
-    aqa_train("--features", apart, *tables, "--out", new / "run", *options)
-    assert results(new / "run") == whole
-
-
-def test_resuming_ignores_the_environment(
-    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "run"
-    aqa_train(
-        "--features", make_store(videos=16), "--seeds", 1, "--epochs", 1, "--out", out, "--jobs", 1, *HIDING, *HELD
-    )
-    for name, value in {"SEEDS": "4", "LR": "0.1", "NONSENSE": "1"}.items():
-        monkeypatch.setenv(f"AQA_TRAIN_{name}", value)
-    aqa_train("--resume", out, "--seeds", 1)
-    assert len(list((out / "models" / "s4aqa").iterdir())) == 1
-
-
-@pytest.mark.parametrize("change", [{"seed": 9}, {"scores": [float(90 - i) for i in range(16)]}])
-def test_resuming_on_other_features_or_scores_of_the_same_videos_is_refused(
-    make_store: MakeStore, tmp_path: Path, change: dict[str, Any]
-) -> None:
-    roles = [{"split": "test" if i < 4 else "train"} for i in range(16)]
-    store = make_store(videos=16, labels=roles)
-    out = tmp_path / "run"
-    aqa_train("--features", store, "--labelled", 1, "--method", "aa", "--seeds", 1, "--epochs", 1, "--out", out, *FAST)
-    shutil.rmtree(store)
-    make_store(videos=16, labels=roles, **change)
-    for again in (["--resume", out], ["--features", store, "--labelled", 1, "--method", "aa", "--seeds", 1,
-                                      "--epochs", 1, "--out", out, *FAST]):  # fmt: skip
-        with pytest.raises(UsageError, match=r"feats\.zarr changed since the run"):
-            aqa_train(*again)
-
-
-def test_resuming_with_other_labels_of_the_same_videos_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
-    store, labels = make_store(videos=12), tmp_path / "labels.csv"
-    rows = [f"{i:03d},{'test' if i < 4 else 'train'}" for i in range(12)]
-    labels.write_text("id,split,score\n" + "".join(f"{r},{i}\n" for i, r in enumerate(rows)))
-    common = ["--features", store, "--labels", labels, "--labelled", 1, "--method", "aa", "--seeds", 1, "--epochs", 1]
-    aqa_train(*common, "--out", tmp_path / "run", *FAST)
-    labels.write_text("id,split,score\n" + "".join(f"{r},{i * 2}\n" for i, r in enumerate(rows)))
-    with pytest.raises(UsageError, match="the labels file changed"):
-        aqa_train("--resume", tmp_path / "run")
-
-
-def test_the_same_command_goes_on_with_its_run_from_any_folder(
-    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_store(videos=12)
-    monkeypatch.chdir(tmp_path)
-    command = ["--features", "feats.zarr", "--seeds", 2, "--epochs", 1, "--out", "run", "--jobs", 1, *HIDING, *HELD]
-    aqa_train(*command)
-    kept = (tmp_path / "run" / "models" / "s4aqa" / "fold0-seed0" / "result.json").stat().st_mtime_ns
-    before = results(tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "models" / "s4aqa" / "fold0-seed1")
-    aqa_train(*command)
-    assert "going on" in capsys.readouterr().err
-    assert results(tmp_path / "run") == before
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    aqa_train("--resume", tmp_path / "run", "--features", tmp_path / "feats.zarr")
-    assert (tmp_path / "run" / "models" / "s4aqa" / "fold0-seed0" / "result.json").stat().st_mtime_ns == kept
-
-
-def test_a_run_cut_off_before_it_began_is_begun_again(make_store: MakeStore, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    command = ["--features", make_store(videos=12), "--method", "aa", "--seeds", 1, "--epochs", 1, "--out", out, *FAST]
-    aqa_train(*command)
-    # config.json is written last: without it nothing else may be believed.
-    for name in os.listdir(out):
-        if name not in ("splits", "data.json", "config.toml"):
-            shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
-    aqa_train(*command)
-    assert (out / "metrics.json").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_a_store_error(make_store: MakeStore, tmp_path: Path) -> None:
@@ -570,7 +237,7 @@ def test_dry_run_ends_as_the_run_would(make_store: MakeStore, tmp_path: Path) ->
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "notes.txt").write_text("mine")
     options = ("--features", store, "--method", "aa", "--dry-run", *FAST)
-    with pytest.raises(UsageError, match="is no run folder"):
+    with pytest.raises(UsageError, match="is not a run folder"):
         aqa_train(*options, "--out", tmp_path / "foreign")
     with pytest.raises(StoreError, match="Not a directory"):
         aqa_train(*options, "--out", tmp_path / "foreign" / "notes.txt" / "run")
@@ -761,7 +428,7 @@ def test_nothing_is_written_into_a_foreign_folder(make_store: MakeStore, tmp_pat
     foreign = tmp_path / "mine"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("x")
-    with pytest.raises(UsageError, match="no run folder"):
+    with pytest.raises(UsageError, match="not a run folder"):
         aqa_train("--features", make_store(videos=12), "--out", foreign, *HELD)
     assert os.listdir(foreign) == ["thesis.tex"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 from aqa_shared.errors import UsageError
 from aqa_shared.store import FeatureStore
 from aqa_train import checkpoint
-from aqa_train.cli import app
 from aqa_train.config import RunConfig
 from aqa_train.features import FeatureSet
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig
@@ -25,17 +23,9 @@ from aqa_train.splits import Split
 from aqa_train.storage import packed, rounded, unread
 
 from .conftest import MakeStore, synthetic
+from .runs import FAST, aqa_train, read_csv
 
-FAST = ["--set", "widths=8,8", "--set", "batch=8", "--device", "cpu", "--jobs", "1"]
-
-
-def aqa_train(*arguments: object) -> None:
-    app([str(a) for a in arguments], standalone_mode=False)
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+ALONE = [*FAST, "--jobs", "1"]
 
 
 def test_combining_by_hand() -> None:
@@ -177,7 +167,7 @@ def run(make_store_once: MakeStore, tmp_path_factory: pytest.TempPathFactory) ->
     scores = [None if i % 5 == 0 else float(i) for i in range(25)]
     out = tmp_path_factory.mktemp("runs") / "run"
     aqa_train("--features", make_store_once(videos=25, scores=scores), "--method", "aa,s4aqa", "--labelled", 0.6,
-              "--folds", 3, "--seeds", 2, "--epochs", 3, "--validation", 0.3, "--out", out, *FAST)  # fmt: skip
+              "--folds", 3, "--seeds", 2, "--epochs", 3, "--validation", 0.3, "--out", out, *ALONE)  # fmt: skip
     return out
 
 
@@ -222,7 +212,7 @@ def test_an_ensemble_leaves_out_who_learned_from_the_group_as_scores_csv_does(
     labels = [{"extra": {"athlete": f"a{i // 3}"}} for i in range(12)]
     store, out = make_store(videos=12, labels=labels), tmp_path / "o"
     aqa_train("--features", store, "--group", "athlete", "--folds", 2, "--labelled", 0.5, "--method", "aa",
-              "--seeds", 2, "--epochs", 1, "--out", out, *FAST)  # fmt: skip
+              "--seeds", 2, "--epochs", 1, "--out", out, *ALONE)  # fmt: skip
     found = open_ensemble(out).score(FeatureStore.open(store))
     rows = read_csv(out / "scores.csv")
     assert found.learned.sum(axis=0).tolist() == [int(r["trained_on"]) for r in rows]
@@ -274,7 +264,7 @@ def test_the_method_of_a_run_of_several_is_never_guessed(run: Path, tmp_path: Pa
 
 def test_models_of_different_runs_are_not_averaged(run: Path, make_store: MakeStore, tmp_path: Path) -> None:
     aqa_train(
-        "--features", make_store(videos=12, channels=8), "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *FAST
+        "--features", make_store(videos=12, channels=8), "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *ALONE
     )
     mixed = tmp_path / "mixed"
     shutil.copytree(run / "models" / "aa" / "fold0-seed0", mixed / "fold0-seed0")
@@ -289,7 +279,7 @@ def test_a_final_model_learns_from_every_score(
     scores = [None if i < 4 else float(i) for i in range(16)]
     store = make_store(videos=16, scores=scores, labels=[{"split": "test" if i % 3 else "train"} for i in range(16)])
     out = tmp_path / "final"
-    aqa_train("--features", store, "--all-scores", "--seeds", 2, "--epochs", 2, "--out", out, *FAST)
+    aqa_train("--features", store, "--all-scores", "--seeds", 2, "--epochs", 2, "--out", out, *ALONE)
     shown = capsys.readouterr()
     assert "12 scored video(s) are learned from, and none is left to test on" in shown.err
     assert "12 of 16 have none there: every model learned from them" in " ".join(shown.err.split())

@@ -65,7 +65,7 @@ def test_split_files(tmp_path: Path) -> None:
         ("x.json", '["a", "b"]', "fold 0: the fold: "),
         ("x.json", '{"training": ["a"], "tests": ["b"]}', "train: Field required"),
         ("x.json", '{"a": [["x"], ["y"]], "b": [["z"]]}', "different numbers of folds"),
-        ("x.pkl", "no pickle", "is no pickle of lists and arrays"),
+        ("x.pkl", "no pickle", "is not a pickle of lists and arrays"),
         ("x.json", "[]", "names no video"),
         ("x.json", "[null]", "fold 0: the fold: "),
         ("x.json", "[[]]", "fold 0: the fold: "),

@@ -86,7 +86,8 @@ def train(
         str | None, Protocol(help="Ends of the score scale, as 0,104.5. [default: of the labelled scores]")
     ] = None,
     all_scores: Annotated[
-        bool, Protocol("--all-scores", help="Learn from every score, test videos' too: a final model, untested.")
+        bool,
+        Protocol("--all-scores", help="Learn from every score, those of test videos too: a final model, untested."),
     ] = False,
     transductive: Annotated[
         bool, Protocol("--transductive", help="Learn from test videos too, without scores.")
@@ -127,7 +128,7 @@ def train(
         if config is not None:
             raise UsageError(
                 f"--resume keeps the settings of {resume}: --config {config} would be ignored",
-                fix="leave --config away",
+                fix="omit --config",
             )
         settings = where_it_is(_resumed(read_config(resume), flags, set_ or [], resume, out), resume)
         out = resume
@@ -135,7 +136,7 @@ def train(
         from aqa_train.config import absolute, resolve
 
         if features is None and config is None and not print_config and "features" not in _environment():
-            raise UsageError("no --features were given", fix="aqa-train --features feats.zarr")
+            raise UsageError("--features is missing", fix="aqa-train --features feats.zarr")
         settings = resolve(config, flags, set_ or [], {"features": "feats.zarr"} if print_config else None)
         # A printed configuration is for people and may go elsewhere; a run must find its files from anywhere.
         settings = settings if print_config else absolute(settings)
@@ -255,7 +256,7 @@ def _resumed(saved: RunConfig, flags: dict[str, Any], sets: list[str], resume: P
     from aqa_train.config import PLACES, absolute, differences, resolve
 
     if out is not None and out.resolve() != resume.resolve():
-        raise UsageError(f"--out {out} is not the run being resumed, {resume}", fix="leave --out away")
+        raise UsageError(f"--out {out} is not the run being resumed, {resume}", fix="omit --out")
     base = saved.model_dump(mode="json", exclude_none=True)
     training = base.pop("training")
     own = base.pop("settings")
@@ -265,7 +266,7 @@ def _resumed(saved: RunConfig, flags: dict[str, Any], sets: list[str], resume: P
     if changed:
         raise UsageError(
             f"{resume} was run with other settings: {'; '.join(changed)}",
-            fix="resume without them, or start anew with another --out",
+            fix="resume without them, or start a new run with another --out",
         )
     return saved.model_copy(update={name: getattr(absolute(wanted), name) for name in PLACES})
 
@@ -284,10 +285,10 @@ def _holds_this_run(out: Path, experiment: Experiment) -> bool:
             )
         console.note(f"{out} holds this run: going on where it stands")
         return True
-    # A run that was cut off before it began leaves these, which are written anew.
+    # A run that was cut off before it began leaves these, which are written again.
     begun = out.is_dir() and all(p.name in START or p.name.endswith(".partial") for p in out.iterdir())
     if out.exists() and not begun:
-        raise UsageError(f"{out} exists and is no run folder", fix="name another --out")
+        raise UsageError(f"{out} exists and is not a run folder", fix="name another --out")
     return False
 
 

@@ -70,7 +70,7 @@ class RunConfig(Record):
     score_column: str | None = None
     """Its column that is the score; None: score."""
     split: str | None = None
-    """A file of train and test ids."""
+    """A file of train and test ids, or of folds."""
     folds: int | None = Field(default=None, ge=2)
     group: str | None = None
     """Column whose equal values stay in one fold."""
@@ -137,7 +137,7 @@ def resolve(
     outside = from_environment(os.environ if environment is None else environment)
     merged.update(outside)
     merged.update(flags)
-    # Whoever reads an error looks for the value in the command first.
+    # A value that both give is the command's, and an error must not send its reader to the variable.
     variables = {n: ENVIRONMENT + n.upper() for n in outside if n not in flags}
     training, settings = (_table(merged.pop(name, {}), name) for name in ("training", "settings"))
     for name in [n for n in merged if n in Training.model_fields]:
@@ -170,9 +170,9 @@ def resolve(
 
 
 def with_methods(config: RunConfig, unlabelled: bool) -> RunConfig:
-    """The same with a method, where none was named: one that fits, given whether there are unlabelled videos.
+    """The same with a method, where none was named: the one that suits, as there are unlabelled videos or not.
 
-    Settings that only the one that needs them takes were given for it: then it is that one, and says what it lacks.
+    A setting that only the default method has asks for that one, which then says what it lacks.
     """
     if config.methods:
         return config
@@ -264,7 +264,9 @@ def method_config(config: RunConfig, method: str) -> Any:
     try:
         return TypeAdapter(cls).validate_python({**values, **row.fixed})
     except ValidationError as e:
-        raise UsageError(f"method {method}: {_explain(e)}") from None
+        raise UsageError(
+            f"method {method}: {_explain(e)}", fix="aqa-train --print-config shows the settings and their values"
+        ) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

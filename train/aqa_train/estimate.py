@@ -36,8 +36,8 @@ def estimate(
     streams = ", ".join(f"{n} ({c})" for n, c in features.channels.items())
     seeds = len({training.split.seed for training in experiment.trainings})
     tried = {t.method: t for t in reversed(experiment.trainings)}
-    epochs = sum(_seconds_an_epoch(experiment, t, placed, device) for t in tried.values())
-    seconds = epochs * config.training.epochs * len(experiment.trainings) / len(tried) / jobs
+    epoch = sum(_seconds_an_epoch(experiment, t, placed, device) for t in tried.values()) / len(tried)
+    seconds = epoch * config.training.epochs * len(experiment.trainings) / jobs
     return "\n".join(
         (
             f"{len(experiment.trainings)} training(s) of {config.training.epochs} epochs: {', '.join(config.methods)} "
@@ -47,7 +47,7 @@ def estimate(
             f"fold 0, seed {split.seed}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, "
             f"{len(split.validation)} validation, {len(split.test)} test",
             f"run folder: {out} ({'goes on where it stands' if resume else 'new'}), {free / 1e9:.1f} GB free",
-            f"time: about {as_time(seconds)}{' less what is done' if resume else ''}, reckoned from {TRIED_EPOCHS} "
+            f"time: about {as_time(seconds)}{' less what is done' if resume else ''}, reckoned from a few "
             "epochs of each method, tried just now one at a time; a busier machine takes longer",
         )
     )

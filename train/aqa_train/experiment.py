@@ -191,7 +191,7 @@ def run_training(
         if not np.isfinite(values).all():
             raise Diverged(
                 f"{training.name} ({selection}) gives {features.ids[np.flatnonzero(~np.isfinite(values))[0]]} a score "
-                "that is no number",
+                "that is not a finite number",
                 fix="lower --lr, or standardise the features (--set standardise=z-score)",
             )
         if selection == "last":

@@ -212,7 +212,7 @@ def _refuse_parted(group: NDArray[np.object_], train: Rows, validation: Rows, te
         more = f" and {len(parted) - 5} more" if len(parted) > 5 else ""
         raise UsageError(
             f"{path} parts {len(parted)} group(s): {', '.join(map(str, parted[:5]))}{more}",
-            fix="give all videos of a group the same role, or leave --group away",
+            fix="give all videos of a group the same role, or omit --group",
         )
 
 

@@ -79,7 +79,7 @@ def where_it_is(config: RunConfig, out: Path) -> RunConfig:
 
 def refuse_other_data(experiment: Experiment, out: Path) -> None:
     """Features, labels or splits that changed since the run began would mix two experiments."""
-    fix = "restore them, or start anew with another --out"
+    fix = "restore them, or start a new run with another --out"
     file = out / "data.json"
     try:
         found = json.loads(file.read_text())
@@ -239,7 +239,10 @@ def read_config(out: Path) -> RunConfig:
         return RunConfig.model_validate(json.loads((out / "config.json").read_text()))
     except FileNotFoundError:
         raise UsageError(
-            f"{out} is no run folder of aqa-train (no config.json)", fix="name the --out of a run"
+            f"{out} is not a run folder of aqa-train (no config.json)", fix="name the --out of a run"
         ) from None
     except ValueError as e:
-        raise UsageError(f"{out / 'config.json'} is damaged or of another version: {e}") from None
+        raise UsageError(
+            f"{out / 'config.json'} is damaged or of another version: {e}",
+            fix="copy the run folder again, or start a new run with another --out",
+        ) from None

@@ -88,16 +88,25 @@ class Model:
     def _from_arrays(self, features: Mapping[str, NDArray[np.floating]]) -> FeatureSet:
         missing = [n for n in self.channels if n not in features]
         if missing:
-            raise UsageError(f"the checkpoint needs the stream(s) {', '.join(missing)}, got {', '.join(features)}")
+            raise UsageError(
+                f"the checkpoint needs the stream(s) {', '.join(missing)}, got {', '.join(features)}",
+                fix="give an array for each stream that it was trained on",
+            )
         chosen = {n: np.asarray(features[n]) for n in self.channels}
         for name, array in chosen.items():
             if array.ndim != 3 or array.shape[2] != self.channels[name]:
-                raise UsageError(f"{name}: got {array.shape = }, expected (videos, segments, {self.channels[name]})")
+                raise UsageError(
+                    f"{name}: got {array.shape = }, expected (videos, segments, {self.channels[name]})",
+                    fix="give features of the backbone that it was trained on",
+                )
         return FeatureSet.from_arrays(chosen, {})
 
     def _refuse_other_widths(self, channels: Mapping[str, int]) -> None:
         if dict(channels) != self.channels:
-            raise StoreError(f"the checkpoint needs channels {self.channels}, the store has {dict(channels)}")
+            raise StoreError(
+                f"the checkpoint needs channels {self.channels}, the store has {dict(channels)}",
+                fix="extract with the backbone that it was trained on",
+            )
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,9 @@ def load_checkpoint(path: str | Path, network: nn.Module | None = None) -> Model
         file /= "last.safetensors"
     tensors, meta = checkpoint.load(file, "model")
     if meta["method"] not in METHODS:
-        raise UsageError(f"{file} is of the method {meta['method']!r}, which this version does not know")
+        raise UsageError(
+            f"{file} is of the method {meta['method']!r}, which this version does not know", fix="update aqa"
+        )
     if network is None:
         cls = METHODS[meta["method"]].load()
         config = TypeAdapter(cls.Config).validate_python(meta["config"])
@@ -192,7 +203,10 @@ def load_checkpoint(path: str | Path, network: nn.Module | None = None) -> Model
     try:
         network.load_state_dict(state | missing)
     except RuntimeError as e:
-        raise UsageError(f"{file} does not fit {meta['method']}: {str(e).splitlines()[-1].strip()}") from None
+        raise UsageError(
+            f"{file} does not fit {meta['method']}: {str(e).splitlines()[-1].strip()}",
+            fix="use the version of aqa that trained it, or name models of one run",
+        ) from None
     network.eval()
     standardise = checkpoint.part(tensors, "standardise")
     return Model(

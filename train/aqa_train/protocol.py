@@ -40,7 +40,7 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
         elif config.validation > 0 and config.draw == "nested":
             raise UsageError(
                 "--draw nested and --validation do not go together: each fraction would lose other videos to it",
-                fix="mark validation videos as val, or leave --validation away",
+                fix="mark validation videos as val, or omit --validation",
             )
         if not config.transductive:
             refuse_twins(features, np.union1d(train, validation), test)
@@ -123,7 +123,7 @@ def check_scores(features: FeatureSet, say: Say) -> None:
         if wrong:
             raise UsageError(
                 f"{len(wrong)} video(s) have a {name} beyond ±{LARGEST_SCORE:g}: {', '.join(wrong[:5])}",
-                fix=f"mend the column {name} for them, in the store's labels or with --labels FILE",
+                fix=f"correct the column {name} for them, in the store's labels or with --labels FILE",
             )
     if np.isnan(scores).all():
         raise UsageError(

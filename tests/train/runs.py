@@ -1,0 +1,37 @@
+"""What tests of whole runs share: small settings, the command, and what a run folder holds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from aqa_train.cli import app
+
+FAST = ["--set", "widths=8,8", "--set", "batch=8", "--device", "cpu"]
+HIDING = ["--labelled", 0.4]
+"""Every video of most stores here has a score; this leaves some to learn from without it."""
+HELD = [*FAST, "--test-fraction", "0.25"]
+"""One test set, where nothing else says who is tested: for what is not about folds."""
+
+
+def aqa_train(*arguments: object) -> None:
+    app([str(a) for a in arguments], standalone_mode=False)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def results(out: Path) -> dict[str, Any]:
+    """Everything that must be the same in two runs that should be equal: records, and weights to the last bit."""
+    found: dict[str, Any] = {}
+    for file in sorted(out.glob("models/*/*/result.json")):
+        record = json.loads(file.read_text())
+        record.pop("seconds")
+        found[str(file.relative_to(out))] = record
+        weights = file.with_name("last.safetensors")
+        found[str(weights.relative_to(out))] = weights.read_bytes()
+    return found
