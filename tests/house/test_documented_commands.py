@@ -26,7 +26,8 @@ def documented() -> list[tuple[str, str]]:
 
 
 def test_there_are_commands_to_check() -> None:
-    assert {line.split()[0] for _, line in documented()} == set(APPS)
+    named = {line.split()[1] for _, line in documented() if line.startswith("aqa ")}
+    assert {"extract", "train", "predict", "doctor", "demo"} <= named
 
 
 @pytest.mark.parametrize(("file", "line"), documented())
