@@ -72,10 +72,14 @@ class ByteBudget:
         self.used = 0
         self.changed = threading.Condition()
 
-    def take(self, amount: int) -> None:
-        """Block until `amount` fits. Raises Stopped, and TooLarge for what never will."""
+    def refuse(self, amount: int) -> None:
+        """Raises TooLarge for what never fits."""
         if amount > self.ceiling:
             raise TooLarge(amount, self.ceiling)
+
+    def take(self, amount: int) -> None:
+        """Block until `amount` fits. Raises Stopped, and TooLarge for what never will."""
+        self.refuse(amount)
         with self.changed:
             while self.used and self.used + amount > self.limit:
                 if self.stop.is_set():

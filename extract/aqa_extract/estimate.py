@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,15 +18,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aqa_extract import faults
-from aqa_extract.decode.child import DecodeFailure, Decoder
-from aqa_extract.decode.probe import Probe
-from aqa_extract.decode.seek import skipped
+from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest, Opened
+from aqa_extract.engine import ByteBudget, TooLarge
 from aqa_extract.job import Job
 from aqa_extract.run import Options, Plan, decode_children, memory_budget, new_compute, pinned
 from aqa_extract.run import plan as plan_run
-from aqa_extract.sampling import Plan as Segments
-from aqa_extract.sampling import SamplingError, coverage, part, plan_segments
-from aqa_extract.streams import array_specs, chosen, needs_actor, needs_flow
+from aqa_extract.sampling import coverage, part
+from aqa_extract.streams import array_specs, chosen, needs_actor
 from aqa_shared import console
 from aqa_shared.console import as_time
 from aqa_shared.errors import ExitCode, StoreError
@@ -54,20 +53,26 @@ class Look:
     """A video that was opened and not decoded."""
 
     job: Job
-    probe: Probe
-    segments: Segments
-    frames: int
-    """Of the part that is to be extracted."""
-    decoded: int
-    """Frames that a run decodes for it."""
+    opened: Opened
+
+    @property
+    def frames(self) -> int:
+        """Of the part that is to be extracted."""
+        first, end = part(self.opened.probe.times, self.opened.probe.fps, self.job.video)
+        return end - first
+
+    @property
+    def segments(self) -> int:
+        return len(self.opened.plan.segments)
 
     @property
     def pixels(self) -> int:
-        return self.decoded * self.probe.frame_width * self.probe.frame_height
+        """That a run decodes for it."""
+        return self.opened.decoded * self.opened.probe.frame_width * self.opened.probe.frame_height
 
     @property
     def seconds(self) -> float:
-        return self.frames / self.probe.fps
+        return self.frames / self.opened.probe.fps
 
 
 @dataclass
@@ -112,13 +117,13 @@ class Estimate:
 
     @property
     def segments(self) -> float:
-        return self.scale * sum(len(look.segments.segments) for look in self.looks)
+        return self.scale * sum(look.segments for look in self.looks)
 
     @property
     def new_bytes(self) -> float:
         """Of the arrays that the store will hold more, twins included."""
         one = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in array_specs(self.settings))
-        return one * self.scale * sum(len(look.segments.segments) * len(look.job.ids) for look in self.looks)
+        return one * self.scale * sum(look.segments * len(look.job.ids) for look in self.looks)
 
     @property
     def room(self) -> float:
@@ -183,7 +188,7 @@ class Estimate:
         return "\n".join(f"{name:{width}}  {text}" for name, text in rows)
 
     def _costs(self) -> list[tuple[str, str]]:
-        counts = [len(look.segments.segments) for look in self.looks] or [0]
+        counts = [look.segments for look in self.looks] or [0]
         each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
         sampling = self.settings.sampling
         rows = [
@@ -192,7 +197,7 @@ class Estimate:
                 f"{self.segments:.0f} ({each} a video; {sampling.protocol}, {sampling.segment_frames} frames each)",
             )
         ]
-        if said := coverage([look.segments.looked_at for look in self.looks], sampling):
+        if said := coverage([look.opened.plan.looked_at for look in self.looks], sampling):
             rows.append(("", said))
         flow = "" if self.settings.flow.mode == "off" else f"; TV-L1 {self.settings.flow.mode}"
         rows.append(("streams", ", ".join(kind.name for kind in chosen(self.settings)) + flow))
@@ -231,9 +236,10 @@ def estimate(videos: Sequence[Video], out: Path, settings: ExtractSettings, opti
     networks = None
     if all(found.ready for found in result.weights.values()):
         networks = _networks(settings, out, device, options)
-    _look(result, settings)
+    budget = ByteBudget(memory_budget(device), threading.Event())
+    _look(result, settings, options, budget, networks.detector_size if networks is not None else None)
     if networks is not None and result.looks:
-        result.speed = _try(result.looks, networks, options)
+        result.speed = _try(result.looks, networks, options, budget)
     return result
 
 
@@ -263,8 +269,13 @@ def _networks(settings: ExtractSettings, out: Path, device: torch.device, option
     return networks
 
 
-def _look(result: Estimate, settings: ExtractSettings) -> None:
+def _look(
+    result: Estimate, settings: ExtractSettings, options: Options, budget: ByteBudget, detector_size: int | None
+) -> None:
     """Open the videos in random order, until all are or time is up."""
+    from aqa_extract.loading import bytes_needed
+    from aqa_extract.work import too_long
+
     jobs = list(result.plan.jobs)
     random.Random(0).shuffle(jobs)
     end = time.monotonic() + PROBE_SECONDS
@@ -273,60 +284,48 @@ def _look(result: Estimate, settings: ExtractSettings) -> None:
             if time.monotonic() > end:
                 break
             try:
-                probe = decoder.probe(job.video.path, untagged_matrix=settings.pixels.untagged_matrix)
-                segments = plan_segments(settings.sampling, probe.times, probe.fps, job.video)
-                first, last = part(probe.times, probe.fps, job.video)
+                opened = decoder.open(_request(job.video, settings, options))
+                budget.refuse(bytes_needed(opened, settings, detector_size))
             except DecodeFailure as e:
                 result.failures.append(job.failed(e.reason, e.stage, e.detail, e.backend))
-            except SamplingError as e:
-                result.failures.append(job.failed(e.reason, "sampling", e.detail))
+            except TooLarge as e:
+                result.failures.append(job.failed("too_long", "sampling", too_long(e)))
             else:
-                decoded = _decoded(probe, segments, job.video, settings)
-                result.looks.append(Look(job, probe, segments, last - first, decoded))
+                result.looks.append(Look(job, opened))
             advance()
 
 
-def _decoded(probe: Probe, segments: Segments, video: Video, settings: ExtractSettings) -> int:
-    """Frames that are decoded to have those of the segments: to the end of the video or part, less what is jumped."""
-    has_end = video.end is not None or video.end_time is not None
-    end = int(segments.timeline.max()) + 1 if has_end else probe.n_expected
-    wanted = segments.timeline[segments.wanted(needs_flow(settings))]
-    return max(end - skipped(probe.entries, wanted.tolist()), 1)
-
-
-def _try(looks: Sequence[Look], networks: Networks, options: Options) -> Speed | None:
-    """Load and compute the beginnings of a few videos, those with the least to do, and forget the result."""
-    from aqa_extract.engine import TooLarge
-    from aqa_extract.loading import load
+def _request(video: Video, settings: ExtractSettings, options: Options) -> DecodeRequest:
     from aqa_extract.work import request_for
 
+    return request_for(video, settings, options.decoder, options.timeout, options.accept_damaged)
+
+
+def _try(looks: Sequence[Look], networks: Networks, options: Options, budget: ByteBudget) -> Speed | None:
+    """Load and compute the beginnings of a few videos, those with the least to do, and forget the result."""
+    from aqa_extract.loading import load
+
     settings, compute = networks.settings, new_compute(networks, options)
-    ceiling = 2 * memory_budget(networks.device)
-
-    def reserve(wanted: int) -> None:
-        if wanted > ceiling:
-            raise TooLarge(wanted, ceiling)
-
     measured: list[tuple[float, float, int, int]] = []
     end = time.monotonic() + TRY_SECONDS
-    least = sorted(looks, key=lambda look: (len(look.segments.segments), look.pixels))[: TRIED + 1]
+    least = sorted(looks, key=lambda look: (look.segments, look.pixels))[: TRIED + 1]
     # The first one pays for what is only done once, so it is tried again where there is no other.
     with Decoder() as decoder, console.progress("try", len(least)) as advance:
         for look in least if len(least) > 1 else least * 2:
-            n = min(TRY_FRAMES, look.probe.n_expected)
+            probe = look.opened.probe
+            n = min(TRY_FRAMES, probe.n_expected)
             video = Video(id=look.job.video.id, path=look.job.video.path, start=0, end=n)
+            request = _request(video, settings, options)
             begun = time.monotonic()
             try:
-                request = request_for(video, settings, options.decoder, options.timeout, options.accept_damaged)
-                prepared = load(decoder, request, settings, networks.device, networks.detector_size, reserve)
+                prepared = load(decoder, request, settings, networks.device, networks.detector_size, budget.refuse)
                 loaded = time.monotonic()
                 prepared.job = look.job
                 compute.submit(prepared)
                 compute.flush()
             except (DecodeFailure, TooLarge):
                 continue
-            decoded = _decoded(prepared.probe, prepared.plan, video, settings)
-            pixels = decoded * look.probe.frame_width * look.probe.frame_height
+            pixels = prepared.finished.decoded * probe.frame_width * probe.frame_height
             measured.append((loaded - begun, time.monotonic() - loaded, pixels, len(prepared.plan.segments)))
             advance()
             if time.monotonic() > end:

@@ -14,7 +14,7 @@ from aqa_extract import frames as px
 from aqa_extract.actor.camera import SIDE as GREY_SIDE
 from aqa_extract.actor.camera import small
 from aqa_extract.actor.track import Views
-from aqa_extract.decode.child import Chunk, DecodeFailure, Decoder, DecodeRequest, Finished, Opened
+from aqa_extract.decode.child import Chunk, Decoder, DecodeRequest, Finished, Opened
 from aqa_extract.decode.probe import Probe
 from aqa_extract.sampling import Plan
 from aqa_extract.streams import needs_flow
@@ -22,9 +22,6 @@ from aqa_shared.records import ExtractSettings
 
 ACTOR_SHORT_SIDE = 512
 """Actor crops are cut from frames of at most this short side: a 1080p video would cost 640 MB at full size."""
-
-WIDEST = 10
-"""Longer side over shorter: scaled to a short side of 256, a ribbon of 16x16384 would take 200 MB a frame."""
 
 
 @dataclass
@@ -71,14 +68,7 @@ def load(
         if isinstance(event, Opened):
             # Sent a second time when the file held fewer frames than it promised: start over.
             opened, frames, large, views = event, None, None, None
-            if max(event.probe.width, event.probe.height) > WIDEST * min(event.probe.width, event.probe.height):
-                raise DecodeFailure(
-                    "bad_shape",
-                    "probe",
-                    f"{event.probe.width}x{event.probe.height} is more than {WIDEST} times as long as wide: no video "
-                    "of a performance",
-                )
-            reserve(_bytes_needed(event, settings, detector_size))
+            reserve(bytes_needed(event, settings, detector_size))
         elif isinstance(event, Chunk):
             assert opened is not None, "the decoder announces a plan before it sends frames"
             chunk = torch.from_numpy(event.frames).to(device).permute(0, 3, 1, 2)
@@ -130,7 +120,8 @@ def _actor_size(height: int, width: int) -> tuple[int, int]:
     return px.size_at_short_side(height, width, min(ACTOR_SHORT_SIDE, height, width))
 
 
-def _bytes_needed(opened: Opened, settings: ExtractSettings, detector_size: int | None) -> int:
+def bytes_needed(opened: Opened, settings: ExtractSettings, detector_size: int | None) -> int:
+    """What `load` keeps of a video, until the networks have seen it."""
     n = len(opened.wanted)
     height, width = opened.probe.height, opened.probe.width
     small = _small_size(opened, settings)

@@ -81,7 +81,7 @@ class Work:
                 seconds = time.monotonic() - started
                 raise JobFailed(job.failed(e.reason, e.stage, e.detail, e.backend, seconds, e.limit)) from e
             except TooLarge as e:
-                raise JobFailed(job.failed("too_long", "sampling", _too_long(e))) from e
+                raise JobFailed(job.failed("too_long", "sampling", too_long(e))) from e
             except (AqaError, Stopped, JobFailed):
                 raise
             except Exception as e:
@@ -137,7 +137,8 @@ def request_for(
     )
 
 
-def _too_long(error: TooLarge) -> str:
+def too_long(error: TooLarge) -> str:
+    """What is said of a video that needs more memory than it may take."""
     return (
         f"the frames that its segments use would take {error.wanted / 1e9:.3g} GB, one video may take "
         f"{error.ceiling / 1e9:.3g} GB, half of the memory there is; cut it into parts with start and end in a "

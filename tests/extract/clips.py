@@ -13,6 +13,10 @@ from typing import Any
 import av
 import numpy as np
 
+from aqa_extract.decode.child import Decoder, DecodeRequest
+from aqa_extract.decode.probe import Probe
+from aqa_shared.records import Sampling, Video
+
 
 def picture(index: int, width: int, height: int) -> np.ndarray:
     """uint8 (height, width, 3): a drifting colour gradient, a moving block and the index as stripes."""
@@ -185,6 +189,11 @@ def reference(path: Path) -> np.ndarray:
         return np.stack(
             [np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90) for frame in container.decode(stream)]
         )
+
+
+def probe(decoder: Decoder, path: Path) -> Probe:
+    """What a decoder finds out about a file without decoding it."""
+    return decoder.open(DecodeRequest(str(path), Video(id="v", path=str(path)), Sampling())).probe
 
 
 @dataclass

@@ -16,7 +16,7 @@ from aqa_extract.actor.ssd import PersonDetector, load_detector
 from aqa_extract.actor.track import Views
 from aqa_extract.decode.child import Decoder, DecodeRequest
 from aqa_extract.frames import resize
-from aqa_extract.loading import _bytes_needed, load
+from aqa_extract.loading import bytes_needed, load
 from aqa_extract.run import Options, extract
 from aqa_pipelines.dataset import Look, write_video
 from aqa_shared.errors import EnvironmentFault
@@ -116,7 +116,7 @@ def test_what_is_looked_at_is_what_the_file_holds(dive: Path) -> None:
     # Counted before the first frame is kept: looks, greys (as float while they are used), crops' source, frames.
     kept = [seen.frames, prepared.large, prepared.frames]
     expected = sum(t.numel() for t in kept if t is not None) + 4 * seen.grey.numel()
-    assert reserved == [expected] == [_bytes_needed(opened, wanted, 320)]
+    assert reserved == [expected] == [bytes_needed(opened, wanted, 320)]
 
 
 def test_a_second_look_finds_who_is_small(detector: PersonDetector) -> None:

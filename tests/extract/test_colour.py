@@ -115,7 +115,7 @@ def test_decord_is_refused_where_it_would_read_another_matrix(
 
 def test_a_matrix_that_nothing_here_reads_is_a_warning(decoder: Decoder, clips: ModuleType, tmp_path: Path) -> None:
     path = clips.Clip(color={"colorspace": 8}, suffix=".mkv").write(tmp_path / "clip")
-    probe = decoder.probe(str(path))
+    probe = clips.probe(decoder, path)
     assert probe.colour.matrix == "ycgco"
     assert any("ycgco is not supported" in w for w in probe.warnings)
 

@@ -136,16 +136,16 @@ def test_a_child_that_stands_still_is_killed_at_the_deadline(clip: Path, clips: 
 
 def test_a_child_that_never_answers_is_told_from_a_slow_one(clip: Path) -> None:
     with Decoder() as decoder:
-        decoder.probe(str(clip))
+        decoder.open(request(clip))
         os.kill(pid(decoder), signal.SIGSTOP)
         with pytest.raises(DecodeFailure, match="no answer within 1 s; raise --timeout") as e:
-            decoder.probe(str(clip), deadline=1.0)
+            decoder.open(request(clip, deadline=1.0))
         assert e.value.reason == "decode_timeout"
 
 
 def test_the_deadline_grows_with_the_work(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Decoder() as decoder:
-        probe = decoder.probe(str(clip))
+        probe = decoder.open(request(clip)).probe
         assert parent_side.decode_seconds(probe) == pytest.approx(120 * 160 * 120 * 1e-7)
         assert parent_side.decord_seconds(probe) == pytest.approx(10 + 120 * 160 * 120 * 1e-7)
         for work, limit in ((3600.0, 3600.0), (1.0, 60.0)):
@@ -163,7 +163,7 @@ def test_a_child_that_does_not_start_in_time_is_not_blamed_on_the_video(
         with monkeypatch.context() as patched:
             patched.setattr(processes, "START_SECONDS", 0.0)
             with pytest.raises(DecodeFailure, match="--workers") as e:
-                decoder.probe(str(clip))
+                decoder.open(request(clip))
         assert e.value.reason == "decoder_not_started"
         assert clips.take(decoder.decode(request(clip))).finished.decoded == 120
 

@@ -113,20 +113,20 @@ def test_decord_is_refused_where_it_may_differ(kind: str, decoder: Decoder, clip
 
 
 def test_probe_says_what_it_is(decoder: Decoder, clips: ModuleType, tmp_path: Path) -> None:
-    probe = decoder.probe(str(clips.Clip(codec="libsvtav1", rotation=90, size=(64, 32)).write(tmp_path / "a")))
+    probe = clips.probe(decoder, clips.Clip(codec="libsvtav1", rotation=90, size=(64, 32)).write(tmp_path / "a"))
     assert (probe.container, probe.codec, probe.width, probe.height) == ("mov,mp4,m4a,3gp,3g2,mj2", "av1", 32, 64)
     assert (probe.rotation, probe.fps, probe.n_expected, probe.vfr) == (90, 25.0, 30, False)
     np.testing.assert_allclose(probe.times, np.arange(30) / 25)
     how, _ = KINDS["variable rate"]
-    probe = decoder.probe(str(clips.Clip(**how).write(tmp_path / "v")))
+    probe = clips.probe(decoder, clips.Clip(**how).write(tmp_path / "v"))
     assert probe.vfr
     np.testing.assert_allclose(probe.times, np.array(how["stamps"]) / 1000, atol=1e-3)
-    interlaced = decoder.probe(str(clips.Clip(interlaced=True).write(tmp_path / "i")))
+    interlaced = clips.probe(decoder, clips.Clip(interlaced=True).write(tmp_path / "i"))
     assert interlaced.interlaced
     assert "interlaced" in interlaced.warnings[0]
-    ntsc = decoder.probe(str(clips.Clip(fps=Fraction(30000, 1001), suffix=".mkv").write(tmp_path / "n")))
+    ntsc = clips.probe(decoder, clips.Clip(fps=Fraction(30000, 1001), suffix=".mkv").write(tmp_path / "n"))
     assert ntsc.fps == pytest.approx(30000 / 1001, abs=1e-9)
-    late = decoder.probe(str(clips.Clip(**KINDS["starts at 5 s"][0]).write(tmp_path / "l")))
+    late = clips.probe(decoder, clips.Clip(**KINDS["starts at 5 s"][0]).write(tmp_path / "l"))
     np.testing.assert_allclose(late.times, np.arange(30) / 25, atol=1e-4)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from aqa_extract.decode import seek
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
-from aqa_shared.records import Sampling, Video
+from aqa_shared.records import ActorSettings, Sampling, Video
 
 FRAMES = 240
 EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=9)
@@ -94,7 +95,7 @@ def test_parts_equal_a_sequential_decode(kind: str, decoder: Decoder, clips: Mod
     how, jumps = KINDS[kind]
     path = clips.Clip(**{"frames": FRAMES, "gop": 24, **how}).write(tmp_path / "clip")
     truth = clips.reference(path)
-    entries = decoder.probe(str(path)).entries
+    entries = clips.probe(decoder, path).entries
     assert (len(entries) > 1) == jumps
     starts = {100, 151, 231, *entries[-4::2]}
     for start in sorted(s for s in starts if seek.MIN_SKIP <= s <= FRAMES - 9):
@@ -151,7 +152,7 @@ def test_parts_of_random_clips(seed: int, decoder: Decoder, clips: ModuleType, t
     if codec != "libvpx-vp9" and rng.random() < 0.3:
         path = clips.copy_from(path, tmp_path / "cut", rng.choice([0, common["keyint"]]), suffix)
     truth = clips.reference(path)
-    if decoder.probe(str(path)).n_expected != len(truth):
+    if clips.probe(decoder, path).n_expected != len(truth):
         pytest.skip("a cut that lacks frames: numbered by what can be decoded")
     for start in rng.sample(range(seek.MIN_SKIP, len(truth) - 9), 4):
         taken = clips.take(decoder.decode(request(path, start=start, end=start + 9)))
@@ -170,6 +171,13 @@ def test_sparse_segments_jump_over_what_nobody_looks_at(decoder: Decoder, clips:
         np.testing.assert_array_equal(taken.stack, truth[taken.positions])
         assert taken.finished.decoded < 120
     assert clips.take(decoder.decode(request(path, "auto"))).finished.backend == "decord"
+    # What a video would cost is known beforehand; the actor's looks leave nothing to jump over.
+    looks = replace(request(path, "auto", sampling), actor=ActorSettings(every=2))
+    for wanted, backend in ((request(path, "auto", sampling), "av"), (looks, "decord"), (request(path), "av")):
+        opened, finished = decoder.open(wanted), clips.take(decoder.decode(wanted)).finished
+        assert (opened.backend, opened.decoded) == (finished.backend, finished.decoded)
+        assert finished.backend == backend
+    assert decoder.open(request(path, start=200, end=290)).decoded < 200
 
 
 def test_an_index_that_lies_is_found_out(decoder: Decoder, clips: ModuleType, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from aqa_shared.manifest import find_videos
 from aqa_shared.records import ExtractSettings, Pixels, Sampling
 from aqa_shared.store import FeatureStore, refuse_other_weights
 
-from .clips import Clip
+from .clips import Clip, probe
 
 BIN = Path(sys.executable).parent
 SETTINGS = ExtractSettings(
@@ -103,6 +104,47 @@ def test_it_fails_where_the_run_would(clips: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "home").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("cut.mp4", {}, "frame_count_mismatch"),
+        ("cut.mp4", {"accept_damaged": True}, None),
+        ("plain.avi", {"decoder": "decord"}, "decord_unsupported"),
+        ("plain.avi", {}, None),
+        ("ribbon.mp4", {}, "bad_shape"),
+    ],
+)
+def test_a_video_fails_as_in_the_run(
+    name: str, options: dict[str, Any], reason: str | None, tmp_path: Path, i3d_rgb_weights: str
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    if name == "cut.mp4":
+        path = Clip(frames=60, container_options={"movflags": "faststart"}).write(folder / "cut")
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    elif name == "plain.avi":
+        Clip("mpeg4", ".avi").write(folder / "plain")
+    else:
+        Clip(size=(704, 64)).write(folder / "ribbon")
+    given = find_videos(folder).videos, tmp_path / "s.zarr", SETTINGS, Options(device="cpu", **options)
+    expected = [] if reason is None else [(name, reason)]
+    assert [(f.id, f.reason) for f in estimate(*given).failures] == expected
+    assert [(f.id, f.reason) for f in extract(*given).failures] == expected
+
+
+def test_a_video_too_long_for_the_memory_is_named(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 24 and 28 frames of about 43x32 take more than twice the budget, 20 frames do not.
+    for module in ("aqa_extract.run", "aqa_extract.estimate"):
+        monkeypatch.setattr(f"{module}.memory_budget", lambda device: 45_000)
+    videos = [v for v in find_videos(clips).videos if v.id != "broken.mp4"]
+    given = videos, tmp_path / "s.zarr", SETTINGS, Options(device="cpu")
+    failures = estimate(*given).failures
+    assert {f.reason for f in failures} == {"too_long"}
+    assert (
+        sorted(f.id for f in failures) == sorted(f.id for f in extract(*given).failures) == ["clip1.mp4", "clip2.mp4"]
+    )
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_refused(clips: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
@@ -113,17 +155,19 @@ def hand_made(clips: Path, device: str) -> Estimate:
     """Four videos of which two were opened, of 30 and 10 segments; a pixel takes 1 µs, a segment 1 s."""
     from dataclasses import replace
 
-    from aqa_extract.decode.child import Decoder
+    from aqa_extract.decode.child import Decoder, Opened
     from aqa_extract.run import plan
     from aqa_extract.sampling import plan_segments
 
     found = Estimate(plan(find_videos(clips).videos, clips / "none.zarr", SETTINGS, Options(), dry=True), SETTINGS)
     with Decoder() as decoder:
-        probe = decoder.probe(str(clips / "clip0.mp4"))
-    probe = replace(probe, frame_width=1000, frame_height=1000)
+        small = probe(decoder, clips / "clip0.mp4")
+    times, none = np.arange(100) / 25, np.empty(0, np.int64)
+    large = replace(small, frame_width=1000, frame_height=1000, times=times, n_expected=100, entries=())
     for count in (30, 10):
-        segments = plan_segments(Sampling(segments=count), np.arange(100) / 25, 25)
-        found.looks.append(Look(found.plan.jobs[0], probe, segments, 100, 100))
+        segments = plan_segments(Sampling(segments=count), times, 25)
+        opened = Opened(large, segments, segments.wanted(False), none, none, 100)
+        found.looks.append(Look(found.plan.jobs[0], opened))
     found.device, found.speed = device, Speed(2, 1e-6, 1.0)
     return found
 
@@ -143,7 +187,7 @@ def test_costs_are_summed_and_scaled(clips: Path) -> None:
     found.speed = None
     assert found.duration is None
     assert "reckoned from 2 of 4, opened at random" in found.text()
-    assert coverage([look.segments.looked_at for look in found.looks], SETTINGS.sampling) in found.text()
+    assert coverage([look.opened.plan.looked_at for look in found.looks], SETTINGS.sampling) in found.text()
 
 
 def test_a_disk_without_room_is_refused(clips: Path) -> None:

@@ -105,11 +105,11 @@ def test_the_container_has_the_last_word(decoder: Decoder, clips: ModuleType, tm
     at = data.index(b"pasp") + 4
     data[at : at + 8] = (4).to_bytes(4, "big") + (3).to_bytes(4, "big")
     path.write_bytes(data)
-    assert decoder.probe(str(path)).sample_aspect_ratio == "4:3"
+    assert clips.probe(decoder, path).sample_aspect_ratio == "4:3"
     # A ratio that nobody can mean is ignored, with a warning.
     data[at : at + 8] = (1).to_bytes(4, "big") + (1000).to_bytes(4, "big")
     path.write_bytes(data)
-    probe = decoder.probe(str(path))
+    probe = clips.probe(decoder, path)
     assert (probe.sample_aspect_ratio, probe.width, probe.height) == ("1:1", 64, 48)
     assert any("1:1000 is beyond 4:1" in w for w in probe.warnings)
 

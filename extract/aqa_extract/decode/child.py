@@ -67,6 +67,32 @@ class Opened:
     """int64 (k,), sorted source frames on which the actor is looked for; they will be delivered, too."""
     greys: np.ndarray
     """int64 (m,), sorted source frames that show how the camera moves, `looks` among them; delivered."""
+    end: int
+    """Frames from here on are not decoded: the end of the part, or of the video."""
+    backend: str = "av"
+    """`av` or `decord`."""
+
+    @property
+    def delivered(self) -> tuple[np.ndarray, np.ndarray]:
+        """(positions, sources), int32 (n,) each, of every frame that will come, in the order of the file.
+
+        The position is -1 where only the actor's looks want the frame.
+        """
+        beside = np.setdiff1d(self.greys, self.plan.timeline[self.wanted])
+        sources = np.concatenate([self.plan.timeline[self.wanted], beside]).astype(np.int32)
+        positions = np.concatenate([self.wanted, np.full(len(beside), -1)]).astype(np.int32)
+        order = np.argsort(sources, kind="stable")
+        return positions[order], sources[order]
+
+    @property
+    def skipped(self) -> int:
+        """Frames that PyAV may pass over."""
+        return skipped(self.probe.entries, self.delivered[1].tolist())
+
+    @property
+    def decoded(self) -> int:
+        """Frames that the backend decodes."""
+        return self.end - (self.skipped if self.backend == "av" else 0)
 
 
 @dataclass(frozen=True)
@@ -127,26 +153,10 @@ class Decoder:
         if child is not None:
             child.process.kill()
 
-    def probe(
-        self,
-        path: str,
-        deadline: float = 60.0,
-        max_bytes: int = 4 << 30,
-        max_pixels: int = 4096**2,
-        untagged_matrix: UntaggedMatrix = "bt601",
-    ) -> Probe:
-        """What the file is, without decoding it. Raises DecodeFailure."""
-        clock = Clock(deadline)
+    def open(self, request: DecodeRequest) -> Opened:
+        """What `decode` announces first, without decoding. Raises DecodeFailure, as that does."""
         with self._killed_unless_answered() as child:
-            request = DecodeRequest(
-                path,
-                Video(id=path, path=path),
-                Sampling(),
-                max_bytes=max_bytes,
-                max_pixels=max_pixels,
-                untagged_matrix=untagged_matrix,
-            )
-            return _ask_probe(child, request, clock)
+            return _planned(_ask_probe(child, request, Clock(request.deadline)), request, request.decoder)
 
     def decode(self, request: DecodeRequest) -> Iterator[Opened | Chunk | Finished]:
         """Decode one video.
@@ -214,21 +224,9 @@ def _decode_once(
     if len(seen) > 1:
         detail = "the file changed between two attempts to read it; run again once it is whole"
         raise Reported(DecodeFailure("changed_during_read", "decode", detail))
-    if backend == "decord" and probe.decord_refusal:
-        raise Reported(
-            DecodeFailure(
-                "decord_unsupported",
-                "probe",
-                f"{probe.decord_refusal}: decord's frames may differ; use --decoder auto or av",
-                "decord",
-            )
-        )
-    if backend == "auto":
-        backend = "av" if probe.decord_refusal else "decord"
     for _ in range(3):
-        opened = _plan(probe, request)
-        if request.decoder == "auto" and backend == "decord" and _jumps_pay(opened):
-            backend = "av"
+        opened = _planned(probe, request, backend)
+        backend = opened.backend
         yield opened
         limit = (
             Clock(min(decord_seconds(probe), clock.left))
@@ -236,7 +234,7 @@ def _decode_once(
             else clock
         )
         last: Finished | Probe | None = None
-        for event in _read(child, request, opened, backend, clock, limit):
+        for event in _read(child, request, opened, clock, limit):
             if isinstance(event, Chunk):
                 yield event
             else:
@@ -249,15 +247,14 @@ def _decode_once(
     raise DecodeFailure("frame_count_mismatch", "decode", "each reading gives another number of frames", backend)
 
 
-def _jumps_pay(opened: Opened) -> bool:
-    """Whether PyAV, which may jump, has half of the frames to decode that decord has, or fewer."""
-    frames = opened.plan.timeline[opened.wanted].tolist()
-    return 2 * skipped(opened.probe.entries, frames) > opened.probe.n_expected
-
-
-def _plan(probe: Probe, request: DecodeRequest) -> Opened:
+def _planned(probe: Probe, request: DecodeRequest, backend: str) -> Opened:
+    """What is to be delivered, and by which backend where that is `auto`. Raises Reported."""
+    if backend == "decord" and probe.decord_refusal:
+        detail = f"{probe.decord_refusal}: decord's frames may differ; use --decoder auto or av"
+        raise Reported(DecodeFailure("decord_unsupported", "probe", detail, "decord"))
+    video = request.video
     try:
-        plan = plan_segments(request.sampling, probe.times, probe.fps, request.video)
+        plan = plan_segments(request.sampling, probe.times, probe.fps, video)
     except SamplingError as e:
         raise Reported(DecodeFailure(e.reason, "sampling", e.detail)) from e
     first, end = int(plan.timeline[0]), int(plan.timeline[-1]) + 1
@@ -265,7 +262,14 @@ def _plan(probe: Probe, request: DecodeRequest) -> Opened:
         (which(first, end, request.actor) if request.actor is not None else np.empty(0, np.int64))
         for which in (views.looks, views.greys)
     )
-    return Opened(probe, plan, plan.wanted(request.need_next), looks, greys)
+    # A part that ends before the video does is read no further than that.
+    whole = video.end is None and video.end_time is None
+    opened = Opened(probe, plan, plan.wanted(request.need_next), looks, greys, probe.n_expected if whole else end)
+    if backend == "auto":
+        # Also where jumps save half of the frames or more, which decord has to decode.
+        by_av = probe.decord_refusal or 2 * opened.skipped > probe.n_expected
+        backend = "av" if by_av else "decord"
+    return replace(opened, backend=backend)
 
 
 def _ask_probe(child: Child, request: DecodeRequest, clock: Clock) -> Probe:
@@ -298,27 +302,20 @@ def _probe_from(message: dict[str, Any], payload: bytes) -> Probe:
 
 
 def _read(
-    child: Child, request: DecodeRequest, opened: Opened, backend: str, clock: Clock, limit: Clock
+    child: Child, request: DecodeRequest, opened: Opened, clock: Clock, limit: Clock
 ) -> Iterator[Chunk | Finished | Probe]:
-    probe, wanted = opened.probe, opened.wanted
-    beside = np.setdiff1d(opened.greys, opened.plan.timeline[wanted])
-    sources = np.concatenate([opened.plan.timeline[wanted], beside]).astype(np.int32)
-    positions = np.concatenate([wanted, np.full(len(beside), -1)]).astype(np.int32)
-    order = np.argsort(sources, kind="stable")
-    sources, positions = sources[order], positions[order]
+    probe, backend = opened.probe, opened.backend
+    positions, sources = opened.delivered
     frame_bytes = probe.frame_height * probe.frame_width * 3
     count = max(1, min(request.chunk_frames, SLOT_BYTES // frame_bytes))
     slot_bytes = count * frame_bytes
     child.buffer.grow(SLOTS * slot_bytes)
     child.reads += 1
-    # A part that ends before the video does is read no further than that.
-    video_has_end = request.video.end is not None or request.video.end_time is not None
-    end = int(opened.plan.timeline.max()) + 1
     command = {
         "do": "read",
         "serial": child.reads,
         "backend": backend,
-        "end": end if video_has_end and end < probe.n_expected else None,
+        "end": opened.end if opened.end < probe.n_expected else None,
         "chunk_frames": count,
         "slot_bytes": slot_bytes,
         "buffer_bytes": SLOTS * slot_bytes,

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 MIN_SIDE = 16
 """Pixels; smaller is no picture of a performance."""
+WIDEST = 10
+"""Longer side over shorter: scaled to a short side of 256, a ribbon of 16x16384 would take 200 MB a frame."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ def probe(
     """Demux every packet and decode one frame; what was found, and the packets where jumps among them are safe.
 
     Raises:
-        DecodeFailure: as `open_video`, and `too_small`, `no_frames`, `frame_count_mismatch`, `corrupt`,
-            `undecodable`.
+        DecodeFailure: as `open_video`, and `too_small`, `bad_shape`, `no_frames`, `frame_count_mismatch`,
+            `corrupt`, `undecodable`.
     """
     packets = read_packets(source, max_pixels)
     warnings = []
@@ -155,6 +157,9 @@ def probe(
         warnings.append("interlaced: frames are used woven, motion will show combs")
     pix_fmt = frame.format.name
     shape = displayed_size(width, height, aspect)
+    if max(shape) > WIDEST * min(shape):
+        detail = f"{shape[0]}x{shape[1]} is more than {WIDEST} times as long as wide: no video of a performance"
+        raise DecodeFailure("bad_shape", "probe", detail)
     sideways = turned in (90, 270)
     gaps = np.diff(times)
     vfr = bool(len(gaps)) and bool(gaps.max() > 1.5 * np.median(gaps) or gaps.min() < 0.5 * np.median(gaps))
