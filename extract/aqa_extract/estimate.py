@@ -21,8 +21,9 @@ from aqa_extract import faults
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest, Opened
 from aqa_extract.engine import ByteBudget, TooLarge
 from aqa_extract.job import Job
-from aqa_extract.run import Options, Plan, decode_children, memory_budget, new_compute, pinned
-from aqa_extract.run import plan as plan_run
+from aqa_extract.plan import Plan, pinned
+from aqa_extract.plan import plan as plan_run
+from aqa_extract.run import Options, decode_children, memory_budget, new_compute
 from aqa_extract.sampling import coverage, part
 from aqa_extract.streams import array_specs, chosen, needs_actor
 from aqa_shared import console

@@ -156,7 +156,7 @@ def hand_made(clips: Path, device: str) -> Estimate:
     from dataclasses import replace
 
     from aqa_extract.decode.child import Decoder, Opened
-    from aqa_extract.run import plan
+    from aqa_extract.plan import plan
     from aqa_extract.sampling import plan_segments
 
     found = Estimate(plan(find_videos(clips).videos, clips / "none.zarr", SETTINGS, Options(), dry=True), SETTINGS)

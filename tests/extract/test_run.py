@@ -21,7 +21,8 @@ from tests.extract.clips import Clip
 
 from aqa_extract import quarantine
 from aqa_extract.estimate import Estimate
-from aqa_extract.run import Options, Report, extract, pinned, plan
+from aqa_extract.plan import pinned, plan
+from aqa_extract.run import Options, Report, extract
 from aqa_shared.errors import EnvironmentFault, ExitCode, StoreError, UsageError
 from aqa_shared.manifest import find_videos
 from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling, Video
@@ -425,14 +426,14 @@ def test_an_id_that_another_file_has_is_named_with_both_files(clips: Path, tmp_p
         shutil.copy(clips / f"clip{i}.mp4", path)
     assert extract(find_videos(paths[0]).videos, store, SETTINGS).extracted == 1
     old = FeatureStore.open(store).video("x.mp4", "rgb")
-    for replace in ((), ("changed",)):
+    for replace in ((), ("changed",), ("changed,",)):
         report = extract(find_videos(paths[1]).videos, store, SETTINGS, Options(replace=replace))
         assert [f.reason for f in report.failures] == ["id_taken"]
         assert f"from another file, {paths[0]}" in report.failures[0].detail
         assert str(tmp_path) in report.failures[0].detail
     assert np.array_equal(FeatureStore.open(store).video("x.mp4", "rgb"), old)
     # Named by its id it is replaced: somebody may have moved the corrected files elsewhere.
-    assert extract(find_videos(paths[1]).videos, store, SETTINGS, Options(replace=("x.mp4",))).extracted == 1
+    assert extract(find_videos(paths[1]).videos, store, SETTINGS, Options(replace=("changed", "x.mp4"))).extracted == 1
     # A file that was moved and changed is the old one's new version: the old one is no longer there.
     paths[1].unlink()
     report = extract(find_videos(paths[0]).videos, store, SETTINGS)
