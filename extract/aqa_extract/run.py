@@ -38,8 +38,11 @@ PACKAGES = ("torch", "torchvision", "av", "decord", "zarr", "numpy")
 
 @dataclass(frozen=True)
 class Options:
-    """How to run. But for `accept_damaged`, which is recorded, nothing here changes a feature beyond rounding (`batch` and
-    `device` may choose other kernels)."""
+    """How to run.
+
+    Nothing here changes a feature beyond rounding (`batch` and `device` may choose other kernels), but for
+    `accept_damaged`, which is recorded with each video.
+    """
 
     device: str = "auto"
     batch: int | None = None
