@@ -198,6 +198,24 @@ def test_a_fold_without_a_prediction_is_left_out_of_figure_and_interval(over_fol
     json.dumps(row, allow_nan=False)
 
 
+def test_a_row_that_lacks_a_fold_is_compared_on_the_others() -> None:
+    """Ridge is bad where the method says nothing: that is no merit of the method."""
+    halves, better = (slice(0, 30), slice(30, 60)), np.concatenate([-TRUE[:30], TRUE[30:]])
+    ids = [f"v{i}" for i in range(60)]
+    results = [result("aa", 1, 0, ids[30:], TRUE[30:], "last", FAIR[30:])]
+    for fold, part in enumerate(halves):
+        results += [
+            result(name, fold, 0, ids[part], TRUE[part], "baseline", values[part])
+            for name, values in (("mean score", MEAN), ("ridge", better))
+        ]
+    tested = Comparison.of(results, "mean", (0.0, 100.0), {}, np.random.default_rng(0))
+    row = next(r for r in summarise(results, tested) if r["method"] == "aa")
+    assert (row["test_videos"], row["spearman"]["defined"], row["spearman"]["of"]) == (30, 1, 2)
+    expected = metrics.spearman(FAIR[30:], TRUE[30:]) - 1  # type: ignore[operator]
+    assert row["against"]["ridge"]["spearman"]["difference"] == pytest.approx(expected)
+    assert row["verdict"] == "beats the mean score, does not beat ridge"
+
+
 def test_constants_that_differ_by_fold_rank_nothing() -> None:
     """The mean of the others' scores is low where a fold's are high: pooled, it would rank them backwards."""
     constants = np.repeat([3.0, 2.0, 1.0, 0.0], 3)

@@ -26,6 +26,7 @@ class Comparison:
     """Place of (fold, id)."""
     true: Numbers
     fold: NDArray[np.int64]
+    seeds: tuple[int, ...]
     over_folds: OverFolds
     score_range: ScoreRange
     unit: str
@@ -51,6 +52,7 @@ class Comparison:
             key={k: place for place, k in enumerate(found)},
             true=np.array(list(found.values()), dtype=np.float64),
             fold=fold,
+            seeds=tuple(sorted({r["seed"] for r in results})),
             over_folds=over_folds,
             score_range=score_range,
             unit="groups" if any(group.values()) else "videos",
@@ -60,12 +62,11 @@ class Comparison:
 
     def predictions(self, results: Sequence[Mapping[str, Any]], selection: str) -> Numbers:
         """(seeds, videos): what one method predicted; NaN where it did not."""
-        seeds = sorted({r["seed"] for r in results})
-        found = np.full((len(seeds), len(self.true)), np.nan)
+        found = np.full((len(self.seeds), len(self.true)), np.nan)
         for r in results:
             if selection in r["predicted"]:
                 places = [self.key[r["fold"], i] for i in r["ids"]]
-                found[seeds.index(r["seed"]), places] = r["predicted"][selection]
+                found[self.seeds.index(r["seed"]), places] = r["predicted"][selection]
         return found
 
     def measure(self, predicted: Numbers) -> tuple[dict[str, float | None], dict[str, int]]:
@@ -150,8 +151,8 @@ def summarise(results: Sequence[Mapping[str, Any]], tested: Comparison) -> list[
         for selection in dict.fromkeys(s for r in mine for s in r["predicted"]):
             predicted = tested.predictions(mine, selection)
             row: dict[str, Any] = {"method": method, "selection": selection}
-            row["seeds"], row["folds"] = len(predicted), len({r["fold"] for r in mine})
-            row["test_videos"] = int((~np.isnan(predicted)).sum()) // len(predicted)
+            row["seeds"], row["folds"] = (len({r[name] for r in mine}) for name in ("seed", "fold"))
+            row["test_videos"] = int((~np.isnan(predicted)).any(axis=0).sum())
             values, defined = zip(*(tested.measure(p) for p in predicted), strict=True)
             for name in MEASURES:
                 by_seed = [v[name] for v in values]
@@ -185,13 +186,16 @@ def _judge(rows: Sequence[dict[str, Any]], predicted: Sequence[Numbers], tested:
         for name in (CONSTANT, LINEAR):
             if name not in place or row["method"] == name:
                 continue
-            other = rows[place[name]]
             found = row["against"].setdefault(name, {})
+            # Where a fold of this row is missing, the other's counts no more: it may be the easy one.
+            theirs = np.where(np.isnan(mine), np.nan, predicted[place[name]])
+            measured = [tested.measure(p)[0] for p in theirs]
             for measure in ("mae",) if name == CONSTANT else ("spearman", "mae"):
-                value = (row[measure]["mean"] or 0.0) - (other[measure]["mean"] or 0.0)
+                other, _ = metrics.mean_std([m[measure] for m in measured])
+                value = (row[measure]["mean"] or 0.0) - (other or 0.0)
                 interval = None
                 if tested.draws.tell:
-                    a, b = (tested.by_draw(measure, p) for p in (mine, predicted[place[name]]))
+                    a, b = (tested.by_draw(measure, p) for p in (mine, theirs))
                     interval = tested.draws.interval(a - b)
                 found[measure] = _difference(value, interval)
         row["verdict"] = _verdict(row["against"], tested)
