@@ -76,7 +76,7 @@ def demo(
         raise typer.Exit(work.run_stages(out))
 
 
-@app.command(epilog="aqa predict runs/best new.mp4 --format json")
+@app.command(epilog="aqa predict runs/first new.mp4 --format json")
 def predict(
     run: Annotated[
         Path,

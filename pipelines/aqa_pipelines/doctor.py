@@ -93,7 +93,7 @@ def _packages() -> Iterator[Check]:
         try:
             yield Check(name, version(name))
         except PackageNotFoundError:
-            yield Check(name, "not installed", "fail", "install the package again: pip install aqa")
+            yield Check(name, "not installed", "fail", "install aqa again, in its folder: pip install .")
 
 
 def _ffmpeg() -> Iterator[Check]:
@@ -224,7 +224,11 @@ def _extraction() -> Iterator[Check]:
     from aqa_pipelines.trial import extractions
 
     for where, wrong in extractions():
-        fix = "install again, for versions that work together: pip install --force-reinstall aqa" if wrong else ""
+        fix = (
+            "install aqa again, in its folder, for versions that work together: pip install --force-reinstall ."
+            if wrong
+            else ""
+        )
         said = wrong or "a clip was decoded, its features stored and read back"
         yield Check(f"extract with {where}", said, "fail" if wrong else "ok", fix)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from aqa_shared.files import scratch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +34,7 @@ def extractions() -> Iterator[tuple[str, str | None]]:
 
     accelerators = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     decoders = ["av", *(["decord"] if find_spec("decord") else [])]
-    with tempfile.TemporaryDirectory(prefix="aqa-doctor-") as name, _home(Path(name)):
-        folder = Path(name)
+    with scratch("aqa-doctor-") as folder, _home(folder):
         clip = write_video(Look(width=2 * SIDE, height=SIDE, frames=FRAMES), 0, folder)
         weights = _random_weights(folder / "random.safetensors")
         reference: np.ndarray | None = None

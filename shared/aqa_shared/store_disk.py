@@ -199,7 +199,7 @@ def root_or_none(store: Path) -> dict[str, Any] | None:
     if not isinstance(schema, int) or schema > SCHEMA:
         raise StoreError(
             f"{store}: written by a newer version (schema {schema}; this one reads up to {SCHEMA})",
-            fix="update this package (pip install -U aqa)",
+            fix="update this package (in its folder: git pull, then pip install .)",
         )
     try:
         return root_from_disk(attributes)

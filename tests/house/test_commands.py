@@ -51,7 +51,7 @@ def test_help_is_plain_grouped_and_cuts_no_name(command: str, columns: str) -> N
 
 def test_the_example_can_be_copied_from_a_narrow_window() -> None:
     done = run("aqa-train", "-h", COLUMNS="40")
-    assert "\n  aqa-train --features feats.zarr --method aa,s4aqa --labelled 0.4 --seeds 5\n" in done.stdout
+    assert "\n  aqa-train --features feats.zarr --out runs/first\n" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["aqa", "aqa-extract", "aqa-train"])

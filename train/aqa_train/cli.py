@@ -33,7 +33,7 @@ _LISTS = ("method", "streams", "score_range")
 _NOT_SETTINGS = ("out", "device", "jobs", "in_memory", "set_", "config", "resume", "print_config", "dry_run")
 
 
-@app.command(epilog="aqa-train --features feats.zarr --method aa,s4aqa --labelled 0.4 --seeds 5")
+@app.command(epilog="aqa-train --features feats.zarr --out runs/first")
 def train(
     context: typer.Context,
     features: Annotated[Path | None, Input(help="Store written by aqa-extract.")] = None,
