@@ -182,12 +182,14 @@ def _from_file(
     if missing:
         say(f"{path}: {len(missing)} id(s) are not in the store: {', '.join(missing[:5])}")
     train, validation, test = (np.sort(np.array(found, dtype=np.int64)) for found in rows.values())
-    if not len(train) or not len(test):
-        raise UsageError(
-            f"{path} names no {'training' if not len(train) else 'test'} video of the store (ids there look like "
-            f"{features.ids[0]})",
-            fix="use the store's ids; aqa info STORE lists them",
-        )
+    for what, named, known in (("training", fold.train, train), ("test", fold.test, test)):
+        if not named:
+            raise UsageError(f"{path} names no {what} video", fix="say in it who trains and who is tested")
+        if not len(known):
+            raise UsageError(
+                f"{path} names no {what} video of the store (ids there look like {features.ids[0]})",
+                fix="use the store's ids; aqa info STORE lists them",
+            )
     if group is not None:
         _refuse_parted(group, train, validation, test, path)
     unscored = np.isnan(features.column("score").astype(np.float64))

@@ -127,7 +127,7 @@ def _table_folds(path: Path) -> list[FileFold]:
     if column == "split":
         train, test, val = (named.get(role, []) for role in ("train", "test", "val"))
         return [FileFold(train, test, val)]
-    return _each_tested([named[n] for n in sorted(named, key=_natural)])
+    return _each_tested(path, [named[n] for n in sorted(named, key=_natural)])
 
 
 def _natural(name: str) -> tuple[int, str]:
@@ -136,7 +136,12 @@ def _natural(name: str) -> tuple[int, str]:
     return (int(digits[0]) if digits else -1, name)
 
 
-def _each_tested(folds: list[list[str]]) -> list[FileFold]:
+def _each_tested(path: Path, folds: list[list[str]]) -> list[FileFold]:
+    if len(folds) == 1:
+        raise UsageError(
+            f"{path} has one fold, and nobody to train on while it is tested",
+            fix="give at least two folds, or say who is train and who is test",
+        )
     return [
         FileFold(train=[i for j, others in enumerate(folds) if j != k for i in others], test=tested)
         for k, tested in enumerate(folds)
@@ -151,17 +156,18 @@ def _folds_of(path: Path, record: Any, known: Callable[[str], bool]) -> list[Fil
     if isinstance(record, dict) and record and all(_FOLD.fullmatch(str(name)) for name in record):
         record = [record[name] for name in sorted(record, key=lambda name: _natural(str(name)))]
     if isinstance(record, list) and record and all(_are_ids(fold) for fold in record):
-        return _each_tested([[str(i) for i in fold] for fold in record])
+        return _each_tested(path, [[str(i) for i in fold] for fold in record])
     if isinstance(record, dict) and record and all(_are_folds(folds) for folds in record.values()):
         return _tasks(path, {str(k): [[str(i) for i in fold] for fold in v] for k, v in record.items()}, known)
     result = []
     for number, fold in enumerate(record if isinstance(record, list) else [record]):
-        saved = isinstance(fold, dict) and "labelled" in fold
+        if not isinstance(fold, dict):
+            raise UsageError(f"{path}, fold {number} is neither ids nor roles with ids", fix=FORMS)
         try:
-            result.append((_Saved if saved else _Roles).model_validate(fold).fold())
+            result.append((_Saved if "labelled" in fold else _Roles).model_validate(fold).fold())
         except ValidationError as e:
             first = e.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the fold"
+            where = ".".join(map(str, first["loc"]))
             raise UsageError(f"{path}, fold {number}: {where}: {first['msg']}", fix=FORMS) from None
     return result
 
@@ -185,4 +191,4 @@ def _tasks(path: Path, tasks: Mapping[str, list[list[str]]], known: Callable[[st
     numbers = {name: len(folds) for name, folds in mine.items()}
     if len(set(numbers.values())) > 1:
         raise UsageError(f"{path}: the tasks have different numbers of folds: {numbers}", fix="give one task's folds")
-    return _each_tested([[i for f in folds for i in f] for folds in zip(*mine.values(), strict=True)])
+    return _each_tested(path, [[i for f in folds for i in f] for folds in zip(*mine.values(), strict=True)])

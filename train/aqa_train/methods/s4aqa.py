@@ -139,7 +139,7 @@ class S4AQA(nn.Module):
         if wants_unlabelled and len(unlabelled) == 0:
             raise UsageError(
                 "S4AQA learns from unlabelled videos, and there are none",
-                fix="label a smaller part (--labelled 0.4), add videos without scores, or use --method aa",
+                fix="use --method aa, add videos without scores, or hide scores to try it (--labelled 0.4)",
             )
         inputs = {"labelled": (labelled.features, labelled.present)}
         if config.adversarial_weight > 0:
