@@ -1,7 +1,7 @@
 """Which streams of a store are worth learning from? Ridge on every set of them, on many halves of the same videos.
 
     aqa demo --videos 90 --seed 300 --out dives --render-only
-    aqa-extract dives/videos --out dives/feats.zarr --streams rgb,flow,actor-rgb,actor-flow --flow fast \\
+    aqa-extract dives/videos --out dives/feats.zarr --streams rgb,flow,actor-rgb,actor-flow --flow parity \\
         --segments 4 --short-side 112 --crop 112
     python benchmarks/streams.py dives/feats.zarr
 

@@ -48,7 +48,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     }
     if unknown := sorted(set(values) - known):
         raise UsageError(
-            f"{path} sets {unknown[0]!r}, which is no option of aqa-extract",
+            f"{path} sets {unknown[0]!r}, which is not an option of aqa-extract",
             fix=f"{did_you_mean(unknown[0], [k for k in known if k])} see --help".lstrip(),
         )
     context.default_map = {**(context.default_map or {}), **values}

@@ -128,7 +128,7 @@ class Estimate:
 
     @property
     def room(self) -> float:
-        """Bytes that must be free: for the new videos as they come, and for the whole store anew at the end."""
+        """Bytes that must be free: for new videos as they come, and for a second copy of the store at the end."""
         return 2 * self.new_bytes + self.in_store if self.plan.jobs else 0.0
 
     @property
@@ -167,7 +167,7 @@ class Estimate:
                 )
             )
             if self.scale > 1:
-                rows.append(("", f"reckoned from {len(self.looks)} of {len(jobs)}, opened at random"))
+                rows.append(("", f"estimated from {len(self.looks)} of {len(jobs)}, opened at random"))
         else:
             rows.append(("to extract", "nothing"))
         rows.append(("already in", str(len(self.plan.already))))
@@ -216,7 +216,7 @@ class Estimate:
             rows.append(("time", f"not known: {why}"))
         else:
             tried = f"the first {TRY_FRAMES} frames of {self.speed.videos} short video(s), tried just now"
-            told = f"about {as_time(self.duration)}, reckoned from {tried}; a busier machine takes longer"
+            told = f"about {as_time(self.duration)}, estimated from {tried}; a busier machine takes longer"
             rows.append(("time", told))
         return rows
 

@@ -32,7 +32,7 @@ REFUSALS = {
     "unreadable": "the store holds this id, but the file has another time now and cannot be read, so nobody knows "
     "whether it is still the same; make it readable and rerun",
 }
-"""Reasons why an id that the store holds is not taken for what is asked; looked at anew by every run."""
+"""Reasons why an id that the store holds is not taken for what is asked; looked at again by every run."""
 
 
 @dataclass

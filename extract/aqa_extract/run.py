@@ -247,7 +247,7 @@ def _run(
             rerun = "the same command" if faults.fault(last.reason) is Fault.OURS else "with --retry-failed"
             raise EnvironmentFault(
                 f"stopped after {outcome.stopped_by}; the last was {last.id}: {last.reason} — {last.detail}",
-                fix=f"mend the cause (`aqa doctor` examines this machine) and rerun {rerun}, "
+                fix=f"remove the cause (`aqa doctor` examines this machine) and rerun {rerun}, "
                 "or go on regardless with --stop-after 0",
             )
         lost = {id for job in todo.jobs for id in job.ids} - work.committed - {f.id for f in report.failures}
@@ -263,7 +263,7 @@ def _run(
 
 
 def _with_twins(job: Job, failed: Failure) -> list[Failure]:
-    """What befell a file befell those with the same bytes."""
+    """The failure of a file, for every file with the same bytes."""
     return [
         failed,
         *(

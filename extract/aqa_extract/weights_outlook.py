@@ -29,7 +29,7 @@ class Outlook:
 
 
 def outlook(name_or_path: str, kind: Kind, inflate_from: str = "default") -> Outlook:
-    """Whence `weights.resolve` would take these weights. Raises what it would raise, as far as that can be known."""
+    """Where `weights.resolve` would find these weights. Raises what it would raise, as far as can be known."""
     if name_or_path == "default":
         return _default(kind, inflate_from)
     if name_or_path in REGISTRY and REGISTRY[name_or_path].kind == kind:

@@ -97,7 +97,7 @@ _ENTRIES = (
         layout="pytorch-i3d",
         converter="aqa_extract.weights_convert:inflate",
         licence="that of the RGB weights",
-        note="flow weights: inflated from rgb (never trained on flow; for want of real ones)",
+        note="flow weights: inflated from rgb (never trained on flow; for where no real ones can be had)",
     ),
     Entry(
         name="ssdlite320",

@@ -68,7 +68,7 @@ def test_it_says_what_a_run_then_does(clips: Path, tmp_path: Path) -> None:
     assert rows["rgb weights"].startswith("i3d-kinetics-400, from the cache, ")
     assert rows["device"].startswith("cpu, ")
     assert rows["time"].startswith("about ")
-    assert "reckoned from the first 300 frames of" in rows["time"]
+    assert "estimated from the first 300 frames of" in rows["time"]
     assert "2 segments of 16 frames look at 100% of the frames" in done.stdout
     # The numbers are those of the run.
     videos = [v for v in find_videos(clips).videos if v.id != "broken.mp4"]
@@ -186,7 +186,7 @@ def test_costs_are_summed_and_scaled(clips: Path) -> None:
     assert found.duration == pytest.approx(80)
     found.speed = None
     assert found.duration is None
-    assert "reckoned from 2 of 4, opened at random" in found.text()
+    assert "estimated from 2 of 4, opened at random" in found.text()
     assert coverage([look.opened.plan.looked_at for look in found.looks], SETTINGS.sampling) in found.text()
 
 

@@ -17,12 +17,12 @@ import numpy as np
 from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.probe import Probe
 from aqa_extract.decode.readers import AvReader, Tally
-from aqa_extract.decode.source import Source
+from aqa_extract.decode.source import MATROSKA, MP4, Source
 
 if TYPE_CHECKING:
     from aqa_shared.records import UntaggedMatrix
 
-CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+CONTAINERS = (MP4, MATROSKA)
 """Not avi: with a broken index decord gives a wrong frame and says nothing."""
 CODECS = ("h264",)
 MAX_BYTES = 512 << 20
@@ -59,7 +59,7 @@ def refusal(p: Probe, source: Source) -> str:
         return f"all its frames would take more than {MAX_BYTES >> 20} MiB"
     if p.warnings:
         return p.warnings[0]
-    if p.container.startswith("mov") and (found := FRAGMENTS & top_level_boxes(source)):
+    if p.container == MP4 and (found := FRAGMENTS & top_level_boxes(source)):
         return f"fragmented MP4 ({b', '.join(sorted(found)).decode()})"
     return ""
 
@@ -120,7 +120,7 @@ class DecordReader:
             if index == 0 and not np.array_equal(rgb, self.first):
                 raise _other("its first frame is another")
             if index == count - 1 and before is not None and np.array_equal(rgb, before):
-                raise _other("its last two frames are equal, as where it repeats one for want of others")
+                raise _other("its last two frames are equal, as where it repeats one because it has no others")
             before = rgb
             self.tally.decoded = index + 1
             while position < len(wanted) and wanted[position] == index:

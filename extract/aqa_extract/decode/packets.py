@@ -11,12 +11,10 @@ from av.stream import Disposition
 
 from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.seek import PacketLog
-from aqa_extract.decode.source import Source, open_video, packets_of
+from aqa_extract.decode.source import MATROSKA, MP4, Source, open_video, packets_of
 
 MISMATCH = 0.01
 """Fraction of frames that may be missing or damaged before a video is refused rather than `degraded`."""
-
-MATROSKA = "matroska,webm"
 
 
 @dataclass
@@ -100,7 +98,7 @@ def read_packets(source: Source, max_pixels: int) -> Packets:
         raise DecodeFailure("no_frames", "probe", f"its {what}")
     if found.container == "avi":
         _count_slots(found)
-    if found.announced > found.count * (1 + MISMATCH) and found.container.startswith("mov"):
+    if found.announced > found.count * (1 + MISMATCH) and found.container == MP4:
         # Edit lists may leave whole groups of pictures out; without it every sample must be there.
         with open_video(source, max_pixels, ignore_editlist="1") as (container, stream):
             samples = sum(packet is not None and packet.size > 0 for packet in packets_of(container.demux(stream)))
@@ -149,7 +147,7 @@ def shown_from(first: int | None, key: int | None) -> int | None:
 def _announced_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float:
     """The length that a container without a frame count writes down, 0 where it is not the video's own."""
     tag = stream.metadata.get("DURATION", "")
-    if tag and container.format.name.startswith("matroska"):
+    if tag and container.format.name == MATROSKA:
         try:
             hours, minutes, seconds = tag.split(":")
             length = int(hours) * 3600 + int(minutes) * 60 + float(seconds)

@@ -138,7 +138,7 @@ class AvReader:
             tally.skipped += entry - tally.decoded
             tally.decoded = entry
         for frame in self._decoded(stream, packets_of(packets)):
-            if first is not None and (frame.pts or first) < first:
+            if first is not None and frame.pts is not None and frame.pts < first:
                 continue
             if self.table is not None:
                 self.table.check(tally.decoded, frame.pts)

@@ -18,11 +18,11 @@ import av.container
 import av.error
 import numpy as np
 
+from aqa_extract.decode.source import MATROSKA, MP4
+
 MIN_SKIP = 64
 """Frames; a jump that saves fewer is not worth its seek."""
 
-CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-"""Those that have an index."""
 _INTRA_ONLY = ("mjpeg", "prores", "dnxhd", "png")
 """Codecs of which every picture stands alone."""
 
@@ -112,7 +112,7 @@ class PacketLog:
     def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
         codec = stream.codec_context.codec.canonical_name
         self._judge: Callable[[av.Packet], bool] | None = None
-        if container.format.name in CONTAINERS:
+        if container.format.name in (MP4, MATROSKA):  # those that have an index
             self._judge = _judge(codec, stream.codec_context.extradata or b"")
         self._pts: list[int] = []
         self._sizes: list[int] = []
@@ -196,7 +196,7 @@ class _NalUnits:
 
 
 def _vp9_key(packet: av.Packet) -> bool:
-    """A shown key frame, which sets every reference and probability anew (VP9 specification 7.2)."""
+    """A shown key frame, which replaces every reference and probability (VP9 specification 7.2)."""
     data = memoryview(packet)
     head, superframe = data[0], data[-1] & 0xE0 == 0xC0
     if head & 0x30 == 0x30:  # profile 3 has one more bit before the fields that follow
@@ -208,7 +208,7 @@ def _vp9_key(packet: av.Packet) -> bool:
 
 
 def _av1_key(packet: av.Packet) -> bool:
-    """A sequence header and a shown key frame, which sets every reference anew (AV1 specification 7.20)."""
+    """A sequence header and a shown key frame, which replaces every reference (AV1 specification 7.20)."""
     data = memoryview(packet)
     at = 0
     described = False

@@ -16,7 +16,11 @@ from av.stream import Disposition
 
 from aqa_extract.decode.failure import DecodeFailure
 
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf"
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+MATROSKA = "matroska,webm"
+"""FFmpeg's names of two containers."""
+
+FORMATS = f"{MP4},{MATROSKA},avi,mpegts,mpeg,flv,asf"
 """Containers that FFmpeg may recognise: none of them can name another file to read, as playlists do."""
 
 _THE_FILES = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV)

@@ -161,7 +161,7 @@ class Worker:
             self._send_frames(reader, wanted, end, command)
         except SeekMistake as e:
             # What was sent so far may be wrong; the parent voids it when it hears of another probe.
-            self._probed_anew(f"jumping in the video led astray ({e}): read from the first frame instead")
+            self._probed_again(f"a jump in the video went wrong ({e}): it was read from the first frame instead")
             return
         self.source.check_unchanged()
         tally = reader.tally
@@ -196,15 +196,15 @@ class Worker:
         )
 
     def _recount(self, reader: Reader, missing: int = 0) -> None:
-        """Tell the parent the true timeline; it plans anew and asks again."""
+        """Tell the parent the true timeline; it plans again and asks again."""
         assert self.probe is not None
         tally = reader.tally
         times, fps, _ = timeline(tally.stamps, tally.time_base, self.probe.fps)
         warning = f"degraded: {self.probe.n_expected} frames announced, {tally.decoded} decoded"
         missing = max(0, self.probe.missing + missing)
-        self._probed_anew(warning, times=times, fps=fps, n_expected=tally.decoded, missing=missing)
+        self._probed_again(warning, times=times, fps=fps, n_expected=tally.decoded, missing=missing)
 
-    def _probed_anew(self, warning: str, **changes: Any) -> None:
+    def _probed_again(self, warning: str, **changes: Any) -> None:
         """Send the probe again, with what reading has shown; from now on the video is read without jumps."""
         assert self.probe is not None
         self.table = None
