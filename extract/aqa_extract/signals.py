@@ -62,6 +62,10 @@ class Signals:
         self._finish, self._abandon = finish, abandon
 
     def handle(self, number: int, _: FrameType | None) -> None:
+        if number != signal.SIGINT and self._timer is None:
+            self._timer = threading.Timer(GRACE, self._leave, (number,))
+            self._timer.daemon = True
+            self._timer.start()
         if self._finish is None:
             raise _Signal(number)
         again = signal.SIGINT in self.received
@@ -69,10 +73,6 @@ class Signals:
         if number == signal.SIGINT and again:
             self._abandon()
             raise _Signal(number)
-        if number != signal.SIGINT and self._timer is None:
-            self._timer = threading.Timer(GRACE, self._leave, (number,))
-            self._timer.daemon = True
-            self._timer.start()
         if len(self.received) == 1:
             self._finish(number)
 

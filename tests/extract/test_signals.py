@@ -125,6 +125,29 @@ def test_a_terminated_run_ends_within_its_grace(
     assert verify(tmp_path / "s.zarr") == []
 
 
+UNWINDS = """
+import time
+from aqa_extract import signals
+signals.GRACE = 0.5
+with signals.caught():
+    try:
+        print("ready", flush=True)
+        time.sleep(600)
+    finally:
+        time.sleep(600)  # a disk that does not answer
+"""
+
+
+def test_before_the_first_video_the_grace_is_kept_as_well() -> None:
+    with subprocess.Popen([sys.executable, "-c", UNWINDS], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.TERMINATED
+    assert b"rerun the same command" in said
+
+
 def test_ctrl_c_answers_at_once_and_again_ends_at_once(large: Path, tmp_path: Path, i3d_rgb_weights: str) -> None:
     with extraction(large, tmp_path / "s.zarr", i3d_rgb_weights) as run:
         run.computes()
