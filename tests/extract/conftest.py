@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from aqa_extract.decode.child import Decoder
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +24,10 @@ def clips() -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[Decoder]:
+    """One child process for the tests of a file."""
+    with Decoder() as running:
+        yield running

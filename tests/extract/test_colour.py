@@ -5,7 +5,7 @@ The pairs are made here: one scene, written once as SDR and once as ITU-R BT.240
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,12 +28,6 @@ HLG_TAGS = {"colorspace": 9, "color_primaries": 9, "color_trc": HLG, "color_rang
 PQ_TAGS = {**HLG_TAGS, "color_trc": PQ}
 LUMA = {BT709: (0.2126, 0.0722), BT601: (0.299, 0.114), SMPTE240M: (0.212, 0.087), BT2020: (0.2627, 0.0593)}
 """Weights of red and blue."""
-
-
-@pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    with Decoder() as running:
-        yield running
 
 
 def request(path: Path, decoder: Any = "auto", untagged: UntaggedMatrix = "bt601") -> DecodeRequest:

@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,6 @@ from aqa_shared.records import Sampling, Video
 from aqa_shared.store import peek
 
 EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
-
-
-@pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    with Decoder() as running:
-        yield running
 
 
 def decode(decoder: Decoder, path: Path, backend: Any = "auto", accept: bool = False, **part: int) -> Taken:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -16,12 +15,6 @@ from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
 from aqa_shared.records import Sampling, Video
 
 EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
-
-
-@pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    with Decoder() as running:
-        yield running
 
 
 def request(path: Path, decoder: str = "auto", sampling: Sampling = EVERY_FRAME, **more: Any) -> DecodeRequest:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,12 +17,6 @@ from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
 from aqa_shared.records import Sampling, Video
 
 EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
-
-
-@pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    with Decoder() as running:
-        yield running
 
 
 def request(path: Path | str, **more: Any) -> DecodeRequest:

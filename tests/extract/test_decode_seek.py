@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -19,12 +18,6 @@ from aqa_shared.records import ActorSettings, Sampling, Video
 
 FRAMES = 240
 EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=9)
-
-
-@pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    with Decoder() as running:
-        yield running
 
 
 def request(path: Path, decoder: str = "av", sampling: Sampling = EVERY_FRAME, **part: Any) -> DecodeRequest:

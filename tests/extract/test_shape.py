@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -23,12 +22,6 @@ SETTINGS = ExtractSettings(
     sampling=Sampling(segments=2, segment_frames=9),
     pixels=Pixels(short_side=40, crop=32),
 )
-
-
-@pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    with Decoder() as running:
-        yield running
 
 
 def prepared(decoder: Decoder, path: Path, backend: Literal["auto", "decord", "av"] = "av") -> Prepared:
