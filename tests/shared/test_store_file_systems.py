@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.shims import needs_shims
+from tests.shims import shim as compiled
 
 from aqa_shared.store import FeatureStore, verify
 
 from .store_cases import tree
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.skipif(
-    shutil.which("cc") is None or sys.platform != "linux", reason="needs a C compiler and LD_PRELOAD"
-)
+pytestmark = needs_shims
 
 SHIM = """
 #include <errno.h>
@@ -50,25 +49,22 @@ for part in ((0, 1), (2,)):
 
 
 @pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shim")
-    (folder / "shim.c").write_text(SHIM)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "shim.so", folder / "shim.c"], check=True)
-    return folder / "shim.so"
+def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return compiled(tmp_path_factory.mktemp("shim"), SHIM)
 
 
-def write(store: Path, shim: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def write(store: Path, shim: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", WRITE, store],
         cwd=ROOT,
-        env={**os.environ, "LD_PRELOAD": str(shim), **environment},
+        env={**os.environ, "LD_PRELOAD": shim, **environment},
         capture_output=True,
         text=True,
     )
 
 
 @pytest.fixture
-def reference(tmp_path: Path, shim: Path) -> Path:
+def reference(tmp_path: Path, shim: str) -> Path:
     done = write(tmp_path / "reference", shim)
     assert (done.returncode, done.stderr) == (0, "")
     return tmp_path / "reference"
@@ -84,7 +80,7 @@ def reference(tmp_path: Path, shim: Path) -> Path:
     ],
 )
 def test_a_call_that_a_file_system_lacks_costs_one_warning(
-    tmp_path: Path, shim: Path, reference: Path, call: str, number: int, words: str
+    tmp_path: Path, shim: str, reference: Path, call: str, number: int, words: str
 ) -> None:
     store = tmp_path / "s"
     done = write(store, shim, **{call: str(number)})
@@ -96,7 +92,7 @@ def test_a_call_that_a_file_system_lacks_costs_one_warning(
 
 
 @pytest.mark.parametrize("call", ["FLOCK_ERRNO", "FSYNC_ERRNO"])
-def test_a_disk_that_fails_still_ends_the_run(tmp_path: Path, shim: Path, call: str) -> None:
+def test_a_disk_that_fails_still_ends_the_run(tmp_path: Path, shim: str, call: str) -> None:
     done = write(tmp_path / "s", shim, **{call: str(errno.EIO)})
     assert done.returncode != 0
     assert "StoreError" in done.stderr
