@@ -14,7 +14,7 @@ import pytest
 from aqa_train.plots import _read_csv, _scatter, draw
 
 from .conftest import MakeStore
-from .test_run import HELD, aqa_train
+from .runs import HELD, aqa_train
 
 PLOTS = [f"{name}.{kind}" for name in ("curves", "methods", "scatter") for kind in ("png", "svg")]
 
