@@ -256,6 +256,10 @@ def test_the_method_of_a_run_of_several_is_never_guessed(run: Path, tmp_path: Pa
     (copy / "models" / "aa" / "fold2-seed1" / "last.safetensors").unlink()
     with pytest.raises(UsageError, match="lacks 1 of its 6 models of aa: models/aa/fold2-seed1"):
         open_ensemble(copy, "aa")
+    (copy / "metrics.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"metrics\.json is damaged") as e:
+        open_ensemble(copy, "s4aqa")
+    assert "aqa-train --resume" in e.value.fix
     (copy / "metrics.json").unlink()
     with pytest.raises(UsageError, match="no finished run") as e:
         open_ensemble(copy, "s4aqa")

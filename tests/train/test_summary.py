@@ -241,6 +241,16 @@ def test_whole_groups_are_drawn() -> None:
     assert row["verdict"] == "too few test groups to tell (n=4)"
 
 
+def test_what_no_seed_changes_has_no_deviation() -> None:
+    rows = run({"aa": [[1, 2, 3, 4], [2, 5, 6, 7]], "bb": [[1, 2, 3, 4], [2, 1, 3, 4]]}, [9, 4, 3, 2])
+    assert rows[0]["spearman"]["std"] == 0
+    protocol = dict.fromkeys(("labelled", "unlabelled", "test", "test_all", "seeds", "folds"), 1) | {"streams": ["rgb"]}
+    shown = {name: as_text({"protocol": protocol, "rows": r}) for name, r in (("one", rows[:1]), ("both", rows))}
+    assert "±" not in shown["one"]
+    assert "-1.000   " in shown["one"]
+    assert shown["both"].count("±") == 2  # bb's, and the legend
+
+
 def test_undefined_folds_and_seeds_are_counted() -> None:
     """Two folds of two seeds: the baseline lacks a fold, a method's correlation is undefined but once."""
     ids, true = ["a", "b"], [1.0, 2.0]

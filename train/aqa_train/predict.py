@@ -251,8 +251,14 @@ def open_ensemble(path: str | Path, method: str | None = None) -> Ensemble:
 
 def _of_run(run: Path, method: str | None) -> list[Path]:
     """The last checkpoints of one method of a finished run; which one is never guessed."""
-    summary = json.loads((run / "metrics.json").read_text())
-    trained = [r for r in summary["runs"] if "split_sha256" in r]
+    try:
+        summary = json.loads((run / "metrics.json").read_text())
+        trained = [r for r in summary["runs"] if "split_sha256" in r]
+    except (ValueError, KeyError, TypeError) as e:
+        raise UsageError(
+            f"{run / 'metrics.json'} is damaged or not of aqa-train: {e!r}",
+            fix=f"aqa-train --resume {shlex.quote(str(run))} writes it again",
+        ) from None
     methods = list(dict.fromkeys(r["method"] for r in trained))
     if method is None and len(methods) > 1:
         found = {r["method"]: r["spearman"]["mean"] for r in summary["rows"] if r["selection"] == "last"}

@@ -244,7 +244,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
     lines = ["   ".join([c.ljust(w) for c, w in zip(row, widths, strict=True)]).rstrip() for row in table]
     lines.insert(1, "─" * (sum(widths) + 3 * (len(widths) - 1)))
     legend = []
-    if any(r["spearman"]["std"] is not None for r in rows):
+    if any(_varies(r["spearman"], 3) for r in rows):
         legend.append("± deviation over seeds")
     if any(r[m]["interval"] for r in rows for m in WITH_INTERVAL):
         legend.append(f"[{p['interval']['level']:.0%} interval over test {p['interval']['of']}]")
@@ -253,11 +253,16 @@ def as_text(summary: Mapping[str, Any]) -> str:
     return "\n".join([title, "", *lines, "", *(["   ".join(legend), ""] if legend else []), *verdicts])
 
 
+def _varies(value: Mapping[str, Any], digits: int) -> bool:
+    """Whether seeds differ: `± 0.000` beside what no seed changes, as ridge, would look like certainty."""
+    return value["std"] is not None and round(value["std"], digits) > 0
+
+
 def _cell(value: Mapping[str, Any], digits: int, *, spread: bool = False) -> str:
     if value["mean"] is None:
         return "–"
     text = f"{value['mean']:.{digits}f}"
-    if spread and value["std"] is not None:
+    if spread and _varies(value, digits):
         text += f" ± {value['std']:.{digits}f}"
     if value["interval"] is not None:
         text += " [" + ", ".join(f"{v:.{digits}f}" for v in value["interval"]) + "]"
