@@ -97,7 +97,8 @@ def environment_fault(failures: Sequence[Failure]) -> EnvironmentFault | None:
     if not (found := ours(failures)):
         return None
     first = found[0]
-    others = f"; {len(failures) - len(found)} more are quarantined" if len(found) < len(failures) else ""
+    more = len(failures) - len(found)
+    others = f"; {more} more {'is' if more == 1 else 'are'} quarantined" if more else ""
     count = f"{len(found)} videos" if len(found) > 1 else "1 video"
     return EnvironmentFault(
         f"{count} failed through {Fault.OURS.value}; no video is to blame, and none is quarantined for it"

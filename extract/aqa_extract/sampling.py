@@ -107,7 +107,9 @@ def coverage(looked_at: Sequence[tuple[int, int]], sampling: Sampling) -> str:
     shares = [used / of for used, of in looked_at]
     middle, least = float(np.median(shares)), min(shares)
     among = f"; of one of {len(shares)} videos {least:.0%}" if least < middle - 0.005 else ""
-    said = f"{sampling.segments} segments of {sampling.segment_frames} frames look at {middle:.0%} of the frames{among}"
+    some = "1 segment of" if sampling.segments == 1 else f"{sampling.segments} segments of"
+    verb = "looks" if sampling.segments == 1 else "look"
+    said = f"{some} {sampling.segment_frames} frames {verb} at {middle:.0%} of the frames{among}"
     if middle >= SMALL_SHARE:
         return said
     count = -(-float(np.median([of for _, of in looked_at])) // sampling.segment_frames)

@@ -98,7 +98,7 @@ def test_both_kinds_of_failure_are_said_and_only_one_is_remembered(videos: Path,
     assert done.returncode == ExitCode.ENVIRONMENT, done.stderr
     assert "1 extracted" in done.stdout
     assert "1 quarantined, 1 failed through no fault of theirs" in done.stdout
-    assert "1 more are quarantined" in done.stderr
+    assert "1 more is quarantined" in done.stderr
     assert list(quarantine.read(tmp_path / "s.zarr")) == ["broken.mp4"]
     assert FeatureStore.open(tmp_path / "s.zarr").ids == ["b.mp4"]
     mended = run_command(videos)

@@ -139,7 +139,7 @@ def test_segments_follow_the_length_or_what_they_miss_is_said(clips: Path, tmp_p
         "sub/clip4.mp4": 3,
     }
     done = run_command(clips / "sub", tmp_path / "one.zarr", "--segments", "1")
-    assert "1 segments of 16 frames look at 40% of the frames" in done.stderr
+    assert "1 segment of 16 frames looks at 40% of the frames" in done.stderr
     assert "--segments auto looks at all of them (about 3 segments a video, 3 times the work" in done.stderr
 
 

@@ -20,6 +20,7 @@ from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.probe import Probe
 from aqa_extract.decode.process import Child, Clock, Reported
 from aqa_extract.decode.seek import skipped
+from aqa_extract.decode.wire import SLOTS
 from aqa_extract.sampling import Plan, SamplingError, plan_segments
 from aqa_shared.records import ActorSettings, Sampling, UntaggedMatrix, Video
 
@@ -27,7 +28,6 @@ __all__ = ["Chunk", "DecodeFailure", "DecodeRequest", "Decoder", "Finished", "Op
 
 SLOT_BYTES = 64 << 20
 """A chunk is cut to this, so that 4K frames do not take gigabytes."""
-SLOTS = 2
 
 
 @dataclass(frozen=True)

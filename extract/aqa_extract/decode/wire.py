@@ -23,6 +23,9 @@ _LARGEST = 1 << 28
 
 _SEND_SECONDS = 60.0
 
+SLOTS = 2
+"""Chunks of frames in flight: the child fills one while the parent uses the other."""
+
 
 class Gone(Exception):
     """The other side closed the channel or died."""

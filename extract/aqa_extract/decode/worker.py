@@ -28,14 +28,12 @@ from aqa_extract.decode.probe import Probe, probe
 from aqa_extract.decode.readers import AvReader, Reader, too_damaged
 from aqa_extract.decode.seek import PacketTable, SeekMistake
 from aqa_extract.decode.source import Source
-from aqa_extract.decode.wire import Channel, FrameBuffer, Gone
+from aqa_extract.decode.wire import SLOTS, Channel, FrameBuffer, Gone
 from aqa_extract.faults import Fault, fault
 
 if TYPE_CHECKING:
     from aqa_shared.records import UntaggedMatrix
 
-SLOTS = 2
-"""Chunks in flight: one is filled while the parent uses the other."""
 HIDDEN_FRAME_CODECS = ("vp8", "vp9", "mpeg4")
 """Their packets may hold a frame that is only referred to, or none at all: fewer frames than packets is no damage."""
 
