@@ -72,7 +72,12 @@ class Extraction:
     def computes(self) -> None:
         """Until its only video is decoded: the decoder has come and gone, and the device has the frames."""
         self.wait_until(lambda: bool(self.decoders()))
-        self.wait_until(lambda: not self.decoders())
+        # A look at /proc may miss a process that lives, and the frames take a moment to the device.
+        gone = 0
+        while gone < 20:
+            assert self.process.poll() is None, self.said
+            gone = 0 if self.decoders() else gone + 1
+            time.sleep(0.05)
 
 
 def _read(path: Path) -> str:
