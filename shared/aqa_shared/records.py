@@ -132,7 +132,7 @@ class ActorSettings(Record):
     looks: int = Field(default=400, ge=2)
     """Detect on at most so many frames a video; a longer one is looked at less often."""
     min_score: Finite = Field(default=0.4, gt=0, le=1)
-    """A person has two detections of at least this; whole frames of noise and test patterns have up to 0.38."""
+    """A person has two detections of at least this; whole frames of noise and test patterns have 0.41 at most, once."""
     min_coverage: Finite = Field(default=0.2, ge=0, le=1)
     """Where the actor is detected on a smaller share of the looks, the full frame is used."""
     select: Literal["motion", "longest", "largest", "central"] = "motion"

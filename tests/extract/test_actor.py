@@ -139,3 +139,19 @@ def test_a_second_look_finds_who_is_small(detector: PersonDetector) -> None:
         joints = (shot.joints(k) + 0.5 + [width, height]) / [3 * width, 3 * height]
         inside += int(((joints >= track.boxes[k, :2]) & (joints <= track.boxes[k, 2:])).all(-1).sum())
     assert inside / (24 * 19) > 0.9
+
+
+@pytest.mark.parametrize("source", ["testsrc2", "zoneplate", "life"])
+def test_nobody_is_in_a_test_pattern(source: str, detector: PersonDetector) -> None:
+    """Its shapes move and change; what a second look would take for a person is not looked at again."""
+    import av
+
+    graph = av.filter.Graph()
+    start, end = graph.add(source, "size=320x240:rate=25"), graph.add("buffersink")
+    start.link_to(end)
+    graph.configure()
+    pictures = np.stack([graph.pull().to_ndarray(format="rgb24") for _ in range(50)])
+    frames = resize(torch.from_numpy(pictures).permute(0, 3, 1, 2), (320, 320))
+    positions, greys = views.looks(0, 50, ActorSettings()), views.greys(0, 50, ActorSettings())
+    seen = Views(positions, frames[positions], greys, small(frames[greys]))
+    assert find(detector, seen, 50, (240, 320), ActorSettings()).tracks == []

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aqa_extract.actor.camera import Motion
-from aqa_extract.actor.track import Looks, Track, follow
+from aqa_extract.actor.track import Looks, Track, doubtful, follow
 from aqa_shared.records import ActorSettings
 
 LENGTH = 103
@@ -139,6 +139,49 @@ def test_the_actor_s_double_elsewhere_is_somebody_else() -> None:
     """Same clothes, but not where the actor could be."""
     seen = looks((person(along(0.1, 0.3), 0.4), during(0, 12)), (person(0.9, 0.6), during(14, COUNT)), clothes=(0, 0))
     assert run(seen).coverage == pytest.approx(12 / COUNT)
+
+
+def test_one_box_says_little_about_where_its_person_goes() -> None:
+    """The actor's double is seen once, standing where the actor's fall begins seven looks later."""
+    fall = np.clip(0.1 + 0.03 * (np.arange(COUNT) - 10), 0.1, 2)
+    seen = looks((person(0.4, 0.07), during(2, 3)), (person(0.4, fall), during(10, COUNT)), clothes=(0, 0))
+    assert run(seen).coverage == pytest.approx((COUNT - 10) / COUNT)
+
+
+def test_who_stood_beside_the_way_does_not_go_on_as_the_actor() -> None:
+    """Two in the same clothes: one walks, is hidden for two looks and comes back a little further than expected, just
+    where the other stood all the while; the one who stood is nearer, and yet he is not the one who walks."""
+    x = 0.2 + 0.0169 * np.arange(COUNT) + np.where(np.arange(COUNT) >= 14, 0.0675, 0)
+    walks = person(x, 0.5), np.where(np.isin(np.arange(COUNT), [12, 13]), 0, 0.6)
+    stands = person(x[14], 0.5), during(0, 13)
+    track = run(looks(walks, stands, clothes=(0, 0)))
+    assert track.found[0, [0, 2]].mean() == pytest.approx(0.2, abs=0.01)
+    assert track.coverage == pytest.approx((COUNT - 2) / COUNT)
+
+
+def test_a_guess_joins_nobody() -> None:
+    """After a fall, the actor's double at the edge of what the fall's end may have reached."""
+    fall = 0.3 + 0.03 * np.arange(COUNT)
+    seen = looks((person(0.3, fall), during(0, 12)), (person(0.62, fall[11]), during(13, COUNT)), clothes=(0, 0))
+    track = run(seen)
+    assert np.isnan(track.found[13:]).all() or np.isnan(track.found[:12]).all()
+
+
+def test_the_last_place_before_a_gap_holds() -> None:
+    """The actor is lost at the lowest point of a jump and found again on the way up: it was no outlier."""
+    jump = 0.2 + 0.03 * np.minimum(np.arange(COUNT), 12)
+    jump[13:] = jump[11]
+    seen = looks((person(0.5, jump), np.where((np.arange(COUNT) > 12) & (np.arange(COUNT) < 17), 0, 0.6)))
+    track = run(seen)
+    assert track.coverage == pytest.approx((COUNT - 4) / COUNT)
+    assert centres(track)[LOOKS[12], 1] > jump[12] - 0.015
+
+
+@pytest.mark.parametrize("score", [0.25, 0.35])
+def test_second_looks_are_for_what_may_be_somebody(score: float) -> None:
+    """A square cut out around a shape that moves makes a person of it: at a quarter's chance it is not looked at."""
+    rows, squares = doubtful(looks((person(along(0.2, 0.8), 0.5), score)), LENGTH, SIZE, ActorSettings())
+    assert len(rows) == len(squares) == (COUNT if score > 0.3 else 0)
 
 
 def test_a_lost_actor_s_crop_goes_on_slows_down_and_widens() -> None:

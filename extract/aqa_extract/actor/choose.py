@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from aqa_extract.actor.link import Detections, iou
+from aqa_extract.actor.link import Detections, iou, motion
 from aqa_shared.records import ActorSettings
 
 STILL = 0.05
@@ -74,7 +74,7 @@ def _merit(rows: NDArray[np.int64], found: Detections, size: tuple[int, int], se
 def _motion(rows: NDArray[np.int64], found: Detections) -> NDArray[np.float64]:
     """(n,) of each detection since the one before; the first has none."""
     moved = np.zeros(len(rows))
-    moved[1:] = np.clip(1 - iou(found.fixed[rows[:-1]], found.fixed[rows[1:]]) - TREMBLING, 0, MOST)
+    moved[1:] = np.clip(motion(found, rows) - TREMBLING, 0, MOST)
     return moved
 
 

@@ -14,8 +14,10 @@ from aqa_extract.actor.link import Detections, velocity
 
 Floats = NDArray[np.float64]
 
-COAST = 4.0
+COAST = 8.0
 """Looks' worth of way that a lost actor still goes in all: his speed falls by a factor of e in so many looks."""
+GAP = 2
+"""Looks from one place to the next up to which an outlier among them can be told."""
 WIDEN = 0.25
 """By how much the square grows with every look that the actor is lost."""
 WIDEST = 2.0
@@ -76,7 +78,9 @@ def _at_looks(
     """Centre against the background (looks, 2), and the body's longer side (looks,) widened where he was lost."""
     seen, time = found.look[rows], positions[looks].astype(np.float64)
     when = positions[seen].astype(np.float64)
-    centres = np.stack([_median(found.centres[rows, axis]) for axis in range(2)], axis=-1)
+    # Not across a longer gap: the last place before it is where the body went, wherever the next one is.
+    runs = np.split(found.centres[rows], np.flatnonzero(np.diff(seen) > GAP) + 1)
+    centres = np.concatenate([np.stack([_median(run[:, axis]) for axis in range(2)], axis=-1) for run in runs])
     centre = np.stack([np.interp(time, when, centres[:, axis]) for axis in range(2)], axis=-1)
     step = float(np.median(np.diff(positions))) if len(positions) > 1 else 1.0
     head, tail = rows[parts == parts[0]], rows[parts == parts[-1]]

@@ -26,7 +26,10 @@ WEAK = 0.15
 """Boxes below are nobody. Between this and `min_score` a box may be a curved body or a curtain: it can continue a
 person's track, and never makes one."""
 SUSPECTS = 2
-"""Tracks that get a second look."""
+"""Tracks that get a second look,"""
+HOPE = 0.75
+"""and the share of `min_score` that two of their detections need before: a square around nothing is looked at until
+something is seen in it. Whole frames of FFmpeg's `testsrc2` have up to 0.25, squares cut out of it up to 0.7."""
 ZOOM = 1.6
 """Side of the square of a second look over the body's: there the detectors find 99 % of rendered divers in flight
 with a score of 0.2, against 87 % on the whole frame."""
@@ -117,14 +120,15 @@ def doubtful(
 ) -> tuple[NDArray[np.int64], Floats]:
     """Where a second look may find the actor: rows of `looks`, rising, and squares (n, 4) in 0..1.
 
-    Of the best `SUSPECTS` tracks, sure or not: the looks next to a detection on which they were lost, and those on
-    which they were found with less than `min_score`.
+    Of the best `SUSPECTS` tracks that may be somebody: the looks next to a detection on which they were lost, and
+    those on which they were found with less than `min_score`.
     """
     ways = _ways(looks, length, size)
     scale = np.array([size[1], size[0], size[1], size[0]], np.float64)
-    anybody = settings.model_copy(update={"min_score": WEAK, "min_coverage": 0.0, "actors": SUSPECTS})
+    least = HOPE * settings.min_score
+    hopeful = settings.model_copy(update={"min_score": least, "min_coverage": 0.0, "actors": SUSPECTS})
     where: list[tuple[int, Floats]] = []
-    for rows in choose.ranked(ways.tracks, ways.found, size, len(looks.positions), anybody):
+    for rows in choose.ranked(ways.tracks, ways.found, size, len(looks.positions), hopeful):
         scores = np.zeros(len(looks.positions))
         scores[ways.found.look[rows]] = ways.found.scores[rows]
         near = np.convolve(scores > 0, np.ones(3), mode="same") > 0
