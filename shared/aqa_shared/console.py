@@ -64,7 +64,10 @@ def summary(text: str) -> None:
 
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal, plain lines with the time left elsewhere; yields `advance(n=1, note="")`."""
+    """A bar on a terminal, plain lines with the time left elsewhere; yields `advance(n=1, note="", before=0)`.
+
+    `before` are those that an earlier run did: they count as done, and say nothing of how fast it goes.
+    """
     if err.is_terminal:
         columns = (
             TextColumn("{task.description}"),
@@ -76,21 +79,22 @@ def progress(description: str, total: int | None) -> Iterator[Callable[..., None
         )
         with Progress(*columns, console=err) as bar:
             task = bar.add_task(description, total=total, note="")
-            yield lambda n=1, note="": bar.update(task, advance=n, note=escape(note))
+            yield lambda n=1, note="", before=0: bar.update(task, advance=n + before, note=escape(note))
         return
-    done, shown = 0, -1
+    done, earlier, shown = 0, 0, -1
     begun = last = time.monotonic()
 
-    def advance(n: int = 1, note: str = "") -> None:
-        nonlocal done, shown, last
-        done += n
+    def advance(n: int = 1, note: str = "", before: int = 0) -> None:
+        nonlocal done, earlier, shown, last
+        done, earlier = done + n + before, earlier + before
         now = time.monotonic()
         # A log file wants about twenty lines, whatever the total, and a long run a sign of life between them.
         mark = done if not total else done * 20 // total
         if mark == shown and done != total and now - last < SILENCE:
             return
         shown, last = mark, now
-        left = f"{as_time((now - begun) / done * (total - done))} left" if total and 0 < done < total else ""
+        each = (now - begun) / (done - earlier) if done > earlier else 0.0
+        left = f"{as_time(each * (total - done))} left" if total and each and done < total else ""
         line = f"{description}: {done}/{total if total is not None else '?'}"
         err.print(escape(" ".join([line, *([", ".join(filter(None, (note, left)))] if note or left else [])])))
 

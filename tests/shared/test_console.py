@@ -101,3 +101,17 @@ def test_times_in_words(seconds: float, words: str) -> None:
     from aqa_shared.console import as_time
 
     assert as_time(seconds) == words
+
+
+def test_what_an_earlier_run_did_counts_as_done_and_not_as_speed() -> None:
+    """80 of 100 were done before: 2 in 0.2 s leave 18 for about 2 s, not for 0.05 s."""
+    code = (
+        "import time\nfrom aqa_shared import console\n"
+        "with console.progress('epochs', 100) as advance:\n"
+        "    time.sleep(0.1)\n    advance(1, before=80)\n    time.sleep(0.1)\n    advance(9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("epochs: 81/100 ")
+    assert int(re.fullmatch(r"epochs: 81/100 (\d+) s left", lines[0]).group(1)) >= 2
+    assert lines[1].startswith("epochs: 90/100 ")

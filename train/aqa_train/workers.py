@@ -45,14 +45,24 @@ def run_all(
     with console.progress("epochs", total) as advance, asked_to_stop() as stop:
         if jobs <= 1:
             for training in todo:
-                run_training(experiment, training, features, out, device, stop, _shown(training, advance))
+                show = _shown(training.name, experiment.config.training.epochs, advance)
+                run_training(experiment, training, features, out, device, stop, show)
         elif todo:
             _in_processes(experiment.config, todo, out, str(device), jobs, in_memory, stop, advance)
 
 
-def _shown(training: OneTraining, advance: Callable[..., None]) -> Callable[[int, dict[str, float]], None]:
+def _shown(
+    name: str, epochs: int, advance: Callable[..., None], every: int = 1
+) -> Callable[[int, dict[str, float]], None]:
+    """Tells `advance` of each `every` epochs; those of an earlier run come with the first, as `before`."""
+    told: int | None = None
+
     def show(epoch: int, row: dict[str, float]) -> None:
-        advance(1, note=f"{training.name} loss {row['total']:.4g}")
+        nonlocal told
+        before, told = (epoch - 1, epoch - 1) if told is None else (0, told)
+        if before or epoch - told >= every or epoch == epochs:
+            advance(epoch - told, note=f"{name} loss {row['total']:.4g}", before=before)
+            told = epoch
 
     return show
 
@@ -119,7 +129,7 @@ def _watch(
                     )
                 continue
             if kind == "epoch":
-                advance(rest[0], note=rest[1])
+                advance(rest[0], note=rest[1], before=rest[2])
             elif failure is None:
                 failure = AqaError(rest[0], fix=rest[1])
                 failure.exit_code = ExitCode(rest[2])
@@ -164,16 +174,13 @@ def _work(
                     continue
                 if stop():
                     return
-                pending = 0
 
-                def report(epoch: int, row: dict[str, float], name: str = training.name) -> None:
-                    nonlocal pending
-                    pending += 1
-                    # A message an epoch would cost more than a short epoch.
-                    if pending >= max(1, config.training.epochs // 50) or epoch == config.training.epochs:
-                        messages.send(("epoch", pending, f"{name} loss {row['total']:.4g}"))
-                        pending = 0
+                def tell(n: int, note: str, before: int) -> None:
+                    messages.send(("epoch", n, note, before))
 
+                # A message an epoch would cost more than a short epoch.
+                epochs = config.training.epochs
+                report = _shown(training.name, epochs, tell, every=max(1, epochs // 50))
                 run_training(experiment, training, features, out, where, stop, report)
     except (Stopped, BrokenPipeError):  # of the pipe: who started us is gone, and may be started again
         return
