@@ -65,7 +65,11 @@ class StoreError(AqaError):
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """`did you mean x?` where one of `choices` is near `name`, else nothing: a part of a `fix`."""
+    """`did you mean x?` where one of `choices` is near `name`, else nothing: a part of a `fix`.
+
+    A path that ends in `name` is nearer than one that is merely spelled alike.
+    """
     by_lower = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(name.lower(), list(by_lower), n=1)
+    near = [choice for choice in by_lower if choice.endswith(f"/{name.lower()}")]
+    near = near or difflib.get_close_matches(name.lower(), list(by_lower), n=1)
     return f"did you mean {by_lower[near[0]]}?" if near else ""

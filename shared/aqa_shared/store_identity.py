@@ -116,8 +116,10 @@ def _raise_if_different(path: Path, old: dict[str, Any], new: dict[str, Any], ot
     ]
     if not differ and not otherwise:
         return
+    streams = old.get("settings.streams")
+    named = f" (--streams {','.join(streams)})" if streams and streams != new.get("settings.streams") else ""
     raise StoreError(
         f"{path}: made with other settings, weights or arrays, so features would not be comparable\n"
         + "\n".join(differ or [otherwise]),
-        fix="use the settings of the store, or another --out, or --overwrite to start it afresh",
+        fix=f"use the settings of the store{named}, or another --out for a second store",
     )

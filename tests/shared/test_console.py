@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from aqa_shared.errors import did_you_mean
+
 COMMAND = """
 import sys, typer
 from aqa_shared import console
@@ -115,3 +117,8 @@ def test_what_an_earlier_run_did_counts_as_done_and_not_as_speed() -> None:
     assert lines[0].startswith("epochs: 81/100 ")
     assert int(re.fullmatch(r"epochs: 81/100 (\d+) s left", lines[0]).group(1)) >= 2
     assert lines[1].startswith("epochs: 90/100 ")
+
+
+def test_a_name_is_nearest_to_the_path_that_ends_in_it() -> None:
+    assert did_you_mean("clip_08.mp4", ["clip_02.mp4", "day2/clip_08.mp4"]) == "did you mean day2/clip_08.mp4?"
+    assert did_you_mean("clip_2.mp4", ["clip_02.mp4", "day2/clip_08.mp4"]) == "did you mean clip_02.mp4?"

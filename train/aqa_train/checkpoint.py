@@ -5,6 +5,7 @@ One file, replaced atomically, so that tensors and settings can never belong to 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -30,9 +31,9 @@ def writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise StoreError(
-            f"cannot write {e.filename or place}: {e.strerror or e}", fix="free space, or name another --out"
-        ) from e
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "free space, or name another --out" if full else "name another --out: nothing can be written there"
+        raise StoreError(f"cannot write {e.filename or place}: {e.strerror or e}", fix=fix) from e
 
 
 def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
