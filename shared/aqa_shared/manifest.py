@@ -61,7 +61,8 @@ class Manifest:
     def report(self, note: Callable[[str], None], warn: Callable[[str], None]) -> None:
         """Say in a few lines what was found and what was not."""
         sources = f" (labels from {', '.join(map(str, self.labels_sources))})" if self.labels_sources else ""
-        note(f"{len(self.videos)} video{"s" * (len(self.videos) != 1)} in {shown(self.root)}, {self.labelled} with a score{sources}")
+        videos = "1 video" if len(self.videos) == 1 else f"{len(self.videos)} videos"
+        note(f"{videos} in {shown(self.root)}, {self.labelled} with a score{sources}")
         why = Counter(reason for _, reason in self.skipped)
         if why:
             listed = ", ".join(f"{n} {reason}" for reason, n in why.most_common(6))
