@@ -81,19 +81,22 @@ def progress(description: str, total: int | None) -> Iterator[Callable[..., None
             task = bar.add_task(description, total=total, note="")
             yield lambda n=1, note="", before=0: bar.update(task, advance=n + before, note=escape(note))
         return
-    done, earlier, shown = 0, 0, -1
-    begun = last = time.monotonic()
+    done, uncounted, shown = 0, 0, -1
+    begun: float | None = None
+    last = time.monotonic()
 
     def advance(n: int = 1, note: str = "", before: int = 0) -> None:
-        nonlocal done, earlier, shown, last
-        done, earlier = done + n + before, earlier + before
+        nonlocal done, uncounted, begun, shown, last
+        done, uncounted = done + n + before, uncounted + before
         now = time.monotonic()
+        if begun is None:  # what came before the first was starting up, and says nothing of what is left
+            begun, uncounted = now, done
         # A log file wants about twenty lines, whatever the total, and a long run a sign of life between them.
         mark = done if not total else done * 20 // total
         if mark == shown and done != total and now - last < SILENCE:
             return
         shown, last = mark, now
-        each = (now - begun) / (done - earlier) if done > earlier else 0.0
+        each = (now - begun) / (done - uncounted) if done > uncounted else 0.0
         left = f"{as_time(each * (total - done))} left" if total and each and done < total else ""
         line = f"{description}: {done}/{total if total is not None else '?'}"
         err.print(escape(" ".join([line, *([", ".join(filter(None, (note, left)))] if note or left else [])])))
