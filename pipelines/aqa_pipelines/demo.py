@@ -1,6 +1,6 @@
 """`aqa demo`: render dives, extract features with the real command, train with the real command, compare.
 
-All sizes are here, so that the whole stays under three minutes on two idle cores without a GPU.
+All sizes are here, so that the whole stays near three minutes on two idle cores without a GPU.
 """
 
 from __future__ import annotations
