@@ -25,8 +25,7 @@ EXTRACT = [
     "--short-side", "112",
     "--crop", "112",
 ]  # fmt: skip
-"""Smaller than the papers' 10 segments of 224²: a demo, not a result. No flow: its weights are mostly
-`inflated-from-rgb`, which saw no flow and teach the models nothing that RGB does not."""
+"""Smaller than the papers' 10 segments of 224²: a demo, not a result. No flow, which takes more than half of the time."""
 
 TRAIN = [
     "--method", "aa,s4aqa",
