@@ -25,7 +25,7 @@ EXTRACT = [
     "--short-side", "112",
     "--crop", "112",
 ]  # fmt: skip
-"""Smaller than the papers' 10 segments of 224²: a demo, not a result. No flow, which takes more than half of the time."""
+"""Smaller than the papers' 10 segments of 224²: a demo, not a result. No flow, which takes most of the time."""
 
 TRAIN = [
     "--method", "aa,s4aqa",
