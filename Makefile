@@ -10,17 +10,20 @@ HAS_CC := $(shell command -v cc || command -v gcc || command -v clang)
 EXTRA := $(if $(HAS_CC),,[compiler])
 DEV := $(if $(HAS_CC),[dev],[dev,compiler])
 
+# One process a core, each with whole files: their fixtures are dear.
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+
 .PHONY: demo test test-all test-versions lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/aqa demo --out demo
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 # Everything, with the tests that take minutes.
 test-all: lint
-	$(BIN)/python -m pytest -q -m ''
+	$(PYTEST) -m ''
 
 # The lowest and the newest versions that pyproject.toml allows, on the oldest and the newest Python that is here.
 test-versions:

@@ -208,8 +208,8 @@ def _run(
                         report.failures.append(one)
                         console.warn(f"{one.id}: {one.reason} — {console.printable(one.detail)}")
                 seconds = max(time.monotonic() - begun, 1e-9)
-                rate = f"{len(work.committed) / seconds:.2f} videos/s, {compute.frames / seconds:.0f} frames/s"
-                advance(1, note=rate)
+                pace = f"{seconds / len(work.committed):.1f} s a video, " if work.committed else ""
+                advance(1, note=f"{pace}{compute.frames / seconds:.0f} frames/s")
 
             engine = Engine(
                 loader=work.loader,
@@ -240,7 +240,8 @@ def _run(
         report.without_actor = sorted(work.without_actor)
         if signals.received:
             raise Interrupted(
-                signals.received[0], f"interrupted; {report.extracted} videos of this run are in {report.store}"
+                signals.received[0],
+                f"interrupted; videos extracted by this run, which the next one keeps: {report.extracted}",
             )
         if outcome.stopped_by:
             last = report.failures[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from aqa_shared.errors import UsageError, did_you_mean
 
 OTHERS = "Other options"
 """Heading of the options that name no group."""
+_LIST = re.compile(r" <list\[.*?\]>")
 _HYPHEN = "\u2011"
 """Does not end a line: names of options and protocols in a text stay whole."""
 
@@ -35,6 +37,11 @@ def _version(asked: bool) -> None:
 Version = Annotated[
     bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
 ]
+
+
+def _short(name: str) -> str:
+    """`--batch <int range>` → `--batch <int>`: the bounds stand behind the text; dots already say that it is a list."""
+    return _LIST.sub("", name).replace(" range>", ">")
 
 
 def _whole(text: str) -> str:
@@ -61,7 +68,7 @@ class _Plain:
         for name, records in {**groups, OTHERS if groups else "Options": others}.items():
             if records:
                 with formatter.section(name):
-                    formatter.write_dl([(name, _whole(text)) for name, text in records])
+                    formatter.write_dl([(_short(name), _whole(text)) for name, text in records])
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)  # type: ignore[misc]

@@ -35,6 +35,7 @@ def test_help_is_plain_grouped_and_cuts_no_name(command: str, columns: str) -> N
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.isascii(), [c for c in done.stdout if not c.isascii()]
     assert "\x1b" not in done.stdout
+    assert not re.search(r"<list|range>", done.stdout)
     words = re.split(r"[\s,]+", done.stdout)
     assert set(options(command)) <= set(words)
     headings = re.findall(r"^(\w.*):$", done.stdout, flags=re.MULTILINE)
