@@ -27,11 +27,11 @@ import av
 import numpy as np
 import torch
 
+from aqa_dives.dataset import Look, encode, perform, shot_of
+from aqa_dives.film import Bystander, Shot, dress, film
 from aqa_extract.actor.ssd import PersonDetector
 from aqa_extract.actor.track import Track, full_frame
 from aqa_pipelines.actor import Watched, load_on, watch
-from aqa_pipelines.dataset import Look, encode, perform, shot_of
-from aqa_pipelines.scene.film import Bystander, Shot, dress, film
 from aqa_shared.records import ActorSettings
 
 PATTERNS = (

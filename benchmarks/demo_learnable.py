@@ -19,7 +19,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from aqa_pipelines.dataset import Look, frames_of, perform
+from aqa_dives.dataset import Look, frames_of, perform
 
 
 def features(look: Look, videos: int, segments: int, crop: int) -> np.ndarray:

@@ -67,7 +67,7 @@ def clips(folder: Path | None, made: int) -> Iterator[tuple[str, Tensor]]:
             except (AqaError, OSError, ValueError) as e:
                 print(f"left out: {path.name}: {e}")
     if made:
-        from aqa_pipelines.dataset import Look, render
+        from aqa_dives.dataset import Look, render
 
         with tempfile.TemporaryDirectory() as out:
             render(Look(seed=7), made, Path(out), workers=1, overwrite=False, advance=lambda: None)

@@ -62,14 +62,14 @@ def demo(
 
     The same seed renders the same videos, however many; rerunning goes on where it stopped.
     """
+    from aqa_dives.dataset import Look
     from aqa_pipelines import demo as work
-    from aqa_pipelines.dataset import Look
 
     width, height = _size(size)
     look = Look(seed=seed, width=width, height=height, frames=frames, fps=fps)
     work.render_videos(look, videos, out, workers=workers, overwrite=overwrite)
     if sheet is not None:
-        from aqa_pipelines.sheet import write_sheet
+        from aqa_dives.sheet import write_sheet
 
         write_sheet(look, min(videos, 4), sheet)
     if not render_only:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aqa_pipelines.dataset import Look, name_of, render
+from aqa_dives.dataset import Look, name_of, render
 from aqa_shared import console
 from aqa_shared.errors import AqaError, ExitCode
 from aqa_shared.machine import has_units_for, pick_device

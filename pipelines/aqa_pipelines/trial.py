@@ -30,7 +30,7 @@ def extractions() -> Iterator[tuple[str, str | None]]:
     """(decoder and device, what is wrong or None), for every decoder on the CPU and PyAV on every other device."""
     import torch
 
-    from aqa_pipelines.dataset import Look, write_video
+    from aqa_dives.dataset import Look, write_video
 
     accelerators = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     decoders = ["av", *(["decord"] if find_spec("decord") else [])]

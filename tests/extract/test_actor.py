@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.extract.clips import Clip
 
+from aqa_dives.dataset import Look, write_video
 from aqa_extract.actor import views
 from aqa_extract.actor.camera import small
 from aqa_extract.actor.find import find
@@ -18,7 +19,6 @@ from aqa_extract.decode.child import Decoder, DecodeRequest
 from aqa_extract.frames import resize
 from aqa_extract.loading import bytes_needed, load
 from aqa_extract.run import Options, extract
-from aqa_pipelines.dataset import Look, write_video
 from aqa_shared.errors import EnvironmentFault
 from aqa_shared.records import ActorSettings, ExtractSettings, FlowSettings, Pixels, Sampling, Video
 from aqa_shared.store import FeatureStore, peek
@@ -121,7 +121,7 @@ def test_what_is_looked_at_is_what_the_file_holds(dive: Path) -> None:
 
 def test_a_second_look_finds_who_is_small(detector: PersonDetector) -> None:
     """A diver filmed from four times as far: whole frames lose him, second looks do not."""
-    from aqa_pipelines.dataset import frames_of, shot_of
+    from aqa_dives.dataset import frames_of, shot_of
 
     shot, _ = shot_of(LOOK, 1)
     near = np.stack(list(frames_of(LOOK, 1)))[:24]

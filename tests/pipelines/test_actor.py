@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from aqa_pipelines.dataset import Look, write_video
+from aqa_dives.dataset import Look, write_video
 from aqa_shared.errors import EnvironmentFault
 
 WEIGHTS = "ssd-mobilenet-v3"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from aqa_pipelines.scene.body import (
+from aqa_dives.body import (
     INDEX,
     LIMBS,
     Lengths,
@@ -27,9 +27,9 @@ from aqa_pipelines.scene.body import (
     rotation_of,
     turn,
 )
-from aqa_pipelines.scene.dives import Dive, Faults
-from aqa_pipelines.scene.judging import Measured
-from aqa_pipelines.scene.poses import poses, twist_angle
+from aqa_dives.dives import Dive, Faults
+from aqa_dives.judging import Measured
+from aqa_dives.poses import poses, twist_angle
 
 GRAVITY = 9.81
 DT = 1 / 240

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from aqa_pipelines.scene.body import Lengths
-from aqa_pipelines.scene.dives import DIVES, sample_faults
-from aqa_pipelines.scene.film import Shot, film, stage
-from aqa_pipelines.scene.judging import Measured, execution, panel
-from aqa_pipelines.scene.routine import Routine, simulate
+from aqa_dives.body import Lengths
+from aqa_dives.dives import DIVES, sample_faults
+from aqa_dives.film import Shot, film, stage
+from aqa_dives.judging import Measured, execution, panel
+from aqa_dives.routine import Routine, simulate
 from aqa_shared.console import note
 from aqa_shared.errors import StoreError, UsageError
 from aqa_shared.files import replace_text, replacing

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aqa_pipelines.dataset import Look, _streams, frames_of, perform, shot_of
-from aqa_pipelines.scene.film import film, follow, frame_times, stage
-from aqa_pipelines.scene.raster import capsule, crop_scaled, spray
+from aqa_dives.dataset import Look, _streams, frames_of, perform, shot_of
+from aqa_dives.film import film, follow, frame_times, stage
+from aqa_dives.raster import capsule, crop_scaled, spray
 
 FRONT = np.array([0.0, 0.0, 1.0])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aqa_pipelines.dataset import Look, frames_of, perform
+from aqa_dives.dataset import Look, frames_of, perform
 from aqa_shared.errors import StoreError, UsageError
 
 MOMENTS = (0.05, 0.24, 0.38, 0.52, 0.64, 0.71, 0.90)

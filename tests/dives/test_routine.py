@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aqa_pipelines.scene.body import CHANNELS, INDEX, Lengths, centre_of_mass, kinematics, rotation_of, turn
-from aqa_pipelines.scene.dives import DIVES, Dive, Faults, sample_faults
-from aqa_pipelines.scene.judging import DEDUCTIONS, IDEAL_DISTANCE, Measured, deductions, execution, panel
-from aqa_pipelines.scene.routine import DT, GRAVITY, Routine, simulate
+from aqa_dives.body import CHANNELS, INDEX, Lengths, centre_of_mass, kinematics, rotation_of, turn
+from aqa_dives.dives import DIVES, Dive, Faults, sample_faults
+from aqa_dives.judging import DEDUCTIONS, IDEAL_DISTANCE, Measured, deductions, execution, panel
+from aqa_dives.routine import DT, GRAVITY, Routine, simulate
 
 FAULTLESS = Measured(
     jump=1.0,
@@ -164,7 +164,7 @@ def _direction(points: np.ndarray) -> np.ndarray:
 
 
 def _point_inertia(points: np.ndarray) -> np.ndarray:
-    from aqa_pipelines.scene.body import LIMBS
+    from aqa_dives.body import LIMBS
 
     mass = np.array([limb.mass for limb in LIMBS])
     middles = (

@@ -11,8 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from aqa_pipelines.dataset import LABELS, MARKER, Look, frames_of, labels_text, name_of, perform, render
-from aqa_pipelines.scene.judging import Measured, execution
+from aqa_dives.dataset import LABELS, MARKER, Look, frames_of, labels_text, name_of, perform, render
+from aqa_dives.judging import Measured, execution
 from aqa_shared.errors import StoreError, UsageError
 from aqa_shared.manifest import find_videos
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from aqa_pipelines.scene.body import CHANNELS
-from aqa_pipelines.scene.dives import Dive, Faults
+from aqa_dives.body import CHANNELS
+from aqa_dives.dives import Dive, Faults
 
 
 def _pose(**degrees: float) -> np.ndarray:

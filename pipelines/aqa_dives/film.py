@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from aqa_pipelines.scene import hall as hall_of
-from aqa_pipelines.scene.body import CHANNELS, INDEX, LIMBS, Lengths, kinematics, turn
-from aqa_pipelines.scene.raster import Image, capsule, crop_scaled, spray
-from aqa_pipelines.scene.routine import DT, GRAVITY, Routine
+from aqa_dives import hall as hall_of
+from aqa_dives.body import CHANNELS, INDEX, LIMBS, Lengths, kinematics, turn
+from aqa_dives.raster import Image, capsule, crop_scaled, spray
+from aqa_dives.routine import DT, GRAVITY, Routine
 
 Colours = dict[str, np.ndarray]
 """Colour of each part of the clothing, by `Limb.dress`, and of `hair`."""
