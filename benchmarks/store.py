@@ -24,7 +24,10 @@ from aqa_shared.store import ArraySpec, FeatureStore, StoreWriter
 from aqa_shared.store_disk import sync_tree
 from aqa_shared.store_layout import video_key
 
-SPECS = (ArraySpec("rgb", ("channel",), (1024,), "float32"), ArraySpec("frame_index", ("frame",), (16,), "int32"))
+SPECS = (
+    ArraySpec("rgb", ("channel",), (1024,), "float32", role="feature"),
+    ArraySpec("frame_index", ("frame",), (16,), "int32", role="coordinate"),
+)
 
 
 def median_ms(call: Callable[[], object], repeats: int = 7) -> float:

@@ -59,16 +59,30 @@ def array_specs(settings: ExtractSettings) -> list[ArraySpec]:
     """Every per-segment array that `settings` produce; leading axis `segment` is implied."""
     frames = settings.sampling.segment_frames
     specs = [
-        ArraySpec("frame_index", ("frame",), (frames,), "int32", {"long_name": "display-order frame of the file"}),
-        ArraySpec("segment_start_time", (), (), "float64", {"units": "s"}),
-        ArraySpec("segment_end_time", (), (), "float64", {"units": "s"}),
+        ArraySpec(
+            "frame_index",
+            ("frame",),
+            (frames,),
+            "int32",
+            {"long_name": "display-order frame of the file"},
+            role="coordinate",
+        ),
+        ArraySpec("segment_start_time", (), (), "float64", {"units": "s"}, role="coordinate"),
+        ArraySpec("segment_end_time", (), (), "float64", {"units": "s"}, role="coordinate"),
     ]
     for kind in chosen(settings):
         attrs = {"stream": kind.name, "backbone": "Inception-I3D, mean of Mixed_5c after the 2x7x7 pool"}
-        specs.append(ArraySpec(kind.array, ("channel",), (CHANNELS,), "float32", attrs))
+        specs.append(ArraySpec(kind.array, ("channel",), (CHANNELS,), "float32", attrs, role="feature"))
         if settings.logits:
             specs.append(
-                ArraySpec(f"{kind.array}_logits", ("class",), (KINETICS_CLASSES,), "float32", {"stream": kind.name})
+                ArraySpec(
+                    f"{kind.array}_logits",
+                    ("class",),
+                    (KINETICS_CLASSES,),
+                    "float32",
+                    {"stream": kind.name},
+                    role="logits",
+                )
             )
         if settings.maps:
             time, space = map_size(settings)
@@ -79,6 +93,7 @@ def array_specs(settings: ExtractSettings) -> list[ArraySpec]:
                     (CHANNELS, time, space, space),
                     "float32",
                     {"stream": kind.name},
+                    role="map",
                 )
             )
     if needs_actor(settings):
@@ -89,15 +104,20 @@ def array_specs(settings: ExtractSettings) -> list[ArraySpec]:
                 (frames, 4),
                 "float32",
                 {"long_name": "x1, y1, x2, y2 of the crop, displayed frame = 0..1; outside where it leaves the frame"},
+                role="coordinate",
             )
         )
-        specs.append(ArraySpec("actor_score", ("frame",), (frames,), "float32", {}))
+        specs.append(ArraySpec("actor_score", ("frame",), (frames,), "float32", role="coordinate"))
         if others := settings.actor.actors - 1:
             said = {"long_name": "as actor_box, of the next best people; the full frame where there is none"}
-            specs.append(ArraySpec("other_box", ("other", "frame", "corner"), (others, frames, 4), "float32", said))
-            specs.append(ArraySpec("other_score", ("other", "frame"), (others, frames), "float32", {}))
+            specs.append(
+                ArraySpec(
+                    "other_box", ("other", "frame", "corner"), (others, frames, 4), "float32", said, role="coordinate"
+                )
+            )
+            specs.append(ArraySpec("other_score", ("other", "frame"), (others, frames), "float32", role="coordinate"))
             said = {"long_name": "as actor_coverage, of the next best people: of the whole video, in every segment"}
-            specs.append(ArraySpec("other_coverage", ("other",), (others,), "float32", said))
+            specs.append(ArraySpec("other_coverage", ("other",), (others,), "float32", said, role="coordinate"))
     return specs
 
 

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -37,7 +37,8 @@ ROOT_ATTRIBUTES = (
 """Ours, under the seal. Any other attribute of the root is a user's: kept, and never looked at."""
 
 STAGING_GROUP = b'{"attributes": {}, "node_type": "group", "zarr_format": 3}'
-FEATURES = ("rgb", "flow", "actor_rgb", "actor_flow")
+Role = Literal["feature", "map", "logits", "coordinate"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,9 @@ class ArraySpec:
     shape: tuple[int, ...]
     dtype: str
     attrs: dict[str, Any] = field(default_factory=dict)
+    role: Role = field(kw_only=True)
+    """What a network made is a `feature` (one vector a segment), a `map` or `logits`, and always finite; what says
+    where it was made is a `coordinate`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dims", tuple(self.dims))
@@ -116,6 +120,10 @@ class ArraySpec:
             raise ValueError(f"{self.name}: dims {self.dims} and shape {self.shape} do not describe one array")
         if np.dtype(self.dtype).kind not in "biuf":
             raise ValueError(f"{self.name}: dtype must be a number, got {self.dtype}")
+        if self.role not in ROLES:
+            raise ValueError(f"{self.name}: role must be one of {', '.join(ROLES)}, got {self.role!r}")
+        if self.role == "feature" and len(self.shape) != 1:
+            raise ValueError(f"{self.name}: a feature is one vector a segment, got {self.shape}")
 
     @property
     def row_bytes(self) -> int:
@@ -130,6 +138,7 @@ class ArraySpec:
             "shape": list(self.shape),
             "dtype": self.dtype,
             "attrs": self.attrs,
+            "role": self.role,
         }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from aqa_shared.errors import StoreError
-from aqa_shared.records import STREAMS, ExtractSettings
+from aqa_shared.records import ExtractSettings
 from aqa_shared.store_disk import read_root, refuse_half_changed
 from aqa_shared.store_index import Index, read_index
 from aqa_shared.store_layout import LABEL_COLUMNS, META_COLUMNS, QUARANTINE, ArraySpec, text_array
@@ -36,7 +36,7 @@ class FeatureStore:
         self.ids: list[str] = index.ids
         self.lengths: np.ndarray = index.lengths
         self.offsets: np.ndarray = index.offsets
-        self.streams = tuple(n for s in STREAMS if (n := s.replace("-", "_")) in self.specs)
+        self.streams = tuple(spec.name for spec in self.specs.values() if spec.role == "feature")
         self.settings = ExtractSettings.model_validate(attributes["settings"])
         self.provenance: dict[str, Any] = attributes["provenance"]
         self.runs: list[dict[str, Any]] = attributes["runs"]

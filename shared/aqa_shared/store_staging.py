@@ -12,7 +12,6 @@ import numpy as np
 
 from aqa_shared.errors import StoreError
 from aqa_shared.store_layout import (
-    FEATURES,
     STAGING,
     ArraySpec,
     array_digest,
@@ -82,7 +81,7 @@ def checked_arrays(
         if not np.can_cast(data.dtype, spec.dtype, "same_kind"):
             raise ValueError(f"{video_id}: {spec.name} is {data.dtype}, which does not fit {spec.dtype}")
         data = np.ascontiguousarray(data, dtype=spec.dtype)
-        if spec.name in FEATURES and not np.isfinite(data).all():
+        if spec.role != "coordinate" and not np.isfinite(data).all():
             bad = np.flatnonzero(~np.isfinite(data).reshape(len(data), -1).all(axis=1))
             raise ValueError(f"{video_id}: {spec.name} is not finite in segments {bad[:5].tolist()}")
         out[spec.name] = data

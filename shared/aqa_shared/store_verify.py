@@ -13,7 +13,6 @@ from aqa_shared.errors import StoreError
 from aqa_shared.store_disk import read_root
 from aqa_shared.store_index import Index, index_problems, read_array
 from aqa_shared.store_layout import (
-    FEATURES,
     JOURNAL,
     LABEL_COLUMNS,
     META_COLUMNS,
@@ -73,13 +72,13 @@ def _staging(store: Path, attributes: dict[str, Any]) -> list[Damage]:
             found.append(Damage("", STAGING, "its zarr.json was changed"))
     except OSError as e:
         found.append(Damage("", STAGING, f"its zarr.json cannot be read ({e.strerror})"))
-    names = [s["name"] for s in attributes["arrays"]]
+    roles = {s["name"]: s["role"] for s in attributes["arrays"]}
     for folder in staged_folders(store):
         marker = read_marker(folder, complete=False)
         if marker is None:
             found.append(Damage("", f"{STAGING}/{folder.name}", "a video that was not committed whole"))
             continue
-        for name in names:
+        for name, role in roles.items():
             try:
                 data = marker.read(name)
             except StoreError as e:
@@ -88,7 +87,7 @@ def _staging(store: Path, attributes: dict[str, Any]) -> list[Damage]:
             except Exception as e:
                 found.append(Damage(marker.id, name, repr(e)))
                 continue
-            found += _not_finite(marker.id, name, data)
+            found += _not_finite(marker.id, name, role, data)
     return found
 
 
@@ -114,7 +113,7 @@ def _finalised(store: Path, attributes: dict[str, Any]) -> list[Damage]:
         return found
     digests = [json.loads(d) for d in columns.get("digest", [])]
     for spec in attributes["arrays"]:
-        found += _segments(index, spec["name"], digests)
+        found += _segments(index, spec["name"], spec["role"], digests)
     return found + _owners(index)
 
 
@@ -128,7 +127,7 @@ def _owners(index: Index) -> list[Damage]:
     return [Damage("", "segment_video", "does not agree with lengths")]
 
 
-def _segments(index: Index, name: str, digests: list[dict[str, str]]) -> list[Damage]:
+def _segments(index: Index, name: str, role: str, digests: list[dict[str, str]]) -> list[Damage]:
     folder = index.store / name
     found: dict[str, Damage] = {}
     try:
@@ -158,13 +157,13 @@ def _segments(index: Index, name: str, digests: list[dict[str, str]]) -> list[Da
         data = np.concatenate(parts)
         if digests and array_digest(data) != digests[i].get(name):
             found[video] = Damage(video, name, "its values differ from what was committed")
-        for d in _not_finite(video, name, data):
+        for d in _not_finite(video, name, role, data):
             found.setdefault(video, d)
     return list(found.values())
 
 
-def _not_finite(video: str, name: str, data: np.ndarray) -> list[Damage]:
-    if name not in FEATURES or np.isfinite(data).all():
+def _not_finite(video: str, name: str, role: str, data: np.ndarray) -> list[Damage]:
+    if role == "coordinate" or np.isfinite(data).all():
         return []
     rows = np.flatnonzero(~np.isfinite(data).reshape(len(data), -1).all(axis=1))
     return [Damage(video, name, f"not finite in segments {rows[:5].tolist()}")]

@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Path:
     """Five videos of four segments, two splits, one name that a terminal must not act on."""
     path = tmp_path / "feats.zarr"
     settings = ExtractSettings(sampling=Sampling(segments=4))
-    specs = [ArraySpec("rgb", ("channel",), (16,), "float32", {})]
+    specs = [ArraySpec("rgb", ("channel",), (16,), "float32", role="feature")]
     rng = np.random.default_rng(0)
     labels = {}
     with StoreWriter.open(path, specs=specs, settings=settings, provenance={"weights": {}}) as writer:

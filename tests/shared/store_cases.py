@@ -13,11 +13,11 @@ from aqa_shared.records import ExtractSettings, Video
 from aqa_shared.store import ArraySpec, StoreWriter
 
 SPECS = (
-    ArraySpec("rgb", ("channel",), (8,), "float32", {"stream": "rgb"}),
-    ArraySpec("actor_rgb", ("channel",), (8,), "float32"),
-    ArraySpec("frame_index", ("frame",), (3,), "int32"),
-    ArraySpec("segment_start_time", (), (), "float64", {"units": "s"}),
-    ArraySpec("actor_box", ("frame", "corner"), (3, 4), "float32"),
+    ArraySpec("rgb", ("channel",), (8,), "float32", {"stream": "rgb"}, role="feature"),
+    ArraySpec("actor_rgb", ("channel",), (8,), "float32", role="feature"),
+    ArraySpec("frame_index", ("frame",), (3,), "int32", role="coordinate"),
+    ArraySpec("segment_start_time", (), (), "float64", {"units": "s"}, role="coordinate"),
+    ArraySpec("actor_box", ("frame", "corner"), (3, 4), "float32", role="coordinate"),
 )
 SETTINGS = ExtractSettings(streams=("rgb", "actor-rgb"))
 PROVENANCE: dict[str, Any] = {"weights": {"rgb": {"name": "a", "sha256": "ab" * 32}}, "torch": "2.0"}

@@ -364,7 +364,7 @@ def test_chunks_are_about_four_megabytes_and_equally_full() -> None:
 @pytest.mark.parametrize("bad", ["score", "Rgb", "a/b", "..", ""])
 def test_an_array_needs_a_free_plain_name(bad: str) -> None:
     with pytest.raises(ValueError, match="cannot be named"):
-        ArraySpec(bad, (), (), "float32")
+        ArraySpec(bad, (), (), "float32", role="coordinate")
 
 
 @settings(max_examples=15, deadline=None)
@@ -379,7 +379,10 @@ def test_any_slice_read_lazily_is_the_slice_of_what_was_written(
     lengths: list[int], order: random.Random, data: st.DataObject, chunk_bytes: int, buffer_bytes: int
 ) -> None:
     """Whatever the lengths, the order of commits, the chunk and buffer sizes, and where it was finalised."""
-    specs = [ArraySpec("rgb", ("channel",), (4,), "float32"), ArraySpec("frame_index", ("frame",), (2,), "int32")]
+    specs = [
+        ArraySpec("rgb", ("channel",), (4,), "float32", role="feature"),
+        ArraySpec("frame_index", ("frame",), (2,), "int32", role="coordinate"),
+    ]
     videos = {f"{i}": arrays_of(i, n, specs) for i, n in enumerate(lengths)}
     ids = list(videos)
     order.shuffle(ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from aqa_shared.errors import ExitCode, StoreError
 from aqa_shared.records import ExtractSettings, Sampling
 from aqa_shared.store import ArraySpec, FeatureStore, verify
 from aqa_shared.store_disk import locked
-from aqa_shared.store_layout import to_json, video_key
+from aqa_shared.store_layout import ROLES, Role, to_json, video_key
 
 from .store_cases import PROVENANCE, SETTINGS, SPECS, arrays_of, make_store, meta_of, open_writer, tree
 
@@ -94,7 +95,7 @@ def test_other_weights_are_refused_by_digest_not_by_name(tmp_path: Path) -> None
 
 def test_other_arrays_are_refused(tmp_path: Path) -> None:
     make_store(tmp_path / "s", 1)
-    specs = [*SPECS[:-1], ArraySpec("rgb_logits", ("class",), (400,), "float32")]
+    specs = [*SPECS[:-1], ArraySpec("rgb_logits", ("class",), (400,), "float32", role="logits")]
     cause = _refusal(tmp_path / "s", specs=specs).cause
     assert "arrays.rgb_logits: absent in the store, float32" in cause
     assert "arrays.actor_box" in cause
@@ -284,3 +285,21 @@ def test_settings_are_kept(tmp_path: Path) -> None:
     store = FeatureStore.open(tmp_path / "s")
     assert store.settings == ExtractSettings(streams=("rgb", "actor-rgb"))
     assert store.provenance == PROVENANCE
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_what_a_network_made_is_finite_whatever_its_name(role: Role, tmp_path: Path) -> None:
+    specs = [ArraySpec("anything", ("channel",), (2,), "float32", role=role)]
+    with open_writer(tmp_path / "s", specs=specs) as writer:
+        made = role != "coordinate"
+        with pytest.raises(ValueError, match="anything is not finite") if made else contextlib.nullcontext():
+            writer.commit("v", {"anything": np.full((1, 2), np.nan, np.float32)}, {})
+        writer.finalise({})
+    assert FeatureStore.open(tmp_path / "s").streams == (("anything",) if role == "feature" else ())
+
+
+def test_a_role_is_one_of_four_and_a_feature_one_vector() -> None:
+    with pytest.raises(ValueError, match="feature, map, logits, coordinate"):
+        ArraySpec("a", (), (), "float32", role="features")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one vector a segment"):
+        ArraySpec("a", ("channel", "row"), (2, 2), "float32", role="feature")

@@ -20,8 +20,8 @@ from .store_cases import arrays_of, label, make_store, meta_of, open_writer, tre
 
 VIDEOS = 300
 ARRAYS = (
-    ArraySpec("rgb", ("channel",), (8,), "float32", {"stream": "rgb"}),
-    ArraySpec("frame_index", ("frame",), (3,), "int32"),
+    ArraySpec("rgb", ("channel",), (8,), "float32", {"stream": "rgb"}, role="feature"),
+    ArraySpec("frame_index", ("frame",), (3,), "int32", role="coordinate"),
 )
 
 

@@ -54,7 +54,7 @@ def store_maker(folder: Path) -> MakeStore:
             sampling=Sampling(segments=segments),
             flow=FlowSettings(mode="parity" if any("flow" in s for s in streams) else "off"),
         )
-        specs = [ArraySpec(s.replace("-", "_"), ("channel",), (channels,), "float32", {}) for s in streams]
+        specs = [ArraySpec(s.replace("-", "_"), ("channel",), (channels,), "float32", role="feature") for s in streams]
         x, truth = synthetic(videos, segments, channels, seed)
         x *= np.float32(scale)
         rng = np.random.default_rng(seed + 1)
