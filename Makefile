@@ -5,10 +5,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# TV-L1 runs ten times faster with a C compiler; where the machine has none, one comes from the package index.
-HAS_CC := $(shell command -v cc || command -v gcc || command -v clang)
-EXTRA := $(if $(HAS_CC),,[compiler])
-DEV := $(if $(HAS_CC),[dev],[dev,compiler])
+# Installing compiles TV-L1, so that a change of it installs again.
+BUILT := pyproject.toml hatch_build.py $(addprefix extract/aqa_extract/flow/,tvl1.c network.py build.py)
 
 # One process a core, each with whole files: their fixtures are dear.
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
@@ -39,12 +37,12 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "AQA needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": set PYTHON=python3.11 (or newer)")'
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.$(EXTRA)'
+$(VENV)/.installed: $(BUILT) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.$(DEV)'
+$(VENV)/.installed-dev: $(BUILT) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 clean:

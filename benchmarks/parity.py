@@ -30,7 +30,8 @@ from torch import Tensor
 
 from aqa_extract.flow import native
 from aqa_extract.flow.inputs import to_gray
-from aqa_extract.flow.tvl1 import Engine, TVL1Settings, tvl1
+from aqa_extract.flow.settings import Engine, TVL1Settings
+from aqa_extract.flow.tvl1 import tvl1
 from aqa_extract.frames import centre_crop, normalise, resize, size_at_short_side
 from aqa_extract.i3d import InceptionI3D, build_i3d
 from aqa_extract.weights import resolve
@@ -130,7 +131,7 @@ def flow_figures(figures: Figures, clip: str, frames: Tensor) -> None:
             cv2.setUseOptimized(True)
 
     expected = by_opencv(True)
-    engines: tuple[Engine, ...] = ("native", "torch") if native.load() is not None else ("torch",)
+    engines: tuple[Engine, ...] = ("native", "torch") if not isinstance(native.load(), str) else ("torch",)
     found = {
         f"TV-L1 {engine}": tvl1(gray, torch.tensor([0]), torch.tensor([1]), TVL1Settings(engine=engine))[0].numpy()
         for engine in engines

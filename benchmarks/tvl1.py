@@ -23,7 +23,8 @@ import torch
 
 from aqa_extract.flow import native
 from aqa_extract.flow.inputs import to_gray
-from aqa_extract.flow.tvl1 import Engine, TVL1Settings, tvl1
+from aqa_extract.flow.settings import Engine, TVL1Settings
+from aqa_extract.flow.tvl1 import tvl1
 
 
 def made_frames(height: int, width: int, count: int) -> np.ndarray:
@@ -88,7 +89,7 @@ def main() -> None:
         torch.cuda.synchronize()
         return time.perf_counter()
 
-    compiled: list[Engine] = ["native"] if on_cpu and native.load() is not None else []
+    compiled: list[Engine] = ["native"] if on_cpu and not isinstance(native.load(), str) else []
     engines: list[Engine] = [*compiled, "torch"]
     first = torch.arange(args.pairs)
     reference = cv2.optflow.DualTVL1OpticalFlow_create()  # type: ignore[attr-defined]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from aqa_extract.actor.ssd import PersonDetector, load_detector
-from aqa_extract.flow.tvl1 import TVL1Settings, engine
+from aqa_extract.flow.settings import TVL1Settings
+from aqa_extract.flow.tvl1 import engine, why_torch
 from aqa_extract.frames import normalise
 from aqa_extract.i3d import InceptionI3D, load_i3d
 from aqa_extract.streams import chosen, needs_actor, needs_flow
@@ -67,6 +68,11 @@ class Networks:
     def flow_engine(self) -> str:
         """What computes TV-L1: the engines differ by rounding. "" where no flow is computed."""
         return engine(self.device, self.tvl1) if needs_flow(self.settings) else ""
+
+    @property
+    def slow_flow(self) -> str:
+        """Why flow takes ten times as long as it could, "" where it does not."""
+        return why_torch(self.device, self.tvl1) if needs_flow(self.settings) else ""
 
     def i3d(self, modality: str, clips: Tensor, batch: int) -> dict[str, np.ndarray]:
         """Outputs of (b, channels, time, side, side) clips, uint8 RGB or flow in [-1, 1], by array-name suffix.

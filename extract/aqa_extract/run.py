@@ -165,6 +165,8 @@ def _run(
     torch.set_num_threads(1)
     workers = decode_children(options, device, len(todo.jobs))
     networks = Networks.load(pinned(settings, report.store, options), device, console.note)
+    if why := networks.slow_flow:
+        console.warn(f"flow takes ten times as long as it could, as torch computes it: {why} (docs/flow.md)")
     provenance = {
         "weights": networks.weights,
         "versions": versions(),

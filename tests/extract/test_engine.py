@@ -20,7 +20,7 @@ from aqa_extract.compute import Compute, Done
 from aqa_extract.decode import child, process
 from aqa_extract.decode.child import Decoder, DecodeRequest
 from aqa_extract.engine import ByteBudget, Engine, JobFailed, Stopped, TooLarge
-from aqa_extract.flow.tvl1 import TVL1Settings
+from aqa_extract.flow.settings import TVL1Settings
 from aqa_extract.identity import identify
 from aqa_extract.job import Job
 from aqa_extract.loading import load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqa_extract.flow import native, network, pyramid
+from aqa_extract.flow import build, native, network, pyramid
+from aqa_extract.flow import tvl1 as tvl1_module
 from aqa_extract.flow.kernels import Level, median_5x5, sampling_planes, warp
-from aqa_extract.flow.tvl1 import Engine, TVL1Settings, tvl1
+from aqa_extract.flow.settings import Engine, TVL1Settings
 from aqa_extract.flow.tvl1 import engine as engine_for
+from aqa_extract.flow.tvl1 import tvl1, why_torch
 from aqa_shared.errors import EnvironmentFault, UsageError
 
 cv2 = pytest.importorskip("cv2", reason="opencv is the reference")
@@ -23,7 +26,7 @@ PARITY = TVL1Settings()
 
 @pytest.fixture(params=["native", "torch"])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """Both implementations, the fused one where a C compiler is at hand."""
+    """Both implementations, the fused one where it was compiled."""
     if request.param == "native":
         require_native()
     return request.param
@@ -35,8 +38,8 @@ def settings(engine: Engine) -> TVL1Settings:
 
 
 def require_native() -> None:
-    if native.load() is None:
-        pytest.skip("no C compiler here: native TV-L1 is not available")
+    if isinstance(why := native.load(), str):
+        pytest.skip(f"no compiled TV-L1: {why}")
 
 
 def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -287,15 +290,20 @@ def test_the_median_network_is_right_on_zeros_and_ones() -> None:
 
 @pytest.mark.parametrize(("warps", "median"), [(1, False), (1, True), (2, True)])
 def test_native_equals_torch_step_for_step(warps: int, median: bool) -> None:
-    """With few iterations rounding has not grown yet, so a wrong step would show."""
+    """With few iterations rounding has not grown yet, so a wrong step would show.
+
+    torch fuses multiply-adds where the processor can, and the library never does. Positions are rounded to 1/32 px, so
+    that a last bit can move a sample: that may happen to one pixel in a hundred, after the first warp.
+    """
     require_native()
     a = texture(53, 70)
     b = moved(a, np.float32([[1.02, 0.01, 2.5], [-0.01, 1, -3.5]]))
     few = TVL1Settings(epsilon=0.0, warps=warps, inner=1, outer=2, median=median)
     compiled = flow_between(a, b, replace(few, engine="native"))
     by_torch = flow_between(a, b, replace(few, engine="torch"))
-    torch.testing.assert_close(compiled, by_torch, rtol=0, atol=2e-3)
-    assert (compiled - by_torch).abs().mean() < 1e-5
+    error = (compiled - by_torch).abs()
+    assert float((error > 2e-3).float().mean()) <= (0 if warps == 1 else 0.01)
+    assert error.mean() < (1e-5 if warps == 1 else 1e-3)
 
 
 def test_the_processors_handling_of_tiny_numbers_stays_as_it_was(settings: TVL1Settings) -> None:
@@ -303,40 +311,79 @@ def test_the_processors_handling_of_tiny_numbers_stays_as_it_was(settings: TVL1S
     assert float(torch.tensor([1e-40]) * 0.5) > 0
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [{"AQA_NATIVE": "0"}, {"CC": "/nonexistent/cc"}, {"CC": "false"}],
-    ids=["off", "missing", "broken"],
-)
-def test_without_a_working_compiler_torch_does_the_work(
-    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """What was found out about libraries before or during this test is forgotten."""
+    caches = (native.load, native._expected, tvl1_module._checked)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def build_here(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
+    """Compile tvl1.c, with words of it exchanged, and load from `folder`."""
+    command = build.compiler()
+    if command is None:
+        pytest.skip("no C compiler here")
+    right = build.source()
+    wrong = right
+    for old, new in changes.items():
+        wrong = wrong.replace(old, new)
+    with monkeypatch.context() as m:
+        m.setattr(build, "source", lambda: wrong)
+        build.build(command, folder)
+    monkeypatch.setattr(build, "library", lambda name: folder / f"tvl1-{name}.so")
+    assert (wrong == right) == (not changes)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_every_kind_of_processor_computes_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widths that are no multiple of a vector, several levels, and the stop that rounding would move."""
+    build_here(tmp_path, monkeypatch)
+    able = list(build.LEVELS)[list(build.LEVELS).index(native.level()) :]
+    if len(able) == 1:
+        pytest.skip("this processor runs one kind of library only")
+    frames = torch.stack([torch.from_numpy(moved(texture(120, 157), np.float32([[1, 0, s], [0, 1, -s]])))
+                          for s in (0.0, 1.3, 4.1)]).float()  # fmt: skip
+    levels = pyramid.build(frames, PARITY.scales, PARITY.scale_step)
+    flows = []
+    for name in able:
+        solver = native.load(name)
+        assert not isinstance(solver, str), solver
+        flows.append(solver(levels, torch.tensor([0, 1]), torch.tensor([1, 2]), PARITY))
+    assert all(torch.equal(flow, flows[0]) for flow in flows[1:])
+    assert flows[0].abs().max() > 1
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("how", ["off", "missing", "stale", "wrong"])
+def test_without_the_right_library_torch_does_the_work_and_says_why(
+    how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("AQA_HOME", str(tmp_path))
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    native.load.cache_clear()
-    try:
-        cpu = torch.device("cpu")
-        assert engine_for(cpu, PARITY) == "torch"
-        assert flow_between(texture(20, 20), texture(20, 20, 1), PARITY).any()
-        with pytest.raises(EnvironmentFault, match="C compiler"):
-            engine_for(cpu, replace(PARITY, engine="native"))
-    finally:
-        native.load.cache_clear()
+    if how == "off":
+        monkeypatch.setenv("AQA_NATIVE", "0")
+    elif how == "missing":
+        monkeypatch.setattr(build, "library", lambda name: tmp_path / name)
+    elif how == "stale":
+        build_here(tmp_path, monkeypatch, **{build.digest(build.source().split("\n", 1)[1]): "older"})
+    else:
+        build_here(tmp_path, monkeypatch, **{"const float a = -0.75f;": "const float a = -0.5f;"})
+    cpu = torch.device("cpu")
+    assert engine_for(cpu, PARITY) == "torch"
+    said = {"off": "AQA_NATIVE", "missing": "without a C compiler", "stale": "another version", "wrong": "else"}[how]
+    assert said in why_torch(cpu, PARITY)
+    assert flow_between(texture(20, 20), texture(20, 20, 1), PARITY).any()
+    with pytest.raises(EnvironmentFault, match=said):
+        engine_for(cpu, replace(PARITY, engine="native"))
 
 
-def test_a_library_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    require_native()
-    monkeypatch.setenv("AQA_HOME", str(tmp_path))
-    right = native.source()
-    wrong = right.replace("const float a = -0.75f;", "const float a = -0.5f;")
-    assert wrong != right
-    monkeypatch.setattr(native, "source", lambda: wrong)
-    native.load.cache_clear()
-    try:
-        assert native.load() is None
-    finally:
-        native.load.cache_clear()
+@pytest.mark.parametrize("command", [["/nonexistent/cc"], ["false"]], ids=["missing", "broken"])
+def test_a_compiler_that_does_not_work_is_named(command: list[str], tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=command[0]):
+        build.build(command, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # ---- on an accelerator

@@ -2,8 +2,9 @@
  *
  * An iteration is one sweep over the rows: as soon as row y of u is new, row y - 1 of p can follow, so every plane
  * is read and written once, and u is still in the first-level cache when p needs it. Loops run along x without
- * branches, for the compiler to vectorise. `SORT_5`, `MEDIAN_OF_SORTED_COLUMNS` and `MEDIAN` are put before this
- * text by native.py: the exchanges of the median's networks, from the definition that kernels.py uses.
+ * branches, for the compiler to vectorise. Sums have one order and nothing is contracted to fused operations, so that
+ * every x86 processor computes the same bits. `SORT_5`, `MEDIAN_OF_SORTED_COLUMNS`, `MEDIAN` and `SOURCE` are put before
+ * this text by build.py: the exchanges of the median's networks, from the definition that kernels.py uses, and a digest.
  */
 
 #include <math.h>
@@ -57,21 +58,26 @@ ROW static float update_u(int pitch, float theta, float threshold, const float *
                       const float *restrict py_u, const float *restrict above_u, const float *restrict px_v,
                       const float *restrict py_v, const float *restrict above_v, float *restrict u, float *restrict v)
 {
-    float total = 0;
+    float lanes[LANES] = {0}, total = 0; /* summed in one order, whatever the width of vectors */
     ALIGNED(wx), ALIGNED(wy), ALIGNED(constant), ALIGNED(inverse), ALIGNED(u), ALIGNED(v);
     ALIGNED(px_u), ALIGNED(py_u), ALIGNED(above_u), ALIGNED(px_v), ALIGNED(py_v), ALIGNED(above_v);
-#pragma omp simd reduction(+ : total)
-    for (int x = 0; x < pitch / LANES * LANES; x++) {
-        float rho = constant[x] + wx[x] * u[x] + wy[x] * v[x];
-        float step = rho * inverse[x];
-        step = step < -threshold ? -threshold : step;
-        step = step > threshold ? threshold : step;
-        float du = theta * (px_u[x] - px_u[x - 1] + py_u[x] - above_u[x]) - step * wx[x];
-        float dv = theta * (px_v[x] - px_v[x - 1] + py_v[x] - above_v[x]) - step * wy[x];
-        u[x] += du;
-        v[x] += dv;
-        total += du * du + dv * dv;
+    for (int start = 0; start < pitch / LANES * LANES; start += LANES) {
+#pragma omp simd
+        for (int i = 0; i < LANES; i++) {
+            int x = start + i;
+            float rho = constant[x] + wx[x] * u[x] + wy[x] * v[x];
+            float step = rho * inverse[x];
+            step = step < -threshold ? -threshold : step;
+            step = step > threshold ? threshold : step;
+            float du = theta * (px_u[x] - px_u[x - 1] + py_u[x] - above_u[x]) - step * wx[x];
+            float dv = theta * (px_v[x] - px_v[x - 1] + py_v[x] - above_v[x]) - step * wy[x];
+            u[x] += du;
+            v[x] += dv;
+            lanes[i] += du * du + dv * dv;
+        }
     }
+    for (int i = 0; i < LANES; i++)
+        total += lanes[i];
     return total;
 }
 
@@ -169,6 +175,9 @@ static void differentiate(const Level *l, const float *image)
 
 /* Weights of the four taps at every 1/32 px, each repeated for the four values of a pixel. */
 static float16 cubic[SUBPIXELS];
+
+/* Which text this was made from. */
+const char *tvl1_source(void) { return SOURCE; }
 
 void tvl1_prepare(void)
 {

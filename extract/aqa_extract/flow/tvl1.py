@@ -12,7 +12,7 @@ Each pair stops where OpenCV would: when its flow no longer changes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -21,37 +21,8 @@ from torch import Tensor
 
 from aqa_extract.flow import native, pyramid
 from aqa_extract.flow.kernels import Level, sampling_planes
+from aqa_extract.flow.settings import TVL1Settings
 from aqa_shared.errors import EnvironmentFault, UsageError
-
-Engine = Literal["auto", "native", "torch"]
-
-
-@dataclass(frozen=True)
-class TVL1Settings:
-    """OpenCV's parameters under their own names, and ours."""
-
-    tau: float = 0.25
-    """Time step of the dual update."""
-    lam: float = 0.15
-    """Weight of the data term: smaller is smoother (OpenCV's lambda)."""
-    theta: float = 0.3
-    """Coupling of the two halves of the problem."""
-    scales: int = 5
-    """Pyramid levels at most; a level with a side below 16 px is left out."""
-    warps: int = 5
-    """Warpings per level."""
-    epsilon: float = 0.01
-    """A pair stops when the mean squared change of its flow is at most epsilon squared."""
-    inner: int = 30
-    """Iterations between two medians."""
-    outer: int = 10
-    """Runs of `inner` iterations per warp at most."""
-    scale_step: float = 0.8
-    median: bool = True
-    """5x5 median of the flow before every run of `inner` iterations."""
-    engine: Engine = "auto"
-    """`native` is the fused C loop of native.py (CPU only), `torch` runs anywhere; `auto` takes the first where it
-    can. They agree to rounding."""
 
 
 def tvl1(
@@ -86,14 +57,39 @@ def engine(device: torch.device, settings: TVL1Settings) -> Literal["native", "t
     return "torch" if _native(device, settings) is None else "native"
 
 
+def why_torch(device: torch.device, settings: TVL1Settings) -> str:
+    """Why flow on a CPU takes ten times as long as it could: no compiled engine, and the reason; else ""."""
+    if device.type != "cpu" or settings.engine == "torch":
+        return ""
+    solver = _checked()
+    return solver if isinstance(solver, str) else ""
+
+
 def _native(device: torch.device, settings: TVL1Settings) -> native.Pairs | None:
-    solver = native.load() if device.type == "cpu" and settings.engine != "torch" else None
-    if solver is None and settings.engine == "native":
+    solver = _checked() if device.type == "cpu" and settings.engine != "torch" else f"it runs on CPUs, not on {device}"
+    if not isinstance(solver, str):
+        return solver
+    if settings.engine == "native":
         raise EnvironmentFault(
-            f"native TV-L1 was asked for on {device}, but it needs a CPU and a C compiler",
-            fix="install one (or: pip install ziglang), unset AQA_NATIVE, or use engine auto",
+            f"the compiled TV-L1 was asked for, but {solver}",
+            fix="install AQA again on a machine with a C compiler or the package index, or use engine auto",
         )
-    return solver
+    return None
+
+
+@cache
+def _checked() -> native.Pairs | str:
+    """The compiled solver, or why there is none: it must give what torch gives on a small moving pattern."""
+    solver = native.load()
+    if isinstance(solver, str):
+        return solver
+    y, x = torch.meshgrid(torch.arange(35.0), torch.arange(45.0), indexing="ij")
+    frames = torch.stack([128 + 60 * torch.sin((x - s) / 4) + 50 * torch.cos((y + s) / 5) for s in (0.0, 0.8)])
+    few = TVL1Settings(epsilon=0.0, warps=2, inner=1, outer=2)  # few iterations: rounding has not grown yet
+    levels = pyramid.build(frames, few.scales, few.scale_step)
+    index = torch.tensor([0]), torch.tensor([1])
+    error = (solver(levels, *index, few) - coarse_to_fine(levels, *index, few)).abs().max()
+    return solver if error < 1e-3 else f"the compiled library computes something else (off by {float(error):.2g} px)"
 
 
 def _check(frames: Tensor, first: Tensor, second: Tensor) -> None:
