@@ -92,7 +92,8 @@ def frames_of(path: Path) -> Tensor:
 class I3DFigures:
     """The network in each precision beside the reference in float64."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         state = resolve(WEIGHTS, kind="rgb", say=lambda _: None).state
         self.reference = Reference()
         missing = self.reference.load_state_dict(state, strict=False).missing_keys
@@ -100,17 +101,26 @@ class I3DFigures:
         self.reference.double().eval()
 
         def ours(dtype: torch.dtype) -> InceptionI3D:
-            return build_i3d(state, stream="rgb", bn_eps=1e-3, name=WEIGHTS).fuse().to(dtype)
+            return build_i3d(state, stream="rgb", bn_eps=1e-3, name=WEIGHTS).fuse().to(device, dtype)
 
-        self.ours = {"fp32": ours(torch.float32), "bf16": ours(torch.bfloat16)}
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+        if device.type == "cuda":  # as Networks.load does: fp32 must mean it
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            dtypes["fp16"] = torch.float16
+        self.ours = {name: ours(dtype) for name, dtype in dtypes.items()}
+
+    def features(self, name: str, x: Tensor) -> Tensor:
+        """Of clips (1, 3, 16, 224, 224) in [-1, 1], by the network of a precision."""
+        network = self.ours[name]
+        return network.features(x.to(self.device, next(network.parameters()).dtype))[0].float().cpu()
 
     def add(self, figures: Figures, clip: str, frames: Tensor) -> None:
         x = centre_crop(frames, 224).transpose(0, 1)[None].float()
         x = normalise(x, "kinetics")
         # The pooling is in float32 in both, on a map that is float64 here.
         expected = self.reference.features(x.double())[0]
-        for name, network in self.ours.items():
-            got = network.features(x.to(next(network.parameters()).dtype))[0]
+        for name in self.ours:
+            got = self.features(name, x)
             figures.add(
                 f"I3D {name}",
                 clip,
@@ -119,7 +129,7 @@ class I3DFigures:
             )
 
 
-def flow_figures(figures: Figures, clip: str, frames: Tensor) -> None:
+def flow_figures(figures: Figures, clip: str, frames: Tensor, device: torch.device) -> None:
     gray = to_gray(frames[:2])
     a, b = (g.numpy() for g in gray)
 
@@ -131,9 +141,11 @@ def flow_figures(figures: Figures, clip: str, frames: Tensor) -> None:
             cv2.setUseOptimized(True)
 
     expected = by_opencv(True)
-    engines: tuple[Engine, ...] = ("native", "torch") if not isinstance(native.load(), str) else ("torch",)
+    compiled = device.type == "cpu" and not isinstance(native.load(), str)
+    engines: tuple[Engine, ...] = ("native", "torch") if compiled else ("torch",)
+    pair = torch.tensor([0]), torch.tensor([1])
     found = {
-        f"TV-L1 {engine}": tvl1(gray, torch.tensor([0]), torch.tensor([1]), TVL1Settings(engine=engine))[0].numpy()
+        f"TV-L1 {engine}": tvl1(gray.to(device), *pair, TVL1Settings(engine=engine))[0].cpu().numpy()
         for engine in engines
     }
     found["OpenCV, not optimised"] = by_opencv(False)
@@ -156,8 +168,8 @@ def goldens(figures: Figures, folder: Path, i3d: I3DFigures) -> None:
         golden = np.load(path)
         x = normalise(torch.from_numpy(golden["frames"]).permute(3, 0, 1, 2)[None].float(), "kinetics")
         expected = torch.from_numpy(golden["feature"])
-        for name, network in i3d.ours.items():
-            got = network.features(x.to(next(network.parameters()).dtype))[0]
+        for name in i3d.ours:
+            got = i3d.features(name, x)
             figures.add(
                 f"I3D {name}, stored",
                 path.stem,
@@ -169,27 +181,28 @@ def goldens(figures: Figures, folder: Path, i3d: I3DFigures) -> None:
         frames = torch.from_numpy(golden["pairs"]).flatten(0, 1)
         first = torch.arange(0, len(frames), 2)
         flow = golden["flow"].astype(np.float32).transpose(3, 0, 1, 2)
-        got = tvl1(frames, first, first + 1).numpy().transpose(1, 0, 2, 3)
+        got = tvl1(frames.to(i3d.device), first, first + 1).cpu().numpy().transpose(1, 0, 2, 3)
         figures.add("TV-L1, stored", path.stem, **flow_errors(got, flow))
-    ssd(figures, folder)
+    ssd(figures, folder, i3d.device)
 
 
-def ssd(figures: Figures, folder: Path) -> None:
+def ssd(figures: Figures, folder: Path, device: torch.device) -> None:
     """The five best persons of each frame."""
     from torchvision.ops import box_iou
 
     from aqa_extract.actor.ssd import load_detector
 
-    detector, _ = load_detector("ssd-mobilenet-v3", lambda _: None)
+    detector = load_detector("ssd-mobilenet-v3", lambda _: None)[0].to(device)
     for path in sorted(folder.glob("ssd_*.npz")):
         golden = np.load(path)
-        found = detector.detect(torch.from_numpy(golden["frames"]).permute(0, 3, 1, 2))
+        found = detector.detect(torch.from_numpy(golden["frames"]).permute(0, 3, 1, 2).to(device))
+        at_hand = found.boxes.cpu(), found.scores.cpu()
         overlaps, differences = [], []
         for i in range(len(golden["frames"])):
             boxes, scores = torch.from_numpy(golden[f"boxes{i}"]), torch.from_numpy(golden[f"scores{i}"])
-            overlap, at = box_iou(boxes, found.boxes[i]).max(dim=1)
+            overlap, at = box_iou(boxes, at_hand[0][i]).max(dim=1)
             overlaps += overlap.tolist()
-            differences += (found.scores[i][at] - scores).abs().tolist()
+            differences += (at_hand[1][i][at] - scores).abs().tolist()
         figures.add("SSD, stored", path.stem, lowest_IoU=min(overlaps), largest_score_error=max(differences))
 
 
@@ -198,15 +211,16 @@ def main() -> None:
     parser.add_argument("--clips", type=Path)
     parser.add_argument("--made", type=int, default=4, help="rendered dives")
     parser.add_argument("--goldens", type=Path)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     figures = Figures()
     with torch.inference_mode():
-        networks = I3DFigures()
+        networks = I3DFigures(args.device)
         for name, frames in clips(args.clips, args.made):
             networks.add(figures, name, frames)
-            flow_figures(figures, name, frames)
+            flow_figures(figures, name, frames, args.device)
         if args.goldens:
             goldens(figures, args.goldens, networks)
     figures.ranges()

@@ -37,6 +37,12 @@ def i3d_rgb_weights() -> str:
     return name
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device that the code runs on: the same test for each."""
+    return torch.device(request.param)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU only where there is none, and say so."""
     if torch.cuda.is_available():
