@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from aqa_shared.store import FeatureStore
+from aqa_train.batch import Inputs
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig
@@ -50,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(1)
     device, training = torch.device("cpu"), Training(epochs=options.epochs)
     store = FeatureStore.open(options.store)
-    features = FeatureSet.from_store(store, ("rgb", "actor-rgb")).place(device, "yes", 1)
+    features = FeatureSet.from_store(store, ("rgb", "actor-rgb")).place(device, "yes")
     scores = features.column("score").astype(np.float64)
     everyone, none = np.arange(len(scores)), np.array([], dtype=np.int64)
     found: dict[str, list[float]] = {name: [] for name in options.variants.split(";")}
@@ -67,7 +68,7 @@ def main() -> None:
         for name, values in found.items():
             config = VARIANTS[name]
             fitted = fit(
-                lambda config=config: S4AQA(list(features.channels.values()), features.segments, config),
+                lambda config=config: S4AQA(Inputs(features.shapes, features.segments), config),
                 task,
                 training,
                 seed=[draw, 0],

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from aqa_train.batch import Inputs
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig, choose_segments, domain_loss
@@ -50,7 +51,7 @@ def ours(method: str, videos: int, epochs: int, threads: int, precision: str, in
     where = torch.device(device)
     ends: list[tuple[float, float]] = []
     fit(
-        lambda: S4AQA([1024], 10, METHODS[method]),
+        lambda: S4AQA(Inputs({"rgb": (1024,)}, 10), METHODS[method]),
         make_task(videos, where, in_memory),
         Training(epochs=epochs + 1, precision=precision),  # type: ignore[arg-type]
         seed=[0],
@@ -95,7 +96,7 @@ def plain(videos: int, epochs: int, threads: int) -> Rate:
     torch.set_num_threads(threads)
     task = make_task(videos, torch.device("cpu"))
     assert task.features.resident is not None
-    x = task.features.resident[0]
+    x = task.features.resident[0]["rgb"]
     scores = torch.as_tensor(task.scores, dtype=torch.float32)
     labelled = TensorDataset(x[task.labelled], scores[task.labelled])
     unlabelled = TensorDataset(x[task.unlabelled])

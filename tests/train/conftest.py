@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from aqa_shared.records import ExtractSettings, FlowSettings, Sampling, Video
 from aqa_shared.store import ArraySpec, StoreWriter
+from aqa_train.batch import Inputs
 
 # The shapes in the annotations are checked while testing.
-_TENSORS = ("methods", "layers", "batch", "features", "trainer")
+_TENSORS = ("methods", "layers", "batch", "features", "pool", "trainer")
 install_import_hook([f"aqa_train.{name}" for name in _TENSORS], "beartype.beartype")
 
 MakeStore = Callable[..., Path]
@@ -93,3 +94,8 @@ def make_store(tmp_path: Path) -> MakeStore:
 def make_store_once(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
     """For a run that several tests look at."""
     return store_maker(tmp_path_factory.mktemp("stores"))
+
+
+def inputs(*widths: int, segments: int = 4) -> Inputs:
+    """Streams of these widths, `rgb` first."""
+    return Inputs({name: (w,) for name, w in zip(("rgb", "flow", "actor_rgb"), widths, strict=False)}, segments)

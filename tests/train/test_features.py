@@ -19,7 +19,8 @@ from aqa_shared.store import FeatureStore
 from aqa_train import features as module
 from aqa_train.config import RunConfig
 from aqa_train.experiment import prepare
-from aqa_train.features import FeatureSet, _blocks, enough_memory
+from aqa_train.features import FeatureSet, enough_memory
+from aqa_train.order import blocks_of, windows
 
 from .conftest import MakeStore, synthetic
 
@@ -37,25 +38,29 @@ def test_values_are_the_stores(make_store: MakeStore) -> None:
     store = FeatureStore.open(make_store(videos=10))
     found = FeatureSet.from_store(store)
     x, _ = synthetic(10)
-    everything, present = found.load(np.arange(10), CPU)
-    assert present is None
-    np.testing.assert_array_equal(everything.numpy(), x)
+    everything = found.load(np.arange(10), CPU)
+    assert everything.present is None
+    np.testing.assert_array_equal(everything.streams["rgb"].numpy(), x)
     assert found.channels == {"rgb": 16}
     assert not np.isnan(found.column("score")).any()
     for placed in (found, found.place(CPU, "yes"), in_blocks(found, 3, 1)):
         rows = np.array([7, 2, 2, 9, 0])
-        np.testing.assert_array_equal(placed.load(rows, CPU)[0].numpy(), x[rows])
+        np.testing.assert_array_equal(placed.load(rows, CPU).streams["rgb"].numpy(), x[rows])
 
 
-def test_streams_are_concatenated_in_the_order_asked(make_store: MakeStore) -> None:
+def test_streams_are_given_by_name_in_the_order_asked(make_store: MakeStore) -> None:
     store = FeatureStore.open(make_store(videos=5, streams=("rgb", "flow", "actor-rgb")))
     assert list(FeatureSet.from_store(store).channels) == ["rgb", "flow", "actor_rgb"]
     both = FeatureSet.from_store(store, ["flow", "actor-rgb"])
     assert list(both.channels) == ["flow", "actor_rgb"]
-    x = both.load(np.arange(5), CPU)[0].numpy()
-    assert x.shape == (5, 4, 32)
-    np.testing.assert_array_equal(x[2, :, :16], store.video("002.mp4", "flow"))
-    np.testing.assert_array_equal(x[2, :, 16:], store.video("002.mp4", "actor_rgb"))
+    streams = both.load(np.arange(5), CPU).streams
+    assert list(streams) == ["flow", "actor_rgb"]
+    for name, x in streams.items():
+        np.testing.assert_array_equal(x[2].numpy(), store.video("002.mp4", name))
+    # Of one alone the order of reading is that of a store without the other.
+    alone = both.select(["actor_rgb"])
+    np.testing.assert_array_equal(alone.load(np.arange(5), CPU).streams["actor_rgb"], streams["actor_rgb"])
+    assert alone.blocks == FeatureSet.from_store(store, ["actor-rgb"]).blocks
 
 
 def test_a_run_takes_all_streams_and_records_them(make_store: MakeStore) -> None:
@@ -79,7 +84,8 @@ def test_videos_of_different_length_are_padded_and_masked(make_store: MakeStore)
     assert found.ragged
     assert found.segments == 4
     for placed in (found, found.place(CPU, "yes"), in_blocks(found, 2, 1)):
-        x, present = placed.load(np.array([1, 4, 2]), CPU)
+        batch = placed.load(np.array([1, 4, 2]), CPU)
+        x, present = batch.streams["rgb"], batch.present
         assert present is not None
         assert present.sum(dim=1).tolist() == [2, 3, 1]
         np.testing.assert_array_equal(x[1, :3].numpy(), store.video("004.mp4", "rgb"))
@@ -98,8 +104,7 @@ def test_an_epoch_has_every_video_once_before_any_twice(n: int, size: int, windo
     x, _ = synthetic(n, 2, 3)
     found = in_blocks(FeatureSet.from_arrays({"rgb": x}, {}), size, window)
     rows = np.random.default_rng(seed).permutation(n)[: max(1, n // 2)]
-    windows = found.order(rows, count, np.random.default_rng(seed))
-    drawn = np.concatenate(windows)
+    drawn = np.concatenate(windows(found.blocks, window, rows, count, np.random.default_rng(seed)))
     assert len(drawn) == count
     for start in range(0, count, len(rows)):
         part = drawn[start : start + len(rows)]
@@ -116,7 +121,7 @@ def test_a_window_that_holds_everything_has_the_order_of_memory() -> None:
 
     def read(f: FeatureSet, skip: int = 0) -> list[tuple[list[int], np.ndarray]]:
         batches = f.batches(rows, sizes, np.random.default_rng(5), CPU, skip=skip)
-        return [(r.tolist(), y.numpy()) for r, (y, _) in batches]
+        return [(r.tolist(), b.streams["rgb"].numpy()) for r, b in batches]
 
     a, b, c = read(resident), read(wide), read(narrow)
     assert [r for r, _ in a] == [r for r, _ in b] != [r for r, _ in c]
@@ -139,7 +144,7 @@ def test_the_order_is_the_same_in_memory_and_streamed() -> None:
 
     def read(f: FeatureSet) -> list[tuple[list[int], bytes]]:
         batches = f.batches(np.arange(3, 45), [10, 10, 10, 12, 9], np.random.default_rng(5), CPU)
-        return [(r.tolist(), y.numpy().tobytes()) for r, (y, _) in batches]
+        return [(r.tolist(), b.streams["rgb"].numpy().tobytes()) for r, b in batches]
 
     assert read(resident) == read(streamed)
 
@@ -155,7 +160,7 @@ def test_loading_takes_the_memory_of_the_features_once() -> None:
     finally:
         tracemalloc.stop()
     assert placed.resident is not None
-    np.testing.assert_array_equal(placed.resident[0].numpy(), x)
+    np.testing.assert_array_equal(torch.cat(list(placed.resident[0].values()), dim=-1).numpy(), x)
     assert passing < 0.5 * found.nbytes
 
 
@@ -163,24 +168,24 @@ def test_moments_are_the_same_bits_however_they_are_read() -> None:
     x, _ = synthetic(40, 3, 5)
     found = FeatureSet.from_arrays({"rgb": x}, {})
     rows = np.arange(2, 33)
-    mean, deviation = found.place(CPU, "yes").moments(rows)
+    mean, deviation = found.place(CPU, "yes").moments(rows)["rgb"]
     np.testing.assert_allclose(mean, x[rows].mean((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(deviation, x[rows].std((0, 1)), rtol=1e-4)
-    again = in_blocks(found, 6, 1).moments(rows)
+    again = in_blocks(found, 6, 1).moments(rows)["rgb"]
     assert (again[0] == mean).all()
     assert (again[1] == deviation).all()
 
 
 def test_moments_do_not_count_padding(make_store: MakeStore) -> None:
     store = FeatureStore.open(make_store(videos=4, lengths=[4, 1, 2, 4]))
-    mean, _ = FeatureSet.from_store(store).moments(np.arange(4))
+    mean, _ = FeatureSet.from_store(store).moments(np.arange(4))["rgb"]
     np.testing.assert_allclose(mean, store.read("rgb").mean(axis=0), rtol=1e-5)
 
 
 def test_blocks_end_where_chunks_end() -> None:
     # Chunks of 10 segments; videos begin at 0, 4, 8, 12, 16, 20, 24: one block for every 10 segments.
-    assert _blocks(np.arange(0, 28, 4), [10, 10, 8], 10) == ((0, 3), (3, 5), (5, 7))
-    assert _blocks(np.arange(0, 28, 4), [10, 10, 8], 1000) == ((0, 7),)
+    assert blocks_of(np.arange(0, 28, 4), [10, 10, 8], 10) == ((0, 3), (3, 5), (5, 7))
+    assert blocks_of(np.arange(0, 28, 4), [10, 10, 8], 1000) == ((0, 7),)
 
 
 def test_auto_streams_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,16 +194,13 @@ def test_auto_streams_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None
     room = found.nbytes / module.MEMORY_SHARE + 1
     monkeypatch.setattr(module, "_available", lambda device: room)
     assert found.place(CPU).resident is not None
-    assert found.place(CPU, jobs=2).resident is None
-    # Two processes, and the first that waits for them.
-    monkeypatch.setattr(module, "_available", lambda device: 2.5 * room)
-    assert found.place(CPU, jobs=2).resident is None
-    monkeypatch.setattr(module, "_available", lambda device: 3.5 * room)
-    assert found.place(CPU, jobs=2).resident is not None
+    assert found.place(CPU, copies=2).resident is None
+    monkeypatch.setattr(module, "_available", lambda device: 2 * room)
+    assert found.place(CPU, copies=2).resident is not None
     # A GPU with room is of no use when the way there is too narrow.
     monkeypatch.setattr(module, "_available", lambda device: room if device.type == "cuda" else room / 2)
     assert found.place(CPU).resident is None
-    assert found.place(CPU, "yes", jobs=2).resident is not None
+    assert found.place(CPU, "yes", copies=2).resident is not None
     assert found.place(CPU, "no").resident is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,22 +17,32 @@ from aqa_train.batch import Batch
 from aqa_train.layers import TemporalConv, mlp, pool_time, reverse_gradient
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig, choose_segments, domain_loss, hide
 
+from .conftest import inputs
+
 SMALL = S4AQAConfig(widths=(12, 8, 8), regressor_width=6, decoder_width=10, discriminator_width=6)
 
 
-def batch(videos: int, *, segments: int = 5, channels: int = 4, seed: int = 0, scored: bool = True) -> Batch:
+def batch(
+    videos: int, *, segments: int = 5, channels: tuple[int, ...] = (4,), seed: int = 0, scored: bool = True
+) -> Batch:
     g = torch.Generator().manual_seed(seed)
     scores = torch.rand(videos, generator=g) * 5 if scored else torch.full((videos,), torch.nan)
-    return Batch(torch.rand(videos, segments, channels, generator=g), scores)
+    streams = {n: torch.rand(videos, segments, *c, generator=g) for n, c in inputs(*channels).streams.items()}
+    return Batch(streams, scores)
+
+
+def of(features: Tensor, present: Tensor | None = None, scores: Tensor | None = None) -> Batch:
+    """A batch of one stream."""
+    return Batch({"rgb": features}, torch.zeros(len(features)) if scores is None else scores, present)
 
 
 def small(config: S4AQAConfig = SMALL, channels: tuple[int, ...] = (4,), segments: int = 5) -> S4AQA:
     torch.manual_seed(1)
-    return S4AQA(channels, segments, config)
+    return S4AQA(inputs(*channels, segments=segments), config)
 
 
 def recovery(model: S4AQA, features: Tensor) -> Tensor:
-    masked, target = model.mask(Batch(features, torch.zeros(len(features))))
+    masked, target = model.mask(of(features))
     return model.recovery_error(model.summaries(*masked), target)
 
 
@@ -53,12 +64,12 @@ def test_score_loss_by_hand() -> None:
     model.eval()
     labelled = batch(3)
     with torch.no_grad():
-        predicted = model(labelled.features)
+        predicted = model(labelled)
     target = predicted - torch.tensor([1.0, -2.0, 3.0])
     aa = small(S4AQAConfig(**{**vars(SMALL), "recovery_weight": 0.0, "adversarial_weight": 0.0}))
     aa.load_state_dict(model.state_dict())
     aa.eval()
-    terms = aa.losses(Batch(labelled.features, target), batch(2))
+    terms = aa.losses(replace(labelled, scores=target), batch(2))
     assert set(terms) == {"score"}
     assert terms["score"].item() == pytest.approx(14 / 3, rel=1e-5)
 
@@ -114,17 +125,17 @@ def test_losses_equal_the_papers_formulas() -> None:
     torch.manual_seed(7)
     terms = model.losses(labelled, unlabelled)
     torch.manual_seed(7)
-    hidden = choose_segments(unlabelled.features, None, 1)
-    masked = unlabelled.features.clone()
+    hidden = choose_segments(unlabelled.streams["rgb"], None, 1)
+    masked = unlabelled.streams["rgb"].clone()
     masked[hidden] = 0
 
     def encode(x: Tensor) -> Tensor:
         return _reference_encoder(model, x).mean(dim=1)
 
-    f_l, f_u, f_m = encode(labelled.features), encode(unlabelled.features), encode(masked)
+    f_l, f_u, f_m = encode(labelled.streams["rgb"]), encode(unlabelled.streams["rgb"]), encode(masked)
     y = model.regressor(f_l).squeeze(-1)
     assert terms["score"].item() == pytest.approx(((labelled.scores - y) ** 2).sum().item() / 4, rel=1e-5)
-    target = unlabelled.features[hidden]
+    target = unlabelled.streams["rgb"][hidden]
     assert terms["recovery"].item() == pytest.approx(
         _reference_recovery(model.decoder[0](f_m), target).item(), rel=1e-5
     )
@@ -171,8 +182,7 @@ def test_temporal_conv_starts_as_widely_as_conv1d() -> None:
 
 def trained_by(term: str, config: S4AQAConfig = SMALL, channels: tuple[int, ...] = (4,)) -> set[str]:
     model = small(config, channels)
-    c = sum(channels)
-    losses = model.losses(batch(6, channels=c), batch(6, channels=c, seed=1, scored=False))
+    losses = model.losses(batch(6, channels=channels), batch(6, channels=channels, seed=1, scored=False))
     losses[term].backward()
     return {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
@@ -264,11 +274,11 @@ def test_a_padded_video_scores_as_it_does_alone(pooling: str) -> None:
     model = small(S4AQAConfig(**{**vars(SMALL), "pooling": pooling}))
     model.losses(batch(8), batch(8, seed=1))  # moves the running statistics away from 0 and 1
     model.eval()
-    short, long = batch(1, segments=3, seed=2).features, batch(1, segments=5, seed=3).features
+    short, long = (batch(1, segments=n, seed=n).streams["rgb"] for n in (3, 5))
     padded = torch.cat([F.pad(short, (0, 0, 0, 2)), long])
     present = torch.tensor([[True, True, True, False, False], [True] * 5])
-    together = model(padded, present)
-    torch.testing.assert_close(together, torch.cat([model(short), model(long)]))
+    together = model(of(padded, present))
+    torch.testing.assert_close(together, torch.cat([model(of(short)), model(of(long))]))
 
 
 @pytest.mark.parametrize("ragged", [False, True])
@@ -277,7 +287,7 @@ def test_kinds_of_norm_differ_only_in_training(ragged: bool) -> None:
     x, u = batch(6), batch(6, seed=1, scored=False)
     if ragged:
         present = torch.arange(5) < torch.tensor([5, 4, 3, 5, 2, 5])[:, None]
-        x, u = (Batch(b.features * present[..., None], b.scores, present) for b in (x, u))
+        x, u = (of(b.streams["rgb"] * present[..., None], present, b.scores) for b in (x, u))
 
     def losses(norm: str, train: bool) -> list[float]:
         model = small(S4AQAConfig(**{**vars(SMALL), "dropout": 0.0, "norm": norm})).train(train)
@@ -322,21 +332,21 @@ def test_recovering_all_weighs_every_video_the_same() -> None:
 
 def test_padding_never_enters_batch_norm() -> None:
     model = small(S4AQAConfig(**{**vars(SMALL), "dropout": 0.0}))
-    x = batch(4).features
-    plain = model(x)
+    x = batch(4).streams["rgb"]
+    plain = model(of(x))
     mean = model.encoder[0].blocks[0].norm.running_mean.clone()
     other = small(S4AQAConfig(**{**vars(SMALL), "dropout": 0.0}))
     present = torch.arange(9).lt(5).expand(4, 9)
-    torch.testing.assert_close(other(F.pad(x, (0, 0, 0, 4)), present), plain)
+    torch.testing.assert_close(other(of(F.pad(x, (0, 0, 0, 4)), present)), plain)
     torch.testing.assert_close(other.encoder[0].blocks[0].norm.running_mean, mean)
 
 
 def test_flatten_keeps_places_and_refuses_longer_videos() -> None:
     model = small(S4AQAConfig(**{**vars(SMALL), "pooling": "flatten"}))
-    assert model.summaries(batch(2).features)[0].shape == (2, 5 * 8)
-    assert model(batch(2, segments=3).features).shape == (2,)
+    assert model.summaries(batch(2).streams)[0].shape == (2, 5 * 8)
+    assert model(batch(2, segments=3)).shape == (2,)
     with pytest.raises(UsageError, match="7 segments"):
-        model(batch(1, segments=7).features)
+        model(batch(1, segments=7))
 
 
 def test_pooling_by_hand() -> None:
@@ -352,16 +362,16 @@ def test_two_streams_have_their_own_encoder_and_decoder() -> None:
     model = small(channels=(4, 3))
     assert [m[-1].out_features for m in model.decoder] == [4, 3]
     assert model.regressor[0].in_features == model.discriminator[0].in_features == 16
-    f = model.summaries(batch(2, channels=7).features)
+    f = model.summaries(batch(2, channels=(4, 3)).streams)
     assert [t.shape for t in f] == [(2, 8), (2, 8)]
 
 
 def test_paper_widths_are_the_default() -> None:
-    model = S4AQA([1024], 10)
+    model = S4AQA(inputs(1024, segments=10))
     blocks = model.encoder[0].blocks  # type: ignore[union-attr]
     assert [b.linear.out_features for b in blocks] == [512, 256, 256]
     assert mlp(2, 3, 4)[0].in_features == 2
-    assert model(torch.rand(3, 10, 1024)).shape == (3,)
+    assert model(of(torch.rand(3, 10, 1024))).shape == (3,)
 
 
 # ---- bad inputs -------------------------------------------------------------------------------------------
@@ -369,19 +379,19 @@ def test_paper_widths_are_the_default() -> None:
 
 def test_no_unlabelled_videos_is_said() -> None:
     with pytest.raises(UsageError, match="unlabelled") as e:
-        small().losses(batch(4), Batch(torch.empty(0, 5, 4), torch.empty(0)))
+        small().losses(batch(4), of(torch.empty(0, 5, 4)))
     assert "--method aa" in e.value.fix
 
 
 @pytest.mark.parametrize(("masked", "segments"), [(1, 1), (5, 5), (6, 5), (0, 5)])
 def test_hiding_every_segment_is_refused(masked: int, segments: int) -> None:
     with pytest.raises(UsageError, match="hidden"):
-        S4AQA([4], segments, S4AQAConfig(masked=masked))
+        S4AQA(inputs(4, segments=segments), S4AQAConfig(masked=masked))
 
 
 def test_one_segment_is_enough_without_recovery() -> None:
-    model = S4AQA([4], 1, S4AQAConfig(recovery_weight=0.0, widths=(4,)))
-    assert model(torch.rand(3, 1, 4)).shape == (3,)
+    model = S4AQA(inputs(4, segments=1), S4AQAConfig(recovery_weight=0.0, widths=(4,)))
+    assert model(of(torch.rand(3, 1, 4))).shape == (3,)
 
 
 # ---- learning ---------------------------------------------------------------------------------------------

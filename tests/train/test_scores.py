@@ -14,6 +14,7 @@ import torch
 from aqa_shared.errors import UsageError
 from aqa_shared.store import FeatureStore
 from aqa_train import checkpoint
+from aqa_train.batch import Batch
 from aqa_train.config import RunConfig
 from aqa_train.features import FeatureSet
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig
@@ -22,7 +23,7 @@ from aqa_train.scores import combine, every_video, learned_from
 from aqa_train.splits import Split
 from aqa_train.storage import packed, rounded, unread
 
-from .conftest import MakeStore, synthetic
+from .conftest import MakeStore, inputs, synthetic
 from .runs import FAST, aqa_train, read_csv
 
 ALONE = [*FAST, "--jobs", "1"]
@@ -99,14 +100,14 @@ def test_every_video_by_hand() -> None:
 def network(**settings: Any) -> S4AQA:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        return S4AQA([6], 4, S4AQAConfig(widths=(8, 8), **settings))
+        return S4AQA(inputs(6), S4AQAConfig(widths=(8, 8), **settings))
 
 
 @pytest.mark.parametrize("settings", [{}, {"pooling": "flatten"}, {"pooling": "max"}, {"mask_value": "learned"}])
 def test_what_only_the_losses_need_is_not_stored(settings: dict[str, Any]) -> None:
     model = network(**settings)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    found = unread(model, 6, 4)
+    found = unread(model, Batch({"rgb": torch.zeros(2, 4, 6)}, torch.zeros(2)))
     assert {n.split(".")[0] for n in found} == {"decoder", "discriminator"} | (
         {"mask_token"} if "mask_value" in settings else set()
     )
@@ -123,11 +124,11 @@ def test_a_network_that_needs_everything_keeps_everything() -> None:
             super().__init__()
             self.a, self.b = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
 
-        def forward(self, x: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
+        def forward(self, batch: Batch) -> torch.Tensor:
             weight = torch.where(self.a.isnan(), self.b, self.a)
-            return (x.mean(1) * weight).sum(-1)
+            return (batch.streams["rgb"].mean(1) * weight).sum(-1)
 
-    assert unread(Either(), 3, 2) == []
+    assert unread(Either(), Batch({"rgb": torch.zeros(2, 2, 3)}, torch.zeros(2))) == []
 
 
 def test_matrices_are_rounded_once_and_packed_without_loss() -> None:
@@ -150,7 +151,7 @@ def test_rounding_moves_no_score_that_anyone_could_tell() -> None:
     channels the largest difference was 1.9e-5 of the score range. 1e-4 of the scale's 5 units is allowed: bfloat16,
     with three bits less, moves this network's scores by 4e-4."""
     model = network().eval()
-    x = torch.randn(64, 4, 6, generator=torch.Generator().manual_seed(0))
+    x = Batch({"rgb": torch.randn(64, 4, 6, generator=torch.Generator().manual_seed(0))}, torch.zeros(64))
     with torch.no_grad():
         before = model(x)
         model.load_state_dict(rounded(model.state_dict()))

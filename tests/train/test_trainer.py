@@ -21,9 +21,9 @@ from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig
 from aqa_train.signals import Stopped
-from aqa_train.trainer import Diverged, Fitted, ScoreScale, Standardiser, Task, _sizes, fit, predict
+from aqa_train.trainer import Diverged, Fitted, ScoreScale, Task, _sizes, fit, predict
 
-from .conftest import synthetic
+from .conftest import inputs, synthetic
 
 CPU = torch.device("cpu")
 TINY = S4AQAConfig(widths=(12, 8), regressor_width=6, decoder_width=10, discriminator_width=6)
@@ -35,18 +35,18 @@ def task(videos: int = 40, *, validation: int = 6, standardise: str = "none", re
     found = found.place(CPU, "yes") if resident else found
     rows = np.arange(videos)
     seen = rows[:-validation] if validation else rows
+    found, _ = found.prepared({}, {}, seen, seen, standardise)
     return Task(
         found,
         labelled=seen[::3],
         unlabelled=np.setdiff1d(seen, seen[::3]),
         validation=rows[videos - validation :],
         scores=scores / 20,
-        standardise=Standardiser.fit(found, seen, standardise),
     )
 
 
 def build() -> S4AQA:
-    return S4AQA([16], 4, TINY)
+    return S4AQA(inputs(16), TINY)
 
 
 def train(t: Task, *, training: Training | None = None, **options: Any) -> Fitted:
@@ -157,12 +157,12 @@ class _Line(nn.Module):
         self.slope = nn.Parameter(torch.zeros(()))
         self.calls, self.explode_at = 0, explode_at
 
-    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
-        return self.slope * x[:, :, 0].mean(dim=1)
+    def forward(self, batch: Batch) -> Tensor:
+        return self.slope * batch.streams["rgb"][:, :, 0].mean(dim=1)
 
     def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
         self.calls += 1
-        error = self(labelled.features) - labelled.scores
+        error = self(labelled) - labelled.scores
         factor = torch.nan if self.calls >= self.explode_at else 1.0
         return {"squared": error.square().mean() * factor, "size": self.slope.abs()}
 
@@ -216,7 +216,7 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(task(), state=state, stop=after(2))
     with pytest.raises(UsageError, match="other settings"):
-        fit(lambda: S4AQA([16], 4), task(), Training(epochs=6, batch=8), seed=[0, 0], device=CPU, state=state)
+        fit(lambda: S4AQA(inputs(16)), task(), Training(epochs=6, batch=8), seed=[0, 0], device=CPU, state=state)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_an_odd_number_of_videos_of_one_segment_trains_in_twos() -> None:
     found = FeatureSet.from_arrays({"rgb": x}, {"score": scores})
     one = Task(found, np.arange(5), np.arange(5, 8), np.arange(0), scores)
     config = replace(TINY, recovery_weight=0.0, norm="separate")
-    fitted = fit(lambda: S4AQA([16], 1, config), one, Training(epochs=1, batch=2), seed=[0], device=CPU)
+    fitted = fit(lambda: S4AQA(inputs(16, segments=1), config), one, Training(epochs=1, batch=2), seed=[0], device=CPU)
     assert len(fitted.history) == 1
 
 
@@ -266,15 +266,14 @@ def test_standardised_channels_have_mean_zero_and_deviation_one() -> None:
     x[:, :, 2] = 7.0
     found = FeatureSet.from_arrays({"rgb": x}, {})
     rows = np.arange(20)
-    z = Standardiser.fit(found, rows, "z-score")
-    centred = Standardiser.fit(found, rows, "centre")
-    assert Standardiser.fit(found, rows, "none") is None
-    assert z is not None
-    assert centred is not None
-    y = z(found.load(rows, CPU))[0].numpy()
-    np.testing.assert_allclose(y.mean((0, 1)), 0, atol=1e-5)
-    np.testing.assert_allclose(y.std((0, 1)), [1, 1, 0], atol=1e-5)
-    np.testing.assert_allclose(centred(found.load(rows, CPU))[0].numpy(), x[rows] - x[rows].mean((0, 1)), atol=1e-5)
+    plain, z, centred = (
+        found.prepared({}, {}, rows, rows, how)[0].load(rows, CPU).streams["rgb"].numpy()
+        for how in ("none", "z-score", "centre")
+    )
+    np.testing.assert_array_equal(plain, x[rows])
+    np.testing.assert_allclose(z.mean((0, 1)), 0, atol=1e-5)
+    np.testing.assert_allclose(z.std((0, 1)), [1, 1, 0], atol=1e-5)
+    np.testing.assert_allclose(centred, x[rows] - x[rows].mean((0, 1)), atol=1e-5)
 
 
 def test_predictions_come_in_the_order_asked() -> None:

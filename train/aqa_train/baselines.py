@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aqa_train.features import FeatureSet, Rows
+from aqa_train.features import FeatureSet
+from aqa_train.layers import mean_feature
+from aqa_train.order import Rows
 
 
 def mean_features(features: FeatureSet) -> NDArray[np.float32]:
     """(videos, channels): the mean over the segments a video has."""
     means = np.empty((len(features.ids), sum(features.channels.values())), dtype=np.float32)
     for part in features.parts(np.arange(len(features.ids))):
-        x = features.load(part, torch.device("cpu"))[0].sum(dim=1).numpy()
-        means[part] = x / features.lengths[part][:, None]
+        means[part] = mean_feature(features.load(part, torch.device("cpu"))).numpy()
     return means
 
 

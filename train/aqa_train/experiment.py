@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,17 @@ from aqa_shared.errors import UsageError
 from aqa_shared.files import replace_text, temporary_folder
 from aqa_shared.records import ExtractSettings
 from aqa_train import baselines, metrics, protocol
-from aqa_train.batch import Batch
+from aqa_train.batch import Batch, Inputs
 from aqa_train.checkpoint import writing
 from aqa_train.config import RunConfig, method_config, with_methods
-from aqa_train.features import FeatureSet, InMemory, enough_memory
+from aqa_train.features import FeatureSet, InMemory, adds_streams, array_of, enough_memory
 from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
+from aqa_train.order import Rows
 from aqa_train.predict import save_model
 from aqa_train.scores import identities, learned_from
 from aqa_train.splits import Split
-from aqa_train.storage import rounded, unread
-from aqa_train.trainer import Diverged, Fitted, Standardiser, Task, fit, predict
+from aqa_train.storage import load_state, rounded, unread
+from aqa_train.trainer import Diverged, Fitted, Task, fit, predict
 
 Say = Callable[[str], None]
 LESS_MEMORY = "use --in-memory no, a smaller --set batch, or fewer --jobs"
@@ -77,7 +78,10 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
     store = FeatureStore.open(Path(config.features))
     if not config.streams:
         config = config.model_copy(update={"streams": tuple(n.replace("_", "-") for n in store.streams)})
-    features = FeatureSet.from_store(store, config.streams, say=say)
+    _refuse_missing_streams(config, store)
+    needed = [array_of(s) for m in config.methods for s in METHODS[m].streams]
+    streams = dict.fromkeys([*map(array_of, config.streams), *needed])
+    features = FeatureSet.from_store(store, list(streams), say=say)
     if config.labels is not None:
         from aqa_train.labels import relabel
 
@@ -104,6 +108,7 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
         },
     )
     _outside_range(experiment, say)
+    _refuse_unmet(experiment)
     for method in config.methods:
         _probe(experiment, method)
     return experiment
@@ -132,20 +137,18 @@ def run_training(
     rows = {r: protocol.rows_of(features, getattr(split, r)) for r in ("labelled", "unlabelled", "validation", "test")}
     scores = features.column("score").astype(np.float64)
     scale = protocol.score_scale(config, scores[rows["labelled"]], config.training.score_max)
-    seen = np.union1d(rows["labelled"], rows["unlabelled"])
-    standardise = Standardiser.fit(features, seen, config.training.standardise)
     settings = method_config(config, training.method)
     cls = METHODS[training.method].load()
+    read, inputs = what_it_reads(config, training.method, split, features, config.training.standardise)
     task = Task(
-        features,
+        read,
         rows["labelled"],
         rows["unlabelled"],
         rows["validation"],
         np.where(np.isin(np.arange(len(scores)), rows["test"]), np.nan, scale.to_training(scores)),
-        standardise,
     )
     fitted = fit(
-        lambda: cls(list(features.channels.values()), features.segments, settings),
+        lambda: cls(inputs, settings),
         task,
         config.training,
         seed=[split.seed, split.fold],
@@ -158,14 +161,13 @@ def run_training(
         "method": training.method,
         "config": asdict(settings),
         "training": config.training.model_dump(mode="json"),
-        "channels": features.channels,
-        "segments": features.segments,
+        "inputs": asdict(inputs),
         "scale": asdict(scale),
         "extract": None if experiment.extract is None else experiment.extract.model_dump(mode="json"),
         "weights": experiment.weights,
         "split": {"fold": split.fold, "seed": split.seed, "sha256": split.digest},
         "learned_from": identities(features, np.flatnonzero(learned_from(features, split, config))),
-        "not_stored": unread(fitted.model, sum(features.channels.values()), features.segments),
+        "not_stored": unread(fitted.model, read.load(rows["labelled"][:2], device)),
     }
     result: dict[str, Any] = {
         "method": training.method,
@@ -185,9 +187,9 @@ def run_training(
         "metrics": {},
     }
     for selection, state in _selections(fitted):
-        fitted.model.load_state_dict(state)
+        load_state(fitted.model, state)
         # All at once, and in one way: the last bit depends on which videos are scored together.
-        values = scale.to_scores(predict(fitted.model, features, np.arange(len(scores)), device, standardise))
+        values = scale.to_scores(predict(fitted.model, read, np.arange(len(scores)), device))
         if not np.isfinite(values).all():
             raise Diverged(
                 f"{training.name} ({selection}) gives {features.ids[np.flatnonzero(~np.isfinite(values))[0]]} a score "
@@ -204,7 +206,7 @@ def run_training(
         epochs = {"last": config.training.epochs, "best": fitted.best_epoch}
         name = selection.split("-")[0]
         if name == "last" or epochs["best"] != epochs["last"]:
-            save_model(folder / f"{name}.safetensors", state, standardise, {**meta, "epoch": epochs[name]})
+            save_model(folder / f"{name}.safetensors", state, read.standardise, {**meta, "epoch": epochs[name]})
     write_json(result_file, result)
     (folder / "state.safetensors").unlink(missing_ok=True)
     return result
@@ -247,7 +249,7 @@ def run_baselines(experiment: Experiment, features: FeatureSet) -> list[dict[str
 @enough_memory(LESS_MEMORY)
 def place(experiment: Experiment, device: torch.device, in_memory: InMemory, jobs: int) -> FeatureSet:
     """The features where training wants them, and a word when they are streamed."""
-    placed = experiment.features.place(device, in_memory, jobs)
+    placed = experiment.features.place(device, in_memory, jobs + 1 if jobs > 1 else 1)
     if placed.resident is None:
         size = placed.nbytes / 2**30
         placed.say(f"{size:.1f} GiB of features are streamed in {len(placed.blocks)} block(s), not kept in memory")
@@ -277,21 +279,70 @@ def _outside_range(experiment: Experiment, say: Say) -> None:
         say(f"{outside} score(s) lie outside the score range {low:g} … {high:g}")
 
 
+def what_it_reads(
+    config: RunConfig, method: str, split: Split, features: FeatureSet, standardise: str
+) -> tuple[FeatureSet, Inputs]:
+    """The streams and columns that a method asks for, as the training videos of `split` tell to read them."""
+    row = METHODS[method]
+    chosen = features.select([array_of(s) for s in row.streams or config.streams])
+    labelled, seen = (protocol.rows_of(features, ids) for ids in (split.labelled, split.labelled + split.unlabelled))
+    return chosen.prepared(row.columns, row.labels, seen, labelled, standardise)
+
+
+def _refuse_missing_streams(config: RunConfig, store: Any) -> None:
+    for method in config.methods:
+        needs = METHODS[method].streams
+        if missing := [s for s in needs if array_of(s) not in store.specs]:
+            raise UsageError(
+                f"method {method} reads the stream(s) {', '.join(missing)}, and {store.path} holds "
+                f"{', '.join(store.streams) or 'none'}",
+                fix=f"add them: {adds_streams(store.path, [*config.streams, *needs])}",
+            )
+
+
+def _refuse_unmet(experiment: Experiment) -> None:
+    """A method that needs columns or unlabelled videos which the data do not have, by the name of what gives them."""
+    for method in experiment.config.methods:
+        row = METHODS[method]
+        for name in (*row.columns, *row.labels):
+            if all(cell is None for cell in experiment.features.cells(name)):
+                raise UsageError(
+                    f"method {method} reads the column {name}, and no video has it",
+                    fix=f"give it with --labels FILE, a table with the columns id,score,{name}",
+                )
+        if row.unlabelled and not all(s.unlabelled for s in experiment.splits):
+            raise UsageError(
+                f"method {method} learns from unlabelled videos, and there are none",
+                fix=f"use --method {WITHOUT_UNLABELLED}, add videos without scores, or hide scores to try it "
+                "(--labelled 0.4)",
+            )
+
+
 def _probe(experiment: Experiment, method: str) -> None:
-    """Build the method and evaluate its losses once on random features, so that a wrong setting ends the run now."""
-    features, split = experiment.features, experiment.splits[0]
-    config = method_config(experiment.config, method)
+    """Build the method and evaluate its losses once on random features, so that a wrong setting ends the run now.
+
+    What `prepare` and `begin_epoch` need are real videos, so the losses of a method with those are not tried.
+    """
+    split, config = experiment.splits[0], method_config(experiment.config, method)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(0)
-        channels = list(features.channels.values())
-        present = torch.ones(2, features.segments, dtype=torch.bool) if features.ragged else None
-        x = torch.rand(2, features.segments, sum(channels))
-        labelled = Batch(x, torch.tensor([0.0, 1.0]), present)
-        none = Batch(x[:0], torch.empty(0), None if present is None else present[:0])
-        unlabelled = Batch(x, torch.full((2,), torch.nan), present)
+        read, inputs = what_it_reads(experiment.config, method, split, experiment.features, "none")
         try:
             with enough_memory("use smaller --set widths"):
-                model = METHODS[method].load()(channels, features.segments, config)
-                model.losses(labelled, unlabelled if split.unlabelled else none)
+                model = METHODS[method].load()(inputs, config)
+                if hasattr(model, "losses") and not (hasattr(model, "prepare") or hasattr(model, "begin_epoch")):
+                    labelled, unlabelled = (
+                        _imagined(read, protocol.rows_of(read, ids)[:2]) for ids in (split.labelled, split.unlabelled)
+                    )
+                    model.losses(replace(labelled, scores=torch.tensor([0.0, 1.0])), unlabelled)
         except (ValueError, RuntimeError) as e:
             raise UsageError(f"method {method} cannot work with these features: {e}") from e
+
+
+def _imagined(features: FeatureSet, rows: Rows) -> Batch:
+    """These videos with random features, without reading them."""
+    n = len(rows)
+    streams = {name: torch.rand(n, features.segments, *shape) for name, shape in features.shapes.items()}
+    present = torch.ones(n, features.segments, dtype=torch.bool) if features.ragged else None
+    columns = {name: values[torch.as_tensor(rows)] for name, values in features.columns.items()}
+    return Batch(streams, torch.full((n,), torch.nan), present, columns)

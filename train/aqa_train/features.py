@@ -1,31 +1,32 @@
 """The features of a store as training wants them: in memory where they fit, streamed in blocks where not.
 
-One interface for both. The order of an epoch is planned from indices alone: the blocks that hold the wanted
-videos are shuffled, gathered into windows of a few blocks, and the videos are shuffled inside each window. The order
-is a function of the blocks and the window, which come from the store alone: whether features are in memory or
-streamed, which depends on the machine, changes no result.
+The only file that reads a store. `from_store` opens one, `place` loads it where it fits, `select` and `prepared` make
+of it what one method reads, and `load` and `batches` give that as `Batch`es, in the order that `order` plans.
 """
 
 from __future__ import annotations
 
 import json
-import queue
-import threading
+import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from aqa_shared import console
 from aqa_shared.errors import EnvironmentFault, StoreError, UsageError
 from aqa_shared.machine import available_memory
+from aqa_train.batch import Batch, Inputs
+from aqa_train.columns import Column, Kind
+from aqa_train.order import Blocks, Rows, blocks_of, read_ahead, windows
+from aqa_train.standardise import Moments, Standardiser
 
 InMemory = Literal["auto", "yes", "no"]
 MEMORY_SHARE = 0.4
@@ -40,8 +41,8 @@ LARGEST_SUM = 1e15
 _CHECKED = 4096
 """Segments checked at a time, so that the check needs no memory worth naming."""
 
-Rows = NDArray[np.int64]
-Loaded = tuple[Float[Tensor, "batch time channels"], Bool[Tensor, "batch time"] | None]
+Loaded = tuple[dict[str, Tensor], Tensor | None]
+"""Features (batch, time, …) by stream, and which segments exist (None: all)."""
 
 
 @contextmanager
@@ -59,27 +60,39 @@ def enough_memory(fix: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Segment features of N videos, lazily; streams concatenated along channels."""
+    """Segment features of N videos, lazily, with their table."""
 
     ids: tuple[str, ...]
-    channels: dict[str, int]
-    """Width of every stream, in the order of concatenation."""
+    shapes: dict[str, tuple[int, ...]]
+    """Shape of one segment by stream."""
     lengths: Rows
     """Segments of every video."""
     offsets: Rows
     """First segment of every video in the arrays."""
     table: Mapping[str, NDArray[Any]]
     """Columns by video: score, difficulty (NaN where unknown), split, category ("" where unknown), …"""
-    arrays: tuple[Any, ...] = field(repr=False)
-    """One lazy Dask array (segments, channels) a stream."""
-    blocks: tuple[tuple[int, int], ...] = field(repr=False)
+    chunks: dict[str, tuple[int, ...]] = field(repr=False)
+    """Segments of every chunk by stream."""
+    blocks: Blocks = field(repr=False)
     """[first, last) videos of every block."""
+    arrays: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """One lazy Dask array (segments, …) a stream."""
     window: int = WINDOW_BLOCKS
     resident: Loaded | None = field(default=None, repr=False)
     """All features, on the training device, when they fit."""
+    mapped: Path | None = None
+    """Folder of the files that hold `resident`, for other processes."""
+    standardise: Standardiser | None = field(default=None, repr=False)
+    columns: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    """What a method asks for besides features, by video."""
     say: Callable[[str], None] = field(default=console.warn, repr=False, compare=False)
     said: set[str] = field(default_factory=set, repr=False, compare=False)
     """Videos that were warned of: streamed ones are read again every epoch."""
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Numbers in one segment of every stream."""
+        return {name: math.prod(shape) for name, shape in self.shapes.items()}
 
     @property
     def segments(self) -> int:
@@ -96,29 +109,29 @@ class FeatureSet:
         """Bytes of all features in memory, padded, as float32."""
         return len(self.ids) * self.segments * sum(self.channels.values()) * 4
 
+    # ---- opening
+
     @classmethod
     def from_store(
         cls, store: Any, streams: Sequence[str] = (), *, say: Callable[[str], None] = console.warn
     ) -> FeatureSet:
-        """Open `streams` (default: all; logits, maps and boxes are none) of an `aqa_shared.store.FeatureStore`."""
-        names = [s.replace("-", "_") for s in streams] or list(store.streams)
-        missing = [n for n in names if n not in store.streams]
+        """Open `streams` (default: all features) of an `aqa_shared.store.FeatureStore`; `rgb:map` names a map."""
+        names = [array_of(s) for s in streams] or list(store.streams)
+        missing = [n for n in names if n not in store.specs]
         if missing or not names or len(set(names)) < len(names):
             raise UsageError(
                 f"{store.path} holds the streams {', '.join(store.streams) or 'none'}, asked for {', '.join(names)}",
-                fix="choose among them with --streams, or extract again with the streams you want",
+                fix=f"choose among them with --streams, or add what is missing: {adds_streams(store.path, streams)}",
             )
         if not store.ids:
             raise StoreError(f"{store.path} holds no finished video", fix="run aqa-extract again: it resumes")
         if store.pending:
             say(f"{store.path}: {store.pending} extracted video(s) are not part of it yet; aqa-extract finishes it")
-        arrays = [store.dask(n) for n in names]
-        wide = [n for n, a in zip(names, arrays, strict=True) if a.ndim != 2]
-        if wide:
-            raise UsageError(f"{', '.join(wide)} is not one vector a segment", fix="choose --streams rgb or rgb,flow")
-        return cls._build(
-            tuple(store.ids), dict(zip(names, arrays, strict=True)), store.lengths, store.offsets, store.table, say
-        )
+        arrays = {n: store.dask(n) for n in names}
+        numbers = [n for n, a in arrays.items() if a.ndim < 2]
+        if numbers:
+            raise UsageError(f"{', '.join(numbers)} is not a feature", fix="choose --streams rgb or rgb,flow")
+        return cls._build(tuple(store.ids), arrays, store.lengths, store.offsets, store.table, say)
 
     @classmethod
     def from_arrays(
@@ -129,18 +142,20 @@ class FeatureSet:
         *,
         say: Callable[[str], None] = console.warn,
     ) -> FeatureSet:
-        """From arrays (videos, segments, channels) by stream: for features made elsewhere."""
+        """From arrays (videos, segments, …) by stream: for features made elsewhere."""
         import dask.array as da
 
         shapes = {k: v.shape for k, v in features.items()}
-        if any(len(s) != 3 for s in shapes.values()) or len({s[:2] for s in shapes.values()}) != 1:
+        if any(len(s) < 3 for s in shapes.values()) or len({s[:2] for s in shapes.values()}) != 1:
             raise UsageError(
                 "streams must be arrays (videos, segments, channels) of the same videos and segments, got "
                 + ", ".join(f"{k} {s}" for k, s in shapes.items()),
                 fix="extract or cut all streams with the same sampling",
             )
-        n, t, _ = next(iter(shapes.values()))
-        flat = {k: da.from_array(v.reshape(n * t, -1), chunks=(64 * t, -1)) for k, v in features.items()}
+        n, t = next(iter(shapes.values()))[:2]
+        flat = {
+            k: da.from_array(v.reshape(n * t, *v.shape[2:]), chunks=(64 * t, *v.shape[2:])) for k, v in features.items()
+        }
         names = tuple(ids) if ids is not None else tuple(f"{i:06d}" for i in range(n))
         return cls._build(names, flat, np.full(n, t), np.arange(n) * t, table, say)
 
@@ -154,50 +169,138 @@ class FeatureSet:
         table: Mapping[str, NDArray[Any]],
         say: Callable[[str], None],
     ) -> FeatureSet:
-        width = sum(a.shape[1] for a in arrays.values()) * 4
-        blocks = _blocks(offsets, next(iter(arrays.values())).chunks[0], BLOCK_BYTES // width)
-        return cls(
+        whole = cls(
             ids=ids,
-            channels={n: int(a.shape[1]) for n, a in arrays.items()},
+            shapes={n: tuple(map(int, a.shape[1:])) for n, a in arrays.items()},
             lengths=np.asarray(lengths, dtype=np.int64),
             offsets=np.asarray(offsets, dtype=np.int64),
             table=table,
-            arrays=tuple(arrays.values()),
-            blocks=blocks,
+            chunks={n: tuple(a.chunks[0]) for n, a in arrays.items()},
+            blocks=(),
+            arrays=arrays,
             say=say,
         )
+        return whole.select(list(arrays))
+
+    # ---- the table
 
     def column(self, name: str) -> NDArray[Any]:
         """A column of the table, or of its JSON column `extra`; where missing NaN (score, difficulty) or ""."""
         if name in self.table:
             return np.asarray(self.table[name])
-        if "extra" in self.table and name not in ("split", "category"):
-            values = [json.loads(e).get(name) if e else None for e in self.table["extra"]]
-            if any(v not in (None, "") for v in values):
-                return np.array(["" if v is None else str(v) for v in values], dtype=object)
+        values = [] if name in ("split", "category") else self._extra(name)
+        if any(v not in (None, "") for v in values):
+            return np.array(["" if v is None else str(v) for v in values], dtype=object)
         if name in ("score", "difficulty"):
             return np.full(len(self.ids), np.nan)
         return np.full(len(self.ids), "", dtype=object)
 
-    def place(self, device: torch.device, in_memory: InMemory = "auto", jobs: int = 1) -> FeatureSet:
-        """The same features, loaded onto `device` once if they fit (or if `yes`); streamed otherwise."""
-        # On a GPU they pass through main memory; beside several processes the first keeps a copy too.
+    def _extra(self, name: str) -> list[Any]:
+        return [json.loads(e).get(name) if e else None for e in self.table.get("extra", [])]
+
+    def cells(self, name: str) -> list[Any]:
+        """A column with its own types (numbers, text, lists); None where a video has none."""
+        values = self.table[name].tolist() if name in self.table else self._extra(name) or [None] * len(self.ids)
+        return [None if v is None or v == "" or v != v else v for v in values]
+
+    # ---- what a method reads
+
+    def select(self, streams: Sequence[str]) -> FeatureSet:
+        """These streams alone; what is in memory is shared. The order of reading is that of a store of these alone."""
+        width = sum(self.channels[n] for n in streams) * 4
+        resident = self.resident and ({n: self.resident[0][n] for n in streams}, self.resident[1])
+        return replace(
+            self,
+            shapes={n: self.shapes[n] for n in streams},
+            chunks={n: self.chunks[n] for n in streams},
+            blocks=blocks_of(self.offsets, self.chunks[streams[0]], BLOCK_BYTES // width),
+            arrays={n: self.arrays[n] for n in streams if n in self.arrays},
+            resident=resident,
+        )
+
+    def prepared(
+        self, columns: Mapping[str, Kind], labels: Mapping[str, Kind], seen: Rows, labelled: Rows, standardise: str
+    ) -> tuple[FeatureSet, Inputs]:
+        """With the columns a method asks for, and standardised, by what its training videos tell.
+
+        `labels` are columns that belong to the score, as judges' marks: known of `labelled` alone.
+        """
+        specs = {}
+        for names, rows, label in ((columns, seen, False), (labels, labelled, True)):
+            for name, kind in names.items():
+                cells = self.cells(name)
+                specs[name] = replace(Column.fit(name, kind, [cells[r] for r in rows]), label=label)
+        scaled = None if standardise == "none" else Standardiser.of(self.moments(seen), standardise)
+        inputs = Inputs(dict(self.shapes), self.segments, specs)
+        return replace(self.with_columns(inputs, labelled), standardise=scaled), inputs
+
+    def with_columns(self, inputs: Inputs, labelled: Rows | None = None) -> FeatureSet:
+        """With the columns as `inputs` says; those that are labels are unknown of all but `labelled` videos."""
+        found = {}
+        for name, column in inputs.columns.items():
+            cells = self.cells(name)
+            if column.label:
+                shown = set() if labelled is None else set(labelled.tolist())
+                cells = [c if i in shown else None for i, c in enumerate(cells)]
+            found[name] = torch.from_numpy(column.encode(name, cells))
+        return replace(self, columns=found)
+
+    # ---- in memory
+
+    def place(
+        self, device: torch.device, in_memory: InMemory = "auto", copies: int = 1, folder: Path | None = None
+    ) -> FeatureSet:
+        """The same features, loaded onto `device` once if they fit (or if `yes`); streamed otherwise.
+
+        With `folder` they lie in files there, which other processes map instead of holding copies: a `FeatureSet`
+        that is sent to one brings the place along and not the numbers.
+        """
+        # On a GPU they pass through main memory.
         room = min(_available(device), _available(torch.device("cpu")))
-        fits = self.nbytes <= MEMORY_SHARE * room / (jobs + 1 if jobs > 1 else 1)
+        fits = self.nbytes <= MEMORY_SHARE * room / copies
         if in_memory == "no" or (in_memory == "auto" and not fits):
             return self
         # Block by block into place: all at once would take the memory twice.
-        features, present = self._gather(np.arange(len(self.ids)))
-        return replace(self, resident=(features.to(device), None if present is None else present.to(device)))
+        loaded = self._gather(np.arange(len(self.ids)), folder)
+        return replace(self, resident=_to(loaded, device), mapped=folder)
 
-    def load(self, rows: Rows, device: torch.device) -> Loaded:
-        """The features of these videos, in this order, and which segments exist (None: all)."""
+    def on(self, device: torch.device) -> FeatureSet:
+        """With what is in memory on `device`."""
+        return self if self.resident is None else replace(self, resident=_to(self.resident, device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.mapped is not None:
+            # The lazy arrays would open the store again, which nobody needs who has all of it.
+            state |= {"resident": None, "arrays": {}}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.mapped is not None:
+            self.__dict__["resident"] = self._room(len(self.ids), self.mapped, "c")
+
+    def _room(self, videos: int, folder: Path | None, mode: Literal["w+", "c"]) -> Loaded:
+        """Zeros, or what the files in `folder` hold, for so many videos."""
+
+        def tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            if folder is None or 0 in shape:
+                return torch.zeros(shape, dtype=dtype)
+            file = np.memmap(folder / f"{name}.raw", torch.empty(0, dtype=dtype).numpy().dtype, mode, shape=shape)
+            return torch.from_numpy(file)
+
+        streams = {n: tensor(n, (videos, self.segments, *s), torch.float32) for n, s in self.shapes.items()}
+        return streams, tensor("present", (videos, self.segments), torch.bool) if self.ragged else None
+
+    # ---- reading
+
+    def load(self, rows: Rows, device: torch.device) -> Batch:
+        """These videos, in this order; scores are NaN."""
         if self.resident is not None:
-            at = torch.as_tensor(rows, device=self.resident[0].device)
-            features, present = self.resident[0][at], None if self.resident[1] is None else self.resident[1][at]
-        else:
-            features, present = self._gather(rows)
-        return features.to(device), None if present is None else present.to(device)
+            features, present = self.resident
+            at = torch.as_tensor(rows, device=next(iter(features.values())).device)
+            return self._batch(rows, ({n: x[at] for n, x in features.items()}, _at(present, at)), device)
+        return self._batch(rows, self._gather(rows), device)
 
     def parts(self, rows: Rows, size: int = 256) -> Iterator[Rows]:
         """`rows` cut where reading is cheap: ascending pieces of at most `size` videos of one block."""
@@ -205,113 +308,74 @@ class FeatureSet:
             inside = rows[(rows >= first) & (rows < last)]
             yield from (inside[i : i + size] for i in range(0, len(inside), size))
 
-    def order(self, rows: Rows, count: int, rng: np.random.Generator) -> list[Rows]:
-        """`count` videos in windows: passes over `rows`, each a new shuffle, one after the other."""
-        windows: list[Rows] = []
-        drawn = 0
-        while drawn < count and len(rows):
-            for window in self._windows(rows, rng):
-                windows.append(window[: count - drawn])
-                drawn += len(windows[-1])
-                if drawn == count:
-                    break
-        return windows
-
     def batches(
         self, rows: Rows, sizes: Sequence[int], rng: np.random.Generator, device: torch.device, skip: int = 0
-    ) -> Iterator[tuple[Rows, Loaded]]:
+    ) -> Iterator[tuple[Rows, Batch]]:
         """Batches of these sizes in the order planned by `rng`; the first `skip` are passed over unread."""
-        windows = self.order(rows, sum(sizes), rng)
+        planned = windows(self.blocks, self.window, rows, sum(sizes), rng)
         edges = np.concatenate([[0], np.cumsum(sizes)])
-        flat = np.concatenate([*windows, np.empty(0, dtype=np.int64)])
-        todo = range(skip, len(sizes))
+        flat = np.concatenate([*planned, np.empty(0, dtype=np.int64)])
+        spans = [(int(edges[i]), int(edges[i + 1])) for i in range(skip, len(sizes))]
         if self.resident is not None or not len(rows):
-            for i in todo:
-                batch = flat[edges[i] : edges[i + 1]]
-                yield batch, self.load(batch, device)
+            for a, b in spans:
+                yield flat[a:b], self.load(flat[a:b], device)
             return
-        yield from self._stream(windows, flat, [(int(edges[i]), int(edges[i + 1])) for i in todo], device)
-
-    def moments(self, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and deviation of every channel over all segments of these videos."""
-        width = sum(self.channels.values())
-        # Summed video by video, so that streamed and resident features give the same bits.
-        total, square, count = np.zeros(width), np.zeros(width), int(self.lengths[rows].sum())
-        for part in self.parts(np.sort(rows)):
-            features = self.load(part, torch.device("cpu"))[0].numpy().astype(np.float64)
-            for video in features:
-                total += video.sum(axis=0)
-                square += np.square(video).sum(axis=0)
-        mean = total / max(count, 1)
-        variance = np.maximum(square / max(count, 1) - np.square(mean), 0.0)
-        return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
-
-    def _windows(self, rows: Rows, rng: np.random.Generator) -> Iterator[Rows]:
-        if self.window >= len(self.blocks):
-            yield rng.permutation(np.sort(rows))
-            return
-        inside = [rows[(rows >= a) & (rows < b)] for a, b in self.blocks]
-        order = [i for i in rng.permutation(len(inside)) if len(inside[i])]
-        for start in range(0, len(order), self.window):
-            yield rng.permutation(np.sort(np.concatenate([inside[i] for i in order[start : start + self.window]])))
-
-    def _stream(
-        self, windows: list[Rows], flat: Rows, spans: list[tuple[int, int]], device: torch.device
-    ) -> Iterator[tuple[Rows, Loaded]]:
-        """Batches from windows that a thread reads one ahead."""
-        starts = np.concatenate([[0], np.cumsum([len(w) for w in windows])])
-        first = int(np.searchsorted(starts, spans[0][0], side="right") - 1) if spans else len(windows)
-        ready: queue.Queue[Any] = queue.Queue(maxsize=1)
-        stop = threading.Event()
-
-        def read_ahead() -> None:
-            for w in range(first, len(windows)):
-                try:
-                    item: Any = (int(starts[w]), self._gather(windows[w]))
-                except Exception as e:
-                    item = e
-                while not stop.is_set():
-                    try:
-                        ready.put(item, timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
-                if stop.is_set() or isinstance(item, Exception):
-                    return
-
-        reader = threading.Thread(target=read_ahead, name="aqa-features", daemon=True)
-        reader.start()
+        starts = np.concatenate([[0], np.cumsum([len(w) for w in planned])])
+        first = int(np.searchsorted(starts, spans[0][0], side="right") - 1) if spans else len(planned)
+        reading = read_ahead(range(first, len(planned)), lambda w: (int(starts[w]), self._gather(planned[w])))
         held: list[tuple[int, Loaded]] = []
         try:
             for a, b in spans:
-                while not held or held[-1][0] + len(held[-1][1][0]) < b:
-                    item = ready.get()
-                    if isinstance(item, Exception):
-                        raise item
-                    held.append(item)
-                held = [h for h in held if h[0] + len(h[1][0]) > a]
-                pieces = [_cut(h[1], max(a - h[0], 0), b - h[0]) for h in held]
-                features = torch.cat([p[0] for p in pieces]).to(device)
+                while not held or held[-1][0] + _count(held[-1][1]) < b:
+                    held.append(next(reading))
+                held = [h for h in held if h[0] + _count(h[1]) > a]
+                pieces = [_at(h[1], slice(max(a - h[0], 0), b - h[0])) for h in held]
+                streams = {n: torch.cat([p[0][n] for p in pieces]) for n in self.shapes}
                 masks = [p[1] for p in pieces if p[1] is not None]
-                yield flat[a:b], (features, torch.cat(masks).to(device) if masks else None)
+                yield flat[a:b], self._batch(flat[a:b], (streams, torch.cat(masks) if masks else None), device)
         finally:
-            stop.set()
-            reader.join()
+            reading.close()
 
-    def _gather(self, rows: Rows) -> Loaded:
+    def moments(self, rows: Rows) -> Moments:
+        """Mean and deviation of every number of a segment over all segments of these videos, by stream."""
+        # Summed video by video, so that streamed and resident features give the same bits.
+        total = {n: np.zeros(s) for n, s in self.shapes.items()}
+        square = {n: np.zeros(s) for n, s in self.shapes.items()}
+        count = max(int(self.lengths[rows].sum()), 1)
+        for part in self.parts(np.sort(rows)):
+            for name, x in self.load(part, torch.device("cpu")).streams.items():
+                for video in x.numpy().astype(np.float64):
+                    total[name] += video.sum(axis=0)
+                    square[name] += np.square(video).sum(axis=0)
+        found = {}
+        for name in self.shapes:
+            mean = total[name] / count
+            variance = np.maximum(square[name] / count - np.square(mean), 0.0)
+            found[name] = mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+        return found
+
+    def _batch(self, rows: Rows, loaded: Loaded, device: torch.device) -> Batch:
+        streams, present = _to(loaded, device)
+        if self.standardise is not None:
+            streams = {n: self.standardise(n, x, present) for n, x in streams.items()}
+        unknown = torch.full((len(rows),), torch.nan, device=device)
+        columns = {n: c[torch.as_tensor(rows)].to(device) for n, c in self.columns.items()}
+        return Batch(streams, unknown, present, columns, tuple(self.ids[r] for r in rows))
+
+    def _gather(self, rows: Rows, folder: Path | None = None) -> Loaded:
         """Any videos in any order: every block they touch is read once, as one slice."""
-        features = torch.zeros(len(rows), self.segments, sum(self.channels.values()))
-        present = torch.zeros(len(rows), self.segments, dtype=torch.bool) if self.ragged else None
+        features, present = self._room(len(rows), folder, "w+")
         for first, last in self.blocks:
             at = np.flatnonzero((rows >= first) & (rows < last))
             if not len(at):
                 continue
             low, high = int(rows[at].min()), int(rows[at].max()) + 1
             x, mask = self._read(low, high)
-            where = torch.as_tensor(at)
-            features[where] = x[torch.as_tensor(rows[at] - low)]
+            where, inside = torch.as_tensor(at), torch.as_tensor(rows[at] - low)
+            for name in features:
+                features[name][where] = x[name][inside]
             if present is not None and mask is not None:
-                present[where] = mask[torch.as_tensor(rows[at] - low)]
+                present[where] = mask[inside]
         return features, present
 
     def _read(self, first: int, last: int) -> Loaded:
@@ -320,28 +384,31 @@ class FeatureSet:
 
         begin, lengths = int(self.offsets[first]), self.lengths[first:last]
         end = int(self.offsets[last - 1] + self.lengths[last - 1])
-        read = dask.compute(*[a[begin:end] for a in self.arrays], scheduler="threads")
-        flat = (
-            np.asarray(read[0], dtype=np.float32)
-            if len(read) == 1
-            else np.concatenate(read, axis=1, dtype=np.float32, casting="same_kind")
-        )
+        read = dask.compute(*[self.arrays[n][begin:end] for n in self.shapes], scheduler="threads")
+        flat = {n: np.asarray(a, dtype=np.float32) for n, a in zip(self.shapes, read, strict=True)}
         del read
         self._check(flat, first, last, begin)
         if not self.ragged:
-            return torch.from_numpy(flat.reshape(last - first, self.segments, -1)), None
+            shape = (last - first, self.segments)
+            return {n: torch.from_numpy(a.reshape(*shape, *a.shape[1:])) for n, a in flat.items()}, None
         present = np.arange(self.segments) < lengths[:, None]
-        features = np.zeros((last - first, self.segments, flat.shape[1]), dtype=np.float32)
-        features[present] = flat
-        return torch.from_numpy(features), torch.from_numpy(present)
+        features = {}
+        for name, a in flat.items():
+            padded = np.zeros((last - first, self.segments, *a.shape[1:]), dtype=np.float32)
+            padded[present] = a
+            features[name] = torch.from_numpy(padded)
+        return features, torch.from_numpy(present)
 
-    def _check(self, flat: NDArray[np.float32], first: int, last: int, begin: int) -> None:
+    def _check(self, flat: Mapping[str, NDArray[np.float32]], first: int, last: int, begin: int) -> None:
         # One pass over the sum finds NaN and inf: both survive every addition.
-        sums = np.empty(len(flat))
-        for i in range(0, len(flat), _CHECKED):
-            sums[i : i + _CHECKED] = np.abs(flat[i : i + _CHECKED]).sum(axis=1, dtype=np.float64)
         starts = self.offsets[first:last] - begin
-        by_video = np.add.reduceat(sums, starts) if len(sums) else sums
+        by_video = np.zeros(last - first)
+        for array in flat.values():
+            sums = np.empty(len(array))
+            for i in range(0, len(array), _CHECKED):
+                part = array[i : i + _CHECKED]
+                sums[i : i + _CHECKED] = np.abs(part).reshape(len(part), -1).sum(axis=1, dtype=np.float64)
+            by_video += np.add.reduceat(sums, starts)
         broken = [self.ids[first + i] for i in np.flatnonzero(~np.isfinite(by_video))]
         if broken:
             raise StoreError(
@@ -361,23 +428,31 @@ class FeatureSet:
             self.say(f"{len(empty)} video(s) have features that are all zero: {', '.join(empty[:5])}")
 
 
-def _cut(loaded: Loaded, a: int, b: int) -> tuple[Tensor, Tensor | None]:
-    return loaded[0][a:b], None if loaded[1] is None else loaded[1][a:b]
+def array_of(stream: str) -> str:
+    """Name of a stream's array in a store: `actor-rgb:map` is `actor_rgb_map`."""
+    return stream.replace("-", "_").replace(":", "_").replace("@", "_")
 
 
-def _blocks(offsets: NDArray[Any], chunks: Sequence[int], size: int) -> tuple[tuple[int, int], ...]:
-    """Videos parted where chunks end, at about `size` segments a block; a video counts where it begins."""
-    starts = np.asarray(offsets, dtype=np.int64)
-    cuts = [0]
-    taken = 0
-    for end in np.cumsum(chunks):
-        video = int(np.searchsorted(starts, end))
-        if end - taken >= size and video > cuts[-1]:
-            cuts.append(video)
-            taken = int(end)
-    if cuts[-1] < len(starts):
-        cuts.append(len(starts))
-    return tuple(pairwise(cuts))
+def adds_streams(store: Any, streams: Sequence[str]) -> str:
+    """The command that extracts `streams`."""
+    wanted = ",".join(dict.fromkeys(s.split(":")[0].replace("_", "-") for s in streams))
+    maps = " --maps" if any(s.endswith((":map", "_map")) for s in streams) else ""
+    return f"aqa-extract VIDEOS --streams {wanted}{maps} --out {shlex.quote(str(store))} --overwrite"
+
+
+def _at(value: Any, rows: Any) -> Any:
+    """`rows` of every tensor in what was loaded."""
+    if isinstance(value, tuple):
+        return {n: x[rows] for n, x in value[0].items()}, _at(value[1], rows)
+    return None if value is None else value[rows]
+
+
+def _to(loaded: Loaded, device: torch.device) -> Loaded:
+    return {n: x.to(device) for n, x in loaded[0].items()}, None if loaded[1] is None else loaded[1].to(device)
+
+
+def _count(loaded: Loaded) -> int:
+    return len(next(iter(loaded[0].values())))
 
 
 def _available(device: torch.device) -> int:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from aqa_shared.errors import UsageError
 from aqa_shared.manifest_labels import VideoNames
 from aqa_train.config import RunConfig
-from aqa_train.features import FeatureSet, Rows
+from aqa_train.features import FeatureSet
 from aqa_train.intervals import OverFolds
 from aqa_train.labels import names_of
+from aqa_train.order import Rows
 from aqa_train.split_files import FileFold, read_split_file
 from aqa_train.splits import ROLES, count_units, default_folds, hold_out, refuse_overlap, role_named, score_folds
 

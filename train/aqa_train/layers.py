@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aqa_train.batch import Batch
+
 Pooling = Literal["mean", "max", "flatten"]
 
 
@@ -108,3 +110,8 @@ def pool_time(
     if present is None:
         return x.mean(dim=1)
     return x.sum(dim=1) / present.sum(dim=1, keepdim=True)
+
+
+def mean_feature(batch: Batch) -> Float[Tensor, "batch channels"]:
+    """The mean over the segments that a video has, of all streams side by side."""
+    return torch.cat([pool_time(x.flatten(2), batch.present) for x in batch.streams.values()], dim=-1)

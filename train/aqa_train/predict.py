@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from aqa_shared.errors import StoreError, UsageError, did_you_mean
 from aqa_shared.records import ExtractSettings
 from aqa_train import checkpoint
+from aqa_train.batch import Inputs
 from aqa_train.features import FeatureSet, enough_memory
 from aqa_train.methods import METHODS
 from aqa_train.scores import Combined, combine, identities
-from aqa_train.storage import packed
-from aqa_train.trainer import ScoreScale, Standardiser, predict
+from aqa_train.standardise import Standardiser
+from aqa_train.storage import load_state, packed
+from aqa_train.trainer import ScoreScale, predict
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,8 @@ class Model:
     """A trained method with what is needed to feed it and to read its answers."""
 
     network: nn.Module
-    channels: dict[str, int]
-    """Streams and their widths, in the order the network wants them."""
-    segments: int
+    inputs: Inputs
+    """Streams, in the order the network wants them, and columns that it reads."""
     scale: ScoreScale
     standardise: Standardiser | None
     settings: ExtractSettings | None
@@ -43,12 +44,17 @@ class Model:
     meta: dict[str, Any]
     """The whole record: method, settings, fold, seed, epoch, split digest, …"""
 
+    @property
+    def channels(self) -> dict[str, int]:
+        """Streams and their widths."""
+        return self.inputs.widths
+
     @enough_memory("score fewer videos at a time")
     def score(self, features: Mapping[str, NDArray[np.floating]] | Any, device: str = "cpu") -> NDArray[np.float64]:
         """Scores in the dataset's units, one a video.
 
-        `features`: arrays (videos, segments, channels) by stream name, or a `FeatureStore` (in the order of its
-        ids), which must have been extracted as the training features were.
+        `features`: arrays (videos, segments, channels) by stream name and columns by theirs, or a `FeatureStore` (in
+        the order of its ids), which must have been extracted as the training features were.
         """
         return self.score_set(self.read(features), torch.device(device))
 
@@ -57,14 +63,21 @@ class Model:
         if isinstance(features, Mapping):
             return self._from_arrays(features)
         self.refuse_other_features(features.settings, _weights(features.provenance))
-        found = FeatureSet.from_store(features, list(self.channels))
-        self._refuse_other_widths(found.channels)
+        found = FeatureSet.from_store(features, list(self.inputs.streams))
+        self._refuse_other_shapes(found.shapes)
+        for name, column in self.inputs.columns.items():
+            if not column.label and all(cell is None for cell in found.cells(name)):
+                raise UsageError(
+                    f"{self.meta['method']} reads the column {name}, and no video of {features.path} has it",
+                    fix=f"aqa-extract with --labels FILE, a table with the columns id,{name}",
+                )
         return found
 
     def score_set(self, features: FeatureSet, device: torch.device) -> NDArray[np.float64]:
         """Scores of all videos of a set that `read` gave."""
         network = self.network.to(device)
-        return self.scale.to_scores(predict(network, features, np.arange(len(features.ids)), device, self.standardise))
+        read = replace(features.with_columns(self.inputs), standardise=self.standardise)
+        return self.scale.to_scores(predict(network, read, np.arange(len(features.ids)), device))
 
     def refuse_other_features(self, settings: ExtractSettings | None, weights: Mapping[str, Any]) -> None:
         """Raise `StoreError` naming what differs, unless features come from the same settings and weights."""
@@ -94,17 +107,19 @@ class Model:
             )
         chosen = {n: np.asarray(features[n]) for n in self.channels}
         for name, array in chosen.items():
-            if array.ndim != 3 or array.shape[2] != self.channels[name]:
+            expected = self.inputs.streams[name]
+            if array.shape[2:] != expected:
                 raise UsageError(
-                    f"{name}: got {array.shape = }, expected (videos, segments, {self.channels[name]})",
+                    f"{name}: got {array.shape = }, expected (videos, segments, {', '.join(map(str, expected))})",
                     fix="give features of the backbone that it was trained on",
                 )
-        return FeatureSet.from_arrays(chosen, {})
+        table = {n: np.asarray(features[n], dtype=object) for n in self.inputs.columns if n in features}
+        return FeatureSet.from_arrays(chosen, table)
 
-    def _refuse_other_widths(self, channels: Mapping[str, int]) -> None:
-        if dict(channels) != self.channels:
+    def _refuse_other_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        if dict(shapes) != self.inputs.streams:
             raise StoreError(
-                f"the checkpoint needs channels {self.channels}, the store has {dict(channels)}",
+                f"the checkpoint needs segments of {self.inputs.streams}, the store has {dict(shapes)}",
                 fix="extract with the backbone that it was trained on",
             )
 
@@ -157,8 +172,9 @@ class Ensemble:
 
     def _models(self) -> Iterator[Model]:
         for file in self.files:
-            model = load_checkpoint(file, self.first.network)
+            model = load_checkpoint(file)
             other = [k for k in _SHARED if model.meta[k] != self.first.meta[k]]
+            other += [] if model.inputs.streams == self.first.inputs.streams else ["streams"]
             if other:
                 raise UsageError(
                     f"{file} and {self.files[0]} differ in {', '.join(other)}: they are not of one run",
@@ -167,22 +183,22 @@ class Ensemble:
             yield model
 
 
-_SHARED = ("method", "config", "channels", "segments", "extract", "weights")
+_SHARED = ("method", "config", "extract", "weights")
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], standardise: Standardiser | None, meta: dict[str, Any]) -> None:
     """Write a model checkpoint, and its record beside it for people; `meta["not_stored"]` is left out of it."""
     tensors = checkpoint.under("model", packed({k: v for k, v in state.items() if k not in meta["not_stored"]}))
     if standardise is not None:
-        tensors |= {"standardise.shift": standardise.shift, "standardise.scale": standardise.scale}
+        tensors |= checkpoint.under("shift", standardise.shift) | checkpoint.under("scale", standardise.scale)
     checkpoint.save(path, tensors, {"kind": "model", **meta})
     with checkpoint.writing(path):
         record = {k: v for k, v in meta.items() if k != "learned_from"}
         path.with_suffix(".json").write_text(json.dumps(record, indent=1, allow_nan=False))
 
 
-def load_checkpoint(path: str | Path, network: nn.Module | None = None) -> Model:
-    """From a .safetensors file or the folder of one training; `network`, of the same method, takes the weights."""
+def load_checkpoint(path: str | Path) -> Model:
+    """From a .safetensors file or the folder of one training."""
     file = Path(path)
     if file.suffix == ".json" and file.with_suffix(".safetensors").exists():
         file = file.with_suffix(".safetensors")
@@ -193,28 +209,26 @@ def load_checkpoint(path: str | Path, network: nn.Module | None = None) -> Model
         raise UsageError(
             f"{file} is of the method {meta['method']!r}, which this version does not know", fix="update aqa"
         )
-    if network is None:
-        cls = METHODS[meta["method"]].load()
-        config = TypeAdapter(cls.Config).validate_python(meta["config"])
-        network = cls(list(meta["channels"].values()), meta["segments"], config)
-    state = {k: v.float() if v.is_floating_point() else v for k, v in checkpoint.part(tensors, "model").items()}
+    cls, inputs = METHODS[meta["method"]].load(), Inputs.of(meta["inputs"])
+    network = cls(inputs, TypeAdapter(cls.Config).validate_python(meta["config"]))
+    expected = network.state_dict()
+    state = {k: v.float() if v.dtype == torch.float16 else v for k, v in checkpoint.part(tensors, "model").items()}
     # What forward does not need was not stored. Should it be read all the same, that will be seen.
-    missing = {k: torch.full_like(network.state_dict()[k], torch.nan) for k in meta["not_stored"]}
+    missing = {k: torch.full_like(expected[k], torch.nan) for k in meta["not_stored"]}
     try:
-        network.load_state_dict(state | missing)
+        load_state(network, state | missing)
     except RuntimeError as e:
         raise UsageError(
             f"{file} does not fit {meta['method']}: {str(e).splitlines()[-1].strip()}",
             fix="use the version of aqa that trained it, or name models of one run",
         ) from None
     network.eval()
-    standardise = checkpoint.part(tensors, "standardise")
+    shift, factor = (checkpoint.part(tensors, name) for name in ("shift", "scale"))
     return Model(
         network=network,
-        channels=meta["channels"],
-        segments=meta["segments"],
+        inputs=inputs,
         scale=ScoreScale(**meta["scale"]),
-        standardise=Standardiser(**standardise) if standardise else None,
+        standardise=Standardiser(shift, factor) if shift else None,
         settings=ExtractSettings.model_validate(meta["extract"]) if meta["extract"] else None,
         weights=meta["weights"],
         meta=meta,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from aqa_shared.errors import UsageError
 from aqa_train.config import LARGEST_SCORE, RunConfig
-from aqa_train.features import FeatureSet, Rows
+from aqa_train.features import FeatureSet
 from aqa_train.folds import (
     Say,
     at,
@@ -22,6 +22,7 @@ from aqa_train.folds import (
     same_video,
     together,
 )
+from aqa_train.order import Rows
 from aqa_train.splits import Split, label, label_groups
 from aqa_train.summary import Comparison
 from aqa_train.trainer import ScoreScale

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqa_train.config import RunConfig
-from aqa_train.features import FeatureSet, Rows
+from aqa_train.features import FeatureSet
 from aqa_train.folds import group_of, same_video
+from aqa_train.order import Rows
 from aqa_train.splits import Split
 
 COLUMNS = ("id", "method", "score", "spread", "members", "seen_unlabelled", "trained_on", "true", "residual")

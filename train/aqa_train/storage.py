@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+
+from aqa_train.batch import Batch
 
 
 def rounded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -29,25 +32,41 @@ def _half(v: Tensor) -> Tensor | None:
     return h if bool(h.isfinite().all()) else None
 
 
-@torch.no_grad()
-def unread(model: nn.Module, width: int, segments: int) -> list[str]:
-    """Names of the tensors that `forward` does not read, such as those of a part that only the losses need.
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """`load_state_dict`, where buffers take the shapes that they were saved with.
 
-    A tensor is read if NaN in it changes what comes out, for whole videos or for shorter ones.
+    What a method keeps of the videos it learned from, as exemplars, is as long as they were many.
+    """
+    owners = dict(model.named_modules())
+    for name, buffer in list(model.named_buffers()):
+        saved = state.get(name)
+        if saved is not None and (saved.shape, saved.dtype) != (buffer.shape, buffer.dtype):
+            owner, _, own = name.rpartition(".")
+            setattr(owners[owner], own, torch.empty_like(saved, device=buffer.device))
+    model.load_state_dict(state)
+
+
+@torch.no_grad()
+def unread(model: nn.Module, batch: Batch) -> list[str]:
+    """Names of the parameters that `forward` does not read, such as those of a part that only the losses need.
+
+    A parameter is read if NaN in it changes what comes out, for whole videos or for shorter ones. `batch`: two videos
+    or more. Buffers are always kept: which of them are read may depend on the video.
     """
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    x = torch.linspace(-1, 1, 2 * segments * width, device=device).view(2, segments, width)
-    present = torch.ones(2, segments, dtype=torch.bool, device=device)
+    spread = {n: torch.linspace(-1, 1, x.numel(), device=x.device).view(x.shape) for n, x in batch.streams.items()}
+    present = torch.ones(next(iter(spread.values())).shape[:2], dtype=torch.bool, device=batch.scores.device)
+    whole = replace(batch, streams=spread, present=None)
     present[1, 1:] = False
-    short = x * present.unsqueeze(-1)
+    cut = {n: x * present.view(*present.shape, *[1] * (x.ndim - 2)) for n, x in spread.items()}
+    short = replace(batch, streams=cut, present=present)
 
     def outputs() -> Tensor:
-        return torch.cat([model(x, None), model(short, present)])
+        return torch.cat([model(whole), model(short)])
 
     expected = outputs()
-    state = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+    state = dict(model.named_parameters())
     kept = {k: v.clone() for k, v in state.items()}
     found = []
     for name, tensor in state.items():

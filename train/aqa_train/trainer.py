@@ -1,7 +1,9 @@
 """One loop that trains every method: two cycled sets of videos, weighted losses, exact resume.
 
-The trainer never asks which method it has. It calls `forward` and `losses`, and weights a loss named `x` by the
-setting `x_weight` of the method's configuration, where there is one.
+The trainer never asks which method it has. It calls `forward(batch)` and `losses(labelled, unlabelled)`, and weights a
+loss named `x` by the setting `x_weight` of the method's configuration, where there is one. Where the method has them,
+it also calls `prepare(pool)` before everything, `begin_epoch(pool)`, `after_step()`, `parameter_groups()` and
+`phases()` (docs/writing-a-method.md). A method without `losses` has learned all it will in `prepare`.
 """
 
 from __future__ import annotations
@@ -10,13 +12,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,9 +25,12 @@ from aqa_shared.errors import AqaError, ExitCode, UsageError
 from aqa_train import checkpoint
 from aqa_train.batch import Batch
 from aqa_train.config import Training
-from aqa_train.features import FeatureSet, Loaded, Rows
+from aqa_train.features import FeatureSet
 from aqa_train.metrics import spearman
+from aqa_train.order import Rows
+from aqa_train.pool import Part, Pool
 from aqa_train.signals import Stopped
+from aqa_train.storage import load_state
 
 
 class Diverged(AqaError):
@@ -51,28 +55,6 @@ class ScoreScale:
 
 
 @dataclass(frozen=True)
-class Standardiser:
-    """x → (x − shift) × scale by channel; padding stays zero."""
-
-    shift: Float[Tensor, "channels"]
-    scale: Float[Tensor, "channels"]
-
-    @classmethod
-    def fit(cls, features: FeatureSet, rows: Rows, how: str) -> Standardiser | None:
-        """Statistics of the training videos, labelled and unlabelled; a channel that never changes keeps its scale."""
-        if how == "none":
-            return None
-        mean, deviation = (torch.from_numpy(a) for a in features.moments(rows))
-        scale = torch.where(deviation > 1e-6, 1 / deviation.clamp(min=1e-6), torch.ones(()))
-        return cls(mean, scale if how == "z-score" else torch.ones_like(scale))
-
-    def __call__(self, loaded: Loaded) -> Loaded:
-        x, present = loaded
-        x = (x - self.shift.to(x.device)) * self.scale.to(x.device)
-        return (x if present is None else x * present.unsqueeze(-1)), present
-
-
-@dataclass(frozen=True)
 class Task:
     """What one training learns from; rows of `features`."""
 
@@ -82,7 +64,6 @@ class Task:
     validation: Rows
     scores: NDArray[np.float64]
     """By row, in training units; only those of labelled and validation rows are read."""
-    standardise: Standardiser | None = None
 
 
 @dataclass
@@ -137,6 +118,10 @@ def fit(
         loop = _Loop(model, task, training, [*seed, seeds[1]], device, state)
         if state is not None and state.exists():
             loop.restore()
+        else:
+            loop.prepare()
+        if not hasattr(model, "losses"):
+            return Fitted(model.eval(), [], loop.at.seconds)
         return loop.run(stop, on_epoch)
 
 
@@ -146,18 +131,15 @@ def predict(
     features: FeatureSet,
     rows: Rows,
     device: torch.device,
-    standardise: Standardiser | None = None,
-) -> NDArray[np.float32]:
+) -> NDArray[np.float64]:
     """Scores of these videos in training units, in the order of `rows`."""
     was_training = model.training
     model.eval()
     order = np.sort(rows)
-    values = np.empty(len(order), dtype=np.float32)
+    values = np.empty(len(order))
     done = 0
     for part in features.parts(order):
-        loaded = features.load(part, device)
-        x, present = standardise(loaded) if standardise else loaded
-        values[done : done + len(part)] = model(x, present).float().cpu().numpy()
+        values[done : done + len(part)] = model(features.load(part, device)).double().cpu().numpy()
         done += len(part)
     model.train(was_training)
     return values[np.searchsorted(order, rows)]
@@ -177,7 +159,7 @@ class _Loop:
     ) -> None:
         self.model, self.task, self.training, self.seed = model, task, training, seed
         self.device, self.state = device, state
-        self.losses: Callable[[Batch, Batch], dict[str, Tensor]] = model.losses  # type: ignore[assignment]
+        self.phases = _phases(model, training.epochs)
         self.optimiser = _optimiser(model, training)
         self.at = _Progress()
         self.best: dict[str, Tensor] | None = None
@@ -192,7 +174,9 @@ class _Loop:
         saved = started = time.monotonic()
         before = self.at.seconds
         while self.at.epoch < self.training.epochs:
-            self._set_lr()
+            if self.at.step == 0:
+                self._begin_epoch()
+            self._set_phase()
             self.model.train()
             for labelled, unlabelled in self._batches():
                 self._step(labelled, unlabelled)
@@ -212,6 +196,36 @@ class _Loop:
         self.model.eval()
         return Fitted(self.model, self.at.history, self.at.seconds, self.best, self.at.best_epoch)
 
+    def prepare(self) -> None:
+        """What the method learns from all videos at once; it keeps that in buffers."""
+        started = time.monotonic()
+        if hasattr(self.model, "prepare"):
+            with torch.no_grad():
+                self.model.prepare(self._pool())  # type: ignore[operator]
+        self.at.seconds += time.monotonic() - started
+
+    def _begin_epoch(self) -> None:
+        if self.at.epoch and self.at.epoch in self.phases:
+            # What one phase's moments say of the loss means nothing to the next one.
+            self._set_phase()
+            self.optimiser = _optimiser(self.model, self.training)
+        if hasattr(self.model, "begin_epoch"):
+            self._set_phase()
+            self.model.eval()
+            with torch.no_grad():
+                self.model.begin_epoch(self._pool())  # type: ignore[operator]
+
+    def _pool(self) -> Pool:
+        task = self.task
+        unknown = np.full(len(task.unlabelled), np.nan)
+        return Pool(
+            Part(task.features, task.labelled, task.scores[task.labelled], self.device),
+            Part(task.features, task.unlabelled, unknown, self.device),
+            self.at.epoch,
+            self.training.epochs,
+            np.random.default_rng([*self.seed, self.at.epoch, 2]),
+        )
+
     def save(self) -> None:
         """Everything that decides how training goes on."""
         assert self.state is not None
@@ -227,15 +241,18 @@ class _Loop:
         assert self.state is not None
         tensors, meta = checkpoint.load(self.state, "state")
         try:
-            self.model.load_state_dict(checkpoint.part(tensors, "model"))
+            load_state(self.model, checkpoint.part(tensors, "model"))
         except RuntimeError as e:
             raise UsageError(
                 f"{self.state} belongs to other settings: {str(e).splitlines()[-1].strip()}",
                 fix="resume with the settings of the run, or train into another --out",
             ) from None
-        checkpoint.restore_optimiser(self.optimiser, checkpoint.part(tensors, "optimiser"))
-        self.best = {k: v.to(self.device) for k, v in checkpoint.part(tensors, "best").items()} or None
         self.at = _Progress(**meta["progress"])
+        if not (self.at.step == 0 and self.at.epoch in self.phases):
+            self._set_phase()
+            self.optimiser = _optimiser(self.model, self.training)
+            checkpoint.restore_optimiser(self.optimiser, checkpoint.part(tensors, "optimiser"))
+        self.best = {k: v.to(self.device) for k, v in checkpoint.part(tensors, "best").items()} or None
         torch.set_rng_state(tensors["rng.cpu"])
         if self.device.type == "cuda" and "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
@@ -252,19 +269,16 @@ class _Loop:
             for r, s, rng in zip(rows, self.sizes, rngs, strict=True)
         ]
         for labelled, unlabelled in zip(*streams, strict=True):
-            yield self._batch(labelled, scored=True), self._batch(unlabelled, scored=False)
+            yield self._scored(labelled), unlabelled[1]
 
-    def _batch(self, drawn: tuple[Rows, Loaded], *, scored: bool) -> Batch:
-        rows, loaded = drawn
-        x, present = self.task.standardise(loaded) if self.task.standardise else loaded
-        scores = self.task.scores[rows] if scored else np.full(len(rows), np.nan)
-        target = torch.as_tensor(scores, dtype=torch.float32).to(self.device)
-        return Batch(x, target, present, tuple(self.task.features.ids[r] for r in rows))
+    def _scored(self, drawn: tuple[Rows, Batch]) -> Batch:
+        rows, batch = drawn
+        return replace(batch, scores=torch.as_tensor(self.task.scores[rows], dtype=torch.float32).to(self.device))
 
     def _step(self, labelled: Batch, unlabelled: Batch) -> None:
         bf16 = self.training.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            terms = self.losses(labelled, unlabelled)
+            terms: dict[str, Tensor] = self.model.losses(labelled, unlabelled)  # type: ignore[operator]
         total = sum(
             (self.weights.get(k, 1.0) * v.float() for k, v in terms.items()), torch.zeros((), device=self.device)
         )
@@ -276,6 +290,9 @@ class _Loop:
         if not all(math.isfinite(v) for v in values):
             self._diverged(dict(zip(("gradient", "total", *terms), values, strict=True)), labelled, unlabelled)
         self.optimiser.step()
+        if hasattr(self.model, "after_step"):
+            with torch.no_grad():
+                self.model.after_step()  # type: ignore[operator]
         self.at.step += 1
         for name, value in zip(("total", *terms), values[1:], strict=True):
             self.at.sums[name] = self.at.sums.get(name, 0.0) + value
@@ -283,7 +300,7 @@ class _Loop:
     def _validate(self, row: dict[str, float]) -> None:
         rows = self.task.validation
         with _kept_rng(self.device):
-            predicted = predict(self.model, self.task.features, rows, self.device, self.task.standardise)
+            predicted = predict(self.model, self.task.features, rows, self.device)
         value = spearman(predicted, self.task.scores[rows])
         if value is None:
             return
@@ -292,13 +309,18 @@ class _Loop:
             self.at.best_value, self.at.best_epoch = value, self.at.epoch + 1
             self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
-    def _set_lr(self) -> None:
+    def _set_phase(self) -> None:
+        """The method's phase, and the learning rate of this epoch of it."""
+        first = max(e for e in self.phases if e <= self.at.epoch)
+        if hasattr(self.model, "phases"):
+            self.model.phase = self.phases[first]  # type: ignore[assignment]
         scale = 1.0
         if self.training.schedule == "cosine":
-            done = self.at.epoch / max(self.training.epochs - 1, 1)
+            end = min((e for e in self.phases if e > first), default=self.training.epochs)
+            done = (self.at.epoch - first) / max(end - first - 1, 1)
             scale = 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
         for group in self.optimiser.param_groups:
-            group["lr"] = self.training.lr * scale
+            group["lr"] = self.training.lr * scale * group.get("lr_scale", 1.0)
 
     def _stopped(self, signal: int) -> None:
         where = f"stopped by signal {signal} in epoch {self.at.epoch + 1} of {self.training.epochs}"
@@ -337,13 +359,28 @@ def _sizes(labelled: int, unlabelled: int, training: Training) -> tuple[list[int
     return sizes(labelled), sizes(unlabelled)
 
 
+def _phases(model: nn.Module, epochs: int) -> dict[int, str]:
+    """First epoch of every phase, with its name: one phase, unless the method's `phases()` gives shares by name."""
+    if not hasattr(model, "phases"):
+        return {0: ""}
+    shares: dict[str, float] = model.phases()  # type: ignore[operator]
+    ends = np.cumsum([0.0, *shares.values()]) / sum(shares.values())
+    first = {round(float(end) * epochs): name for end, name in zip(ends, shares, strict=False)}
+    return {epoch: name for epoch, name in first.items() if epoch < epochs}
+
+
 def _optimiser(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     # A part whose loss is left out has no gradient; the optimisers pass over such parameters.
-    parameters, decay = list(model.parameters()), training.weight_decay
+    parameters: list[Any] = list(model.parameters())
+    if hasattr(model, "parameter_groups"):
+        parameters = model.parameter_groups()  # type: ignore[operator]
+    if not parameters:
+        parameters = [torch.zeros(0)]  # of a method without gradients; none is asked for
+    common: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay, "fused": True}
     if training.optimiser == "sgd":
-        return torch.optim.SGD(parameters, lr=training.lr, momentum=training.momentum, weight_decay=decay, fused=True)
+        return torch.optim.SGD(parameters, momentum=training.momentum, **common)
     cls: Any = torch.optim.Adam if training.optimiser == "adam" else torch.optim.AdamW
-    optimiser: torch.optim.Optimizer = cls(parameters, lr=training.lr, weight_decay=decay, fused=True)
+    optimiser: torch.optim.Optimizer = cls(parameters, **common)
     return optimiser
 
 

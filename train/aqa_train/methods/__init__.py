@@ -1,37 +1,87 @@
-"""The methods by name. A method is `cls(channels, segments, config)` with `forward` and `losses`."""
+"""The methods by name. A method is `cls(inputs, config)`, a module with `forward` (docs/writing-a-method.md)."""
 
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aqa_train.columns import Kind
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table."""
+    """One row of the table: what is known of a method before it is opened."""
 
     target: str
     """`module:class`, opened when it is used, because torch loads with it."""
-    fixed: dict[str, Any] = field(default_factory=dict)
+    summary: str
+    paper: str = ""
+    """Who described it, and where."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     """Settings that make this method what it is; they cannot be changed."""
-    summary: str = ""
+    streams: tuple[str, ...] = ()
+    """Those it reads, as `rgb`, `actor-rgb` or `rgb:map`; none named: all features of the run."""
+    columns: Mapping[str, Kind] = field(default_factory=dict)
+    """Columns of the videos' table that it reads of every video."""
+    labels: Mapping[str, Kind] = field(default_factory=dict)
+    """Columns that belong to the score, as judges' marks: shown to it of labelled videos alone."""
+    unlabelled: bool = False
+    """Whether it learns from videos without scores, and cannot do without."""
+    uses_difficulty: bool = False
+    """Whether its scores rest on the declared difficulty: such results are a league of their own."""
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """How its authors trained it, where that differs from the defaults of `Training`: by dataset, `""` for others."""
+    baseline: bool = False
+    """Stands beside every result, where the data have what it needs."""
 
     def load(self) -> Any:
         """The class; its `Config` is the frozen dataclass of its settings."""
         return pkgutil.resolve_name(self.target)
 
+    def recipe(self, dataset: str) -> Mapping[str, Any]:
+        """Training settings for a dataset, or those for any."""
+        return self.recipes.get(dataset, self.recipes.get("", {}))
+
 
 _S4AQA = "aqa_train.methods.s4aqa:S4AQA"
+_S4AQA_PAPER = "Zhang et al., TCSVT 2022, doi:10.1109/tcsvt.2022.3143549"
+_S4AQA_RECIPES = {"rhythmic-gymnastics": {"optimiser": "sgd", "lr": 1e-4, "epochs": 500}}
 
 DEFAULT, WITHOUT_UNLABELLED = "s4aqa", "aa"
 """What is trained where no method is named: where there are unlabelled videos, and where there are none."""
 
 METHODS: dict[str, Method] = {
-    "s4aqa": Method(_S4AQA, summary="S4AQA: scores, segment recovery, adversarial alignment"),
-    "aa": Method(
-        _S4AQA, {"recovery_weight": 0.0, "adversarial_weight": 0.0}, "S4AQA's encoder on labelled videos only"
+    "s4aqa": Method(
+        _S4AQA,
+        "S4AQA: scores, segment recovery, adversarial alignment",
+        _S4AQA_PAPER,
+        unlabelled=True,
+        recipes=_S4AQA_RECIPES,
     ),
-    "aa+rda": Method(_S4AQA, {"recovery_weight": 0.0}, "S4AQA without recovery"),
-    "aa+msfr": Method(_S4AQA, {"adversarial_weight": 0.0}, "S4AQA without alignment"),
+    "aa": Method(
+        _S4AQA,
+        "S4AQA's encoder on labelled videos only",
+        _S4AQA_PAPER,
+        {"recovery_weight": 0.0, "adversarial_weight": 0.0},
+        recipes=_S4AQA_RECIPES,
+    ),
+    "aa+rda": Method(
+        _S4AQA,
+        "S4AQA without recovery",
+        _S4AQA_PAPER,
+        {"recovery_weight": 0.0},
+        unlabelled=True,
+        recipes=_S4AQA_RECIPES,
+    ),
+    "aa+msfr": Method(
+        _S4AQA,
+        "S4AQA without alignment",
+        _S4AQA_PAPER,
+        {"adversarial_weight": 0.0},
+        unlabelled=True,
+        recipes=_S4AQA_RECIPES,
+    ),
 }

@@ -28,13 +28,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
-from aqa_train.batch import Batch
+from aqa_train.batch import Batch, Inputs
 from aqa_train.layers import Pooling, TemporalConv, mlp, pool_time, reverse_gradient, running_statistics_kept
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
-Videos = tuple[Float[Tensor, "batch time channels"], Bool[Tensor, "batch time"] | None]
+Streams = dict[str, Float[Tensor, "batch _ ..."]]
+Videos = tuple[Streams, Bool[Tensor, "batch _"] | None]
 MaskValue = Literal["zeros", "mean", "noise", "learned"]
 
 
@@ -82,45 +83,40 @@ class S4AQA(nn.Module):
 
     Config = S4AQAConfig
 
-    def __init__(self, channels: Sequence[int], segments: int, config: S4AQAConfig = S4AQAConfig()) -> None:
-        """`channels`: width of every stream's features; `segments`: the most a video has."""
+    def __init__(self, inputs: Inputs, config: S4AQAConfig = S4AQAConfig()) -> None:
         super().__init__()
+        segments, channels = inputs.segments, list(inputs.widths.values())
         if config.masked < 1 or (config.recovery_weight > 0 and config.masked >= segments):
             raise UsageError(
                 f"masked = {config.masked} segments cannot be hidden in videos of {segments} segment(s)",
                 fix=f"set masked between 1 and {max(segments - 1, 1)}, extract more segments, or use method aa",
             )
         self.config = config
-        self.channels = tuple(channels)
         self.segments = segments
         width = config.widths[-1] * (segments if config.pooling == "flatten" else 1)
-        self.encoder = nn.ModuleList(_Encoder(c, config) for c in self.channels)
-        self.regressor = mlp(width * len(self.channels), config.regressor_width, 1)
-        self.decoder = nn.ModuleList(mlp(width, config.decoder_width, c) for c in self.channels)
-        self.discriminator = mlp(width * len(self.channels), config.discriminator_width, 1)
+        self.encoder = nn.ModuleList(_Encoder(c, config) for c in channels)
+        self.regressor = mlp(width * len(channels), config.regressor_width, 1)
+        self.decoder = nn.ModuleList(mlp(width, config.decoder_width, c) for c in channels)
+        self.discriminator = mlp(width * len(channels), config.discriminator_width, 1)
         if config.mask_value == "learned":
-            self.mask_token = nn.Parameter(torch.zeros(sum(self.channels)))
+            self.mask_token = nn.ParameterDict({n: nn.Parameter(torch.zeros(w)) for n, w in inputs.widths.items()})
 
-    def forward(
-        self, x: Float[Tensor, "batch time channels"], present: Bool[Tensor, "batch time"] | None = None
-    ) -> Float[Tensor, "batch"]:
+    def forward(self, batch: Batch) -> Float[Tensor, "batch"]:
         """Scores in training units."""
-        return self.regress(self.summaries(x, present))
+        return self.regress(self.summaries(batch.streams, batch.present))
 
     def summaries(
-        self, x: Float[Tensor, "batch time channels"], present: Bool[Tensor, "batch time"] | None = None
+        self, streams: Streams, present: Bool[Tensor, "batch time"] | None = None
     ) -> list[Float[Tensor, "batch width"]]:
         """f of every stream (equation 1)."""
         if self.config.pooling == "flatten":
-            x, present = self._fill(x, present)
-        streams = x.split(self.channels, dim=-1)
-        encoded = (encoder(s, present) for encoder, s in zip(self.encoder, streams, strict=True))
+            streams, present = self._fill(streams, present)
+        encoded = (encoder(x.flatten(2), present) for encoder, x in zip(self.encoder, streams.values(), strict=True))
         return [pool_time(e, present, self.config.pooling) for e in encoded]
 
-    def _fill(
-        self, x: Float[Tensor, "batch time channels"], present: Bool[Tensor, "batch time"] | None
-    ) -> tuple[Float[Tensor, "batch segments channels"], Bool[Tensor, "batch segments"] | None]:
+    def _fill(self, streams: Streams, present: Bool[Tensor, "batch time"] | None) -> Videos:
         """Flattened sequences must have one length: shorter batches are padded."""
+        x = next(iter(streams.values()))
         missing = self.segments - x.shape[1]
         if missing < 0:
             raise UsageError(
@@ -128,9 +124,9 @@ class S4AQA(nn.Module):
                 fix="extract as many segments as for training, or train with pooling = mean",
             )
         if missing == 0:
-            return x, present
+            return streams, present
         there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if present is None else present
-        return F.pad(x, (0, 0, 0, missing)), F.pad(there, (0, missing))
+        return {n: F.pad(x, (0, 0, 0, missing)) for n, x in streams.items()}, F.pad(there, (0, missing))
 
     def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
         """Unweighted terms; the trainer weights them by the settings `<term>_weight`, sums and logs them."""
@@ -141,9 +137,9 @@ class S4AQA(nn.Module):
                 "S4AQA learns from unlabelled videos, and there are none",
                 fix="use --method aa, add videos without scores, or hide scores to try it (--labelled 0.4)",
             )
-        inputs = {"labelled": (labelled.features, labelled.present)}
+        inputs: dict[str, Videos] = {"labelled": (labelled.streams, labelled.present)}
         if config.adversarial_weight > 0:
-            inputs["unlabelled"] = (unlabelled.features, unlabelled.present)
+            inputs["unlabelled"] = (unlabelled.streams, unlabelled.present)
         targets = {}
         if config.recovery_weight > 0:
             inputs["masked unlabelled"], targets["masked unlabelled"] = self.mask(unlabelled)
@@ -162,11 +158,14 @@ class S4AQA(nn.Module):
         return terms
 
     def mask(self, batch: Batch) -> tuple[Videos, Float[Tensor, "batch channels"]]:
-        """The videos with segments hidden (equation 4), and the mean of what was hidden."""
-        hidden = choose_segments(batch.features, batch.present, self.config.masked)
-        token = self.mask_token if self.config.mask_value == "learned" else None
-        visible = hide(batch.features, hidden, batch.present, self.config.mask_value, token)
-        return (visible, batch.present), pool_time(batch.features * hidden.unsqueeze(-1), hidden)
+        """The videos with segments hidden (equation 4), the same of every stream, and the mean of what was hidden."""
+        hidden = choose_segments(next(iter(batch.streams.values())), batch.present, self.config.masked)
+        visible, target = {}, []
+        for name, x in batch.streams.items():
+            token = self.mask_token[name] if self.config.mask_value == "learned" else None
+            visible[name] = hide(x, hidden, batch.present, self.config.mask_value, token)
+            target.append(pool_time(x * hidden.unsqueeze(-1), hidden))
+        return (visible, batch.present), torch.cat(target, dim=-1)
 
     def recovery_error(
         self, f: list[Float[Tensor, "batch width"]], target: Float[Tensor, "batch channels"]
@@ -197,8 +196,10 @@ class S4AQA(nn.Module):
     def _together(self, inputs: dict[str, Videos]) -> dict[str, list[Float[Tensor, "batch width"]]]:
         """f of every input, normalised over all of them."""
         masks = [present for _, present in inputs.values() if present is not None]
-        together = self.summaries(torch.cat([x for x, _ in inputs.values()]), torch.cat(masks) if masks else None)
-        sizes = [len(x) for x, _ in inputs.values()]
+        names = next(iter(inputs.values()))[0]
+        streams = {n: torch.cat([x[n] for x, _ in inputs.values()]) for n in names}
+        together = self.summaries(streams, torch.cat(masks) if masks else None)
+        sizes = [len(next(iter(x.values()))) for x, _ in inputs.values()]
         parts = zip(*(stream.split(sizes) for stream in together), strict=True)
         return {name: list(part) for name, part in zip(inputs, parts, strict=True)}
 
