@@ -15,11 +15,15 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from aqa_shared.store import FeatureStore
-from aqa_train.baselines import mean_features, ridge
+from aqa_train.batch import Inputs
+from aqa_train.config import Training
 from aqa_train.features import FeatureSet
+from aqa_train.methods.linear import Ridge
 from aqa_train.metrics import spearman
+from aqa_train.trainer import Task, fit, predict
 
 
 def main() -> None:
@@ -32,13 +36,20 @@ def main() -> None:
     features = {chosen: FeatureSet.from_store(store, chosen) for chosen in sets}
     scores = features[sets[0]].column("score").astype(np.float64)
     scored = np.flatnonzero(~np.isnan(scores))
-    means = {chosen: mean_features(found) for chosen, found in features.items()}
+    cpu, none = torch.device("cpu"), np.arange(0)
+    features = {chosen: found.place(cpu, "yes") for chosen, found in features.items()}
     draws = [np.random.default_rng(i).permutation(scored) for i in range(options.draws)]
     halves = [(np.sort(d[: len(d) // 2]), np.sort(d[len(d) // 2 :])) for d in draws]
     print(f"{len(scored)} scored videos of {options.store}, {options.draws} halves, Spearman of ridge")
     base = None
     for chosen in sets:
-        values = np.array([spearman(ridge(means[chosen], scores, a, b), scores[b]) or 0.0 for a, b in halves])
+        found = features[chosen]
+        inputs = Inputs(found.shapes, found.segments)
+        values = np.zeros(len(halves))
+        for i, (a, b) in enumerate(halves):
+            task = Task(found, a, none, none, scores)
+            model = fit(lambda: Ridge(inputs), task, Training(), seed=[0], device=cpu).model  # noqa: B023
+            values[i] = spearman(predict(model, found, b, cpu), scores[b]) or 0.0
         base = values if base is None else base
         gain = values - base
         print(

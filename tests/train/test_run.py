@@ -42,7 +42,7 @@ def finished(make_store_once: MakeStore, tmp_path_factory: pytest.TempPathFactor
 def test_run_folder_is_complete(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     aqa_train("--resume", finished)  # nothing is left to train: it shows what it found
     shown = capsys.readouterr().out
-    for word in ("aa", "s4aqa", "ridge", "mean score", "difficulty only", "best on val.", "Spearman"):
+    for word in ("aa", "s4aqa", "ridge", "mean-score", "difficulty-only", "best on val.", "Spearman"):
         assert word in shown
     for name in ("config.toml", "config.json", "environment.json", "metrics.csv", "losses.csv"):
         assert (finished / name).stat().st_size > 0
@@ -58,11 +58,11 @@ def test_run_folder_is_complete(finished: Path, capsys: pytest.CaptureFixture[st
         ("aa", "best-on-validation"),
         ("s4aqa", "last"),
         ("s4aqa", "best-on-validation"),
-        ("mean score", "baseline"),
+        ("mean-score", "baseline"),
         ("ridge", "baseline"),
-        ("difficulty only", "baseline"),
+        ("difficulty-only", "baseline"),
     }
-    assert next(r for r in summary["rows"] if r["method"] == "mean score")["spearman"]["mean"] is None
+    assert next(r for r in summary["rows"] if r["method"] == "mean-score")["spearman"]["mean"] is None
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["torch"]
     assert environment["device"] == "cpu"

@@ -97,7 +97,7 @@ def test_intervals_of_few_videos_hold_the_true_correlation() -> None:
 
 
 def test_two_videos_tell_nothing() -> None:
-    rows = run({"aa": [[1, 2], [2, 5]], "mean score": [3, 3], "ridge": [4, 3]}, [9, 4])
+    rows = run({"aa": [[1, 2], [2, 5]], "mean-score": [3, 3], "ridge": [4, 3]}, [9, 4])
     assert [r["spearman"]["mean"] for r in rows] == [pytest.approx(-1), None, pytest.approx(1)]
     assert all(r["spearman"]["interval"] is None and r["mae"]["interval"] is None for r in rows)
     assert [r["verdict"] for r in rows[:2]] == ["too few test videos to tell (n=2)", None]
@@ -106,7 +106,7 @@ def test_two_videos_tell_nothing() -> None:
 
 def test_a_perfect_order_of_few_videos_is_not_certain() -> None:
     true = np.arange(8.0)
-    (up, down, _) = run({"aa": [true], "down": [-true], "mean score": np.full(8, 3.5)}, true)
+    (up, down, _) = run({"aa": [true], "down": [-true], "mean-score": np.full(8, 3.5)}, true)
     low, high = up["spearman"]["interval"]
     assert (up["spearman"]["mean"], high) == (1.0, 1.0)
     assert 0.7 < low < 0.9
@@ -133,7 +133,7 @@ GOOD, FAIR = TRUE + 3 * NOISE[0], TRUE + 12 * NOISE[1]
     ],
 )
 def test_verdicts(predicted: Any, ridge: Any, verdict: str) -> None:
-    rows = run({"aa": [predicted], "mean score": MEAN, "ridge": ridge}, TRUE)
+    rows = run({"aa": [predicted], "mean-score": MEAN, "ridge": ridge}, TRUE)
     assert rows[0]["verdict"] == verdict
     assert rows[1]["verdict"] is None
     json.dumps(rows, allow_nan=False)
@@ -145,7 +145,7 @@ def test_equal_methods_seldom_beat_each_other() -> None:
     beats = 0
     for _ in range(150):
         true = rng.normal(size=20)
-        rows = run({"aa": [true + rng.normal(size=20)], "mean score": np.zeros(20),
+        rows = run({"aa": [true + rng.normal(size=20)], "mean-score": np.zeros(20),
                     "ridge": true + rng.normal(size=20)}, true)  # fmt: skip
         beats += rows[0]["verdict"] == "beats ridge"
     assert beats <= 150 * 0.025 + 3 * np.sqrt(150 * 0.025 * 0.975)
@@ -206,7 +206,7 @@ def test_a_row_that_lacks_a_fold_is_compared_on_the_others() -> None:
     for fold, part in enumerate(halves):
         results += [
             result(name, fold, 0, ids[part], TRUE[part], "baseline", values[part])
-            for name, values in (("mean score", MEAN), ("ridge", better))
+            for name, values in (("mean-score", MEAN), ("ridge", better))
         ]
     tested = Comparison.of(results, "mean", (0.0, 100.0), {}, np.random.default_rng(0))
     row = next(r for r in summarise(results, tested) if r["method"] == "aa")
@@ -219,7 +219,7 @@ def test_a_row_that_lacks_a_fold_is_compared_on_the_others() -> None:
 def test_constants_that_differ_by_fold_rank_nothing() -> None:
     """The mean of the others' scores is low where a fold's are high: pooled, it would rank them backwards."""
     constants = np.repeat([3.0, 2.0, 1.0, 0.0], 3)
-    (row, _) = run({"aa": [constants], "mean score": constants}, np.arange(12.0), folds=4)
+    (row, _) = run({"aa": [constants], "mean-score": constants}, np.arange(12.0), folds=4)
     assert row["spearman"]["mean"] is None
     assert row["spearman"]["interval"] is None
     assert row["verdict"].startswith("does not beat the mean score")
@@ -258,7 +258,7 @@ def test_undefined_folds_and_seeds_are_counted() -> None:
         result("aa", f, s, ids, true, "last", [1.0, 2.0] if f == s == 0 else [3.0, 3.0]) for s in (0, 1) for f in (0, 1)
     ]
     results[0]["predicted"]["best-on-validation"] = [1.0, 2.0]
-    results += [result("difficulty only", 0, s, ids, true, "baseline", true) for s in (0, 1)]
+    results += [result("difficulty-only", 0, s, ids, true, "baseline", true) for s in (0, 1)]
     tested = Comparison.of(results, "mean", (0.0, 10.0), {}, np.random.default_rng(0))
     rows = summarise(results, tested)
     last, best, difficulty = rows
@@ -268,6 +268,6 @@ def test_undefined_folds_and_seeds_are_counted() -> None:
     assert (last["mae"]["defined"], best["mae"]["defined"], difficulty["mae"]["defined"]) == (4, 1, 2)
     protocol = dict.fromkeys(("labelled", "unlabelled", "test", "test_all", "seeds", "folds"), 1) | {"streams": ["rgb"]}
     lines = as_text({"protocol": protocol, "rows": rows}).splitlines()
-    shown = [x.split("   ") for x in lines if x.startswith(("aa  ", "difficulty only  "))]
+    shown = [x.split("   ") for x in lines if x.startswith(("aa  ", "difficulty-only  "))]
     assert [c.strip() for c in shown[0] if c.strip()] == ["aa", "last", "1.000 (1 of 4)", "1.12", "1.88"]
     assert next(x for x in lines if x.startswith("difficulty")).count("(2 of 4)") == 3

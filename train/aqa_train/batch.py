@@ -76,9 +76,9 @@ class Batch:
 
 def join(batches: Sequence[Batch]) -> Batch:
     """One batch of all their videos."""
-    if len(batches) == 1:
-        return batches[0]
-    first = batches[0]
+    first, *others = batches
+    if not others:
+        return first
     masks = [b.present for b in batches if b.present is not None]
     return replace(
         first,

@@ -99,9 +99,17 @@ def train(
             f"[default: {DEFAULT} where there are unlabelled videos, else {WITHOUT_UNLABELLED}]"
         ),
     ] = "",
-    epochs: Annotated[int, Learning(help="Passes over the larger of the labelled and unlabelled sets.")] = 1000,
-    lr: Annotated[float, Learning(help="Learning rate.")] = 5e-4,
-    batch: Annotated[int, Learning(help="Labelled videos a step, and as many unlabelled.")] = 32,
+    recipe: Annotated[
+        str, Learning(help="A dataset: train as the methods' authors did on it (aqa methods). [default: as on MTL-AQA]")
+    ] = "",
+    epochs: Annotated[
+        int | None,
+        Learning(help="Passes over the larger of the labelled and unlabelled sets. [default: the method's, or 1000]"),
+    ] = None,
+    lr: Annotated[float | None, Learning(help="Learning rate. [default: the method's, or 0.0005]")] = None,
+    batch: Annotated[
+        int | None, Learning(help="Labelled videos a step, and as many unlabelled. [default: the method's, or 32]")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         Learning("--set", metavar="NAME=VALUE", help="A method's or training's setting; again for more."),
@@ -260,7 +268,6 @@ def _resumed(saved: RunConfig, flags: dict[str, Any], sets: list[str], resume: P
     base = saved.model_dump(mode="json", exclude_none=True)
     training = base.pop("training")
     own = base.pop("settings")
-    training |= {k: flags.pop(k) for k in list(flags) if k in training}
     wanted = resolve(None, {**base, **flags, "training": training, "settings": own}, sets, environment={})
     changed = differences(absolute(saved), absolute(wanted))
     if changed:

@@ -62,11 +62,11 @@ class Column:
             return np.array([-1 if v is None else codes.get(_word(v), -1) for v in values], dtype=np.int64)
         if self.kind == "vector":
             marks = np.full((len(values), self.width), np.nan, dtype=np.float32)
-            for row, v in zip(marks, values, strict=True):
+            for mine, v in zip(marks, values, strict=True):
                 own = [] if v is None else _list(name, v, numbers=True)
                 if own and len(own) != self.width:
                     raise UsageError(f"the column {name} has {len(own)} numbers where {self.width} are needed: {v!r}")
-                row[: len(own)] = own
+                mine[: len(own)] = own
             return marks
         tokens = np.full((len(values), self.width), -1, dtype=np.int64)
         for row, v in zip(tokens, values, strict=True):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_serializer, field_validator
 
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import Record
@@ -24,7 +24,10 @@ LARGEST_SCORE = 1e12
 
 
 class Training(Record):
-    """How a method is trained; the values are S4AQA's for MTL-AQA (section IV-A) unless marked (ours)."""
+    """How a method is trained; the values are S4AQA's for MTL-AQA (section IV-A) unless marked (ours).
+
+    A method's row in `METHODS` may have others of its own, and by dataset: `training_of` says what holds.
+    """
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -34,7 +37,6 @@ class Training(Record):
     epoch_of: Literal["larger", "labelled"] = "larger"
     """An epoch is one pass over the larger of the two sets, or over the labelled; the other is cycled (ours)."""
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
-    """The paper takes `sgd` with lr 1e-4 and 500 epochs for Rhythmic Gymnastics."""
     lr: float = Field(default=5e-4, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -92,7 +94,10 @@ class RunConfig(Record):
     """The first; run i draws labels, initial weights and order from seed + i."""
     score_range: tuple[float, float] | None = None
     """The scale's ends in the dataset's units; None takes the labelled training scores' ends."""
+    recipe: str = ""
+    """A dataset: methods are trained as their authors did on it, where their rows in `METHODS` say how."""
     training: Training = Training()
+    """What was asked for; the rest is the method's own. `method.name` in `settings` is for one of several methods."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the methods by name; `method.name` for one of several methods."""
 
@@ -105,6 +110,10 @@ class RunConfig(Record):
         if len(set(methods)) < len(methods):
             raise ValueError(f"name each method once, got {', '.join(methods)}")
         return methods
+
+    @field_serializer("training")
+    def _asked_for(self, training: Training) -> dict[str, Any]:
+        return training.model_dump(mode="json", exclude_unset=True)
 
     @field_validator("score_range")
     @classmethod
@@ -165,6 +174,7 @@ def resolve(
     tried = config if config.methods else config.model_copy(update={"methods": (DEFAULT,)})
     for method in tried.methods:
         method_config(tried, method)
+        training_of(tried, method)
     _refuse_settings_without_effect(tried)
     return config
 
@@ -215,11 +225,19 @@ def _refuse_settings_without_effect(config: RunConfig) -> None:
                 f"{name} = {getattr(config, name)} would be ignored without --labels",
                 fix="name the table with --labels",
             )
-    momentum = config.training.momentum
-    if config.training.optimiser != "sgd" and momentum != Training.model_fields["momentum"].default:
+    trained = {m: training_of(config, m) for m in config.methods}
+    plain, default = {t.optimiser for t in trained.values()} - {"sgd"}, Training.model_fields["momentum"].default
+    if trained and all(t.optimiser != "sgd" and t.momentum != default for t in trained.values()):
+        momentum = config.training.momentum
         raise UsageError(
-            f"momentum = {momentum:g} is a setting of sgd, and the optimiser is {config.training.optimiser}",
+            f"momentum = {momentum:g} is a setting of sgd, and the optimiser is {' or '.join(sorted(plain))}",
             fix="omit it, or add --set optimiser=sgd",
+        )
+    recipes = sorted({name for m in config.methods for name in METHODS[m].recipes if name})
+    if config.recipe and config.recipe not in recipes:
+        raise UsageError(
+            f"{', '.join(config.methods)}: no recipe for {config.recipe!r}",
+            fix=f"choose from {', '.join(recipes)}" if recipes else "omit --recipe",
         )
     testing = ("split", "folds", "test_fraction")
     given = [f"{name} = {value}" for name in testing if (value := getattr(config, name)) is not None]
@@ -235,6 +253,18 @@ def _refuse_settings_without_effect(config: RunConfig) -> None:
             )
 
 
+def training_of(config: RunConfig, method: str) -> Training:
+    """How one method is trained: defaults, its own recipe, what was asked for, what was asked for it alone."""
+    own = {n: v for n in Training.model_fields if (v := config.settings.get(f"{method}.{n}")) is not None}
+    asked = config.training.model_dump(exclude_unset=True)
+    try:
+        return Training(**{**METHODS[method].recipe(config.recipe), **asked, **own})
+    except ValidationError as e:
+        raise UsageError(
+            f"method {method}: {_explain(e)}", fix="aqa-train --print-config shows the settings and their values"
+        ) from None
+
+
 def method_config(config: RunConfig, method: str) -> Any:
     """The frozen settings of one method: its defaults, `settings`, and what makes the method what it is."""
     row = METHODS[method]
@@ -245,7 +275,7 @@ def method_config(config: RunConfig, method: str) -> Any:
         owner, dot, name = key.rpartition(".")
         if dot and owner not in config.methods:
             raise UsageError(f"setting {key!r}: no method {owner!r} here{_instead(owner, config.methods)}")
-        if dot and owner != method:
+        if dot and (owner != method or name in Training.model_fields):
             continue
         if name not in names:
             shared = {f.name for m in config.methods for f in dataclasses.fields(METHODS[m].load().Config)}
@@ -305,23 +335,35 @@ def as_toml(config: RunConfig) -> str:
 
 
 def spelt_out(config: RunConfig) -> RunConfig:
-    """The same with every setting of its methods, those left at their defaults too.
+    """The same with every setting of its methods and their training, those left at their defaults too.
 
     A plain name where the methods agree, `method.name` where they do not; what makes a method is not a setting of it.
     """
-    values: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    training: dict[str, dict[str, Any]] = {}
+    for method in config.methods or (DEFAULT,):
+        for name, value in training_of(config, method).model_dump(mode="json").items():
+            training.setdefault(name, {})[method] = value
     for method in config.methods:
         own = dataclasses.asdict(method_config(config, method))
         for name in own.keys() - METHODS[method].fixed.keys():
-            values.setdefault(name, {})[method] = list(own[name]) if isinstance(own[name], tuple) else own[name]
-    settings: dict[str, Any] = {}
-    for name, by_method in sorted(values.items()):
+            settings.setdefault(name, {})[method] = list(own[name]) if isinstance(own[name], tuple) else own[name]
+    common, apart = _agreed(training)
+    shared, others = _agreed(dict(sorted(settings.items())))
+    return config.model_copy(update={"training": Training(**common), "settings": shared | others | apart})
+
+
+def _agreed(values: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of name → method → value: by name what all have alike, and `method.name` for the rest; None is left out."""
+    alike: dict[str, Any] = {}
+    apart: dict[str, Any] = {}
+    for name, by_method in values.items():
         first, *others = by_method.values()
         if all(other == first for other in others):
-            settings[name] = first
+            alike[name] = first
         else:
-            settings |= {f"{method}.{name}": value for method, value in by_method.items()}
-    return config.model_copy(update={"settings": {k: v for k, v in settings.items() if v is not None}})
+            apart |= {f"{method}.{name}": value for method, value in by_method.items()}
+    return tuple({k: v for k, v in part.items() if v is not None} for part in (alike, apart))  # type: ignore[return-value]
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:

@@ -12,6 +12,8 @@ from aqa_shared.console import as_time
 from aqa_shared.files import free_bytes, scratch
 from aqa_train import experiment as work
 from aqa_train.checkpoint import writing
+from aqa_train.config import Training
+from aqa_train.experiment import epochs_of
 from aqa_train.signals import Stopped
 
 if TYPE_CHECKING:
@@ -36,11 +38,12 @@ def estimate(
     streams = ", ".join(f"{n} ({c})" for n, c in features.channels.items())
     seeds = len({training.split.seed for training in experiment.trainings})
     tried = {t.method: t for t in reversed(experiment.trainings)}
-    epoch = sum(_seconds_an_epoch(experiment, t, placed, device) for t in tried.values()) / len(tried)
-    seconds = epoch * config.training.epochs * len(experiment.trainings) / jobs
+    each = {m: epochs_of(config, m) * _seconds_an_epoch(experiment, t, placed, device) for m, t in tried.items()}
+    seconds = sum(each[t.method] for t in experiment.trainings) / jobs
+    epochs = ", ".join(f"{m} of {epochs_of(config, m)} epochs" for m in config.methods)
     return "\n".join(
         (
-            f"{len(experiment.trainings)} training(s) of {config.training.epochs} epochs: {', '.join(config.methods)} "
+            f"{len(experiment.trainings)} training(s): {epochs} "
             f"× {len({s.fold for s in experiment.splits})} fold(s) × {seeds} seed(s), {jobs} at a time on {device}",
             f"{len(features.ids)} videos of up to {features.segments} segments; {streams}; "
             f"{features.nbytes / 2**20:.1f} MiB",
@@ -56,11 +59,13 @@ def estimate(
 def _seconds_an_epoch(
     experiment: Experiment, training: OneTraining, features: FeatureSet, device: torch.device
 ) -> float:
-    """Of one training, without its first epoch, which pays for what is only done once."""
+    """Of one training, without its first epoch, which pays for what is only done once; of one without epochs, all."""
     config = experiment.config
-    short = config.training.model_copy(update={"epochs": TRIED_EPOCHS})
-    trial = replace(experiment, config=config.model_copy(update={"training": short}))
-    ends: list[float] = []
+    asked = {**config.training.model_dump(exclude_unset=True), "epochs": TRIED_EPOCHS}
+    own = {k: v for k, v in config.settings.items() if not k.endswith(".epochs")}
+    short = config.model_copy(update={"training": Training(**asked), "settings": own})
+    trial = replace(experiment, config=short)
+    ends: list[float] = [time.monotonic()]
     limit = time.monotonic() + TRY_SECONDS
     with scratch("aqa-try-") as folder, suppress(Stopped):
         work.run_training(
@@ -69,7 +74,9 @@ def _seconds_an_epoch(
             features,
             folder,
             device,
-            stop=lambda: int(len(ends) > 1 and time.monotonic() > limit),
+            stop=lambda: int(len(ends) > 2 and time.monotonic() > limit),
             on_epoch=lambda epoch, row: ends.append(time.monotonic()),
         )
-    return (ends[-1] - ends[0]) / (len(ends) - 1)
+    if len(ends) < 3:
+        return time.monotonic() - ends[0]
+    return (ends[-1] - ends[1]) / (len(ends) - 2)

@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from aqa_shared.errors import UsageError
 from aqa_shared.files import replace_text, temporary_folder
 from aqa_shared.records import ExtractSettings
-from aqa_train import baselines, metrics, protocol
+from aqa_train import metrics, protocol
 from aqa_train.batch import Batch, Inputs
 from aqa_train.checkpoint import writing
-from aqa_train.config import RunConfig, method_config, with_methods
+from aqa_train.config import RunConfig, method_config, training_of, with_methods
 from aqa_train.features import FeatureSet, InMemory, adds_streams, array_of, enough_memory
 from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
 from aqa_train.order import Rows
@@ -31,7 +30,7 @@ from aqa_train.predict import save_model
 from aqa_train.scores import identities, learned_from
 from aqa_train.splits import Split
 from aqa_train.storage import load_state, rounded, unread
-from aqa_train.trainer import Diverged, Fitted, Task, fit, predict
+from aqa_train.trainer import Diverged, Fitted, ScoreScale, Task, fit, predict
 
 Say = Callable[[str], None]
 LESS_MEMORY = "use --in-memory no, a smaller --set batch, or fewer --jobs"
@@ -132,64 +131,97 @@ def run_training(
         return found
     for left in folder.glob(".*.partial"):
         left.unlink(missing_ok=True)  # of a process that was killed while it saved
+    torch.set_num_threads(experiment.config.training.threads)
+    learned = _learn(experiment, training, features, device, folder / "state.safetensors", stop, on_epoch)
+    result = _test(experiment, training, learned, folder, device)
+    write_json(result_file, result)
+    (folder / "state.safetensors").unlink(missing_ok=True)
+    return result
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """A trained method with what it read."""
+
+    fitted: Fitted
+    read: FeatureSet
+    inputs: Inputs
+    scale: ScoreScale
+
+
+def _learn(
+    experiment: Experiment,
+    training: OneTraining,
+    features: FeatureSet,
+    device: torch.device,
+    state: Path | None = None,
+    stop: Callable[[], int] = NOT_STOPPED,
+    on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, row: None,
+) -> _Learned:
     config, split = experiment.config, training.split
-    torch.set_num_threads(config.training.threads)
     rows = {r: protocol.rows_of(features, getattr(split, r)) for r in ("labelled", "unlabelled", "validation", "test")}
     scores = features.column("score").astype(np.float64)
-    scale = protocol.score_scale(config, scores[rows["labelled"]], config.training.score_max)
-    settings = method_config(config, training.method)
-    cls = METHODS[training.method].load()
-    read, inputs = what_it_reads(config, training.method, split, features, config.training.standardise)
-    task = Task(
-        read,
-        rows["labelled"],
-        rows["unlabelled"],
-        rows["validation"],
-        np.where(np.isin(np.arange(len(scores)), rows["test"]), np.nan, scale.to_training(scores)),
-    )
+    how = training_of(config, training.method)
+    scale = protocol.score_scale(config, scores[rows["labelled"]], how.score_max)
+    read, inputs = what_it_reads(config, training.method, split, features, how.standardise)
+    hidden = np.where(np.isin(np.arange(len(scores)), rows["test"]), np.nan, scale.to_training(scores))
+    settings, cls = method_config(config, training.method), METHODS[training.method].load()
     fitted = fit(
         lambda: cls(inputs, settings),
-        task,
-        config.training,
+        Task(read, rows["labelled"], rows["unlabelled"], rows["validation"], hidden),
+        how,
         seed=[split.seed, split.fold],
         device=device,
-        state=folder / "state.safetensors",
+        state=state,
         stop=stop,
         on_epoch=on_epoch,
     )
+    return _Learned(fitted, read, inputs, scale)
+
+
+def _test(
+    experiment: Experiment, training: OneTraining, learned: _Learned, folder: Path, device: torch.device
+) -> dict[str, Any]:
+    """Scores of all videos by what was learned, figures of the test videos, and checkpoints in `folder`."""
+    config, split, row = experiment.config, training.split, METHODS[training.method]
+    fitted, features = learned.fitted, experiment.features
+    labelled, test = (protocol.rows_of(features, ids) for ids in (split.labelled, split.test))
+    scores = features.column("score").astype(np.float64)
+    how = training_of(config, training.method)
     meta = {
         "method": training.method,
-        "config": asdict(settings),
-        "training": config.training.model_dump(mode="json"),
-        "inputs": asdict(inputs),
-        "scale": asdict(scale),
+        "config": asdict(method_config(config, training.method)),
+        "training": how.model_dump(mode="json"),
+        "inputs": asdict(learned.inputs),
+        "scale": asdict(learned.scale),
         "extract": None if experiment.extract is None else experiment.extract.model_dump(mode="json"),
         "weights": experiment.weights,
         "split": {"fold": split.fold, "seed": split.seed, "sha256": split.digest},
         "learned_from": identities(features, np.flatnonzero(learned_from(features, split, config))),
-        "not_stored": unread(fitted.model, read.load(rows["labelled"][:2], device)),
+        "not_stored": unread(fitted.model, learned.read.load(labelled[:2], device)),
     }
     result: dict[str, Any] = {
         "method": training.method,
         "fold": split.fold,
         "seed": split.seed,
         "split_sha256": split.digest,
+        "uses_difficulty": row.uses_difficulty,
         "labelled": len(split.labelled),
         "unlabelled": len(split.unlabelled),
         "parameters": sum(p.numel() for p in fitted.model.parameters()),
         "seconds": round(fitted.seconds, 3),
-        "epochs": config.training.epochs,
+        "epochs": len(fitted.history),
         "best_epoch": fitted.best_epoch,
         "history": fitted.history,
-        "ids": [features.ids[r] for r in rows["test"]],
-        "true": scores[rows["test"]].tolist(),
+        "ids": [features.ids[r] for r in test],
+        "true": scores[test].tolist(),
         "predicted": {},
         "metrics": {},
     }
     for selection, state in _selections(fitted):
         load_state(fitted.model, state)
         # All at once, and in one way: the last bit depends on which videos are scored together.
-        values = scale.to_scores(predict(fitted.model, read, np.arange(len(scores)), device))
+        values = learned.scale.to_scores(predict(fitted.model, learned.read, np.arange(len(scores)), device))
         if not np.isfinite(values).all():
             raise Diverged(
                 f"{training.name} ({selection}) gives {features.ids[np.flatnonzero(~np.isfinite(values))[0]]} a score "
@@ -198,45 +230,43 @@ def run_training(
             )
         if selection == "last":
             result["scores"] = values.tolist()
-        predicted = values[rows["test"]]
+        predicted = values[test]
         result["predicted"][selection] = predicted.tolist()
         result["metrics"][selection] = metrics.evaluate(
-            predicted, scores[rows["test"]], protocol.metric_range(config, features)
+            predicted, scores[test], protocol.metric_range(config, features)
         )
-        epochs = {"last": config.training.epochs, "best": fitted.best_epoch}
+        epochs = {"last": len(fitted.history), "best": fitted.best_epoch}
         name = selection.split("-")[0]
         if name == "last" or epochs["best"] != epochs["last"]:
-            save_model(folder / f"{name}.safetensors", state, read.standardise, {**meta, "epoch": epochs[name]})
-    write_json(result_file, result)
-    (folder / "state.safetensors").unlink(missing_ok=True)
+            save_model(folder / f"{name}.safetensors", state, learned.read.standardise, {**meta, "epoch": epochs[name]})
     return result
 
 
 @enough_memory(LESS_MEMORY)
 def run_baselines(experiment: Experiment, features: FeatureSet) -> list[dict[str, Any]]:
-    """The rows every method is compared with, on the same splits."""
-    means = baselines.mean_features(features)
-    scores = features.column("score").astype(np.float64)
-    difficulty = features.column("difficulty").astype(np.float64)
+    """The rows every method is compared with, on the same splits: those of the table that stand beside every result."""
+    scores, device = features.column("score").astype(np.float64), torch.device("cpu")
+    features = features.on(device)
+    wanted = [name for name, row in METHODS.items() if row.baseline and name not in experiment.config.methods]
     found = []
     for split in experiment.splits:
         if not split.test:
             continue
-        labelled, test = (protocol.rows_of(features, r) for r in (split.labelled, split.test))
-        predictions: dict[str, NDArray[np.float64] | None] = {
-            "mean score": baselines.constant(scores, labelled, test),
-            "ridge": baselines.ridge(means, scores, labelled, test),
-            "difficulty only": baselines.difficulty_only(difficulty, scores, labelled, test),
-        }
-        for name, predicted in predictions.items():
-            if predicted is None:
+        for name in wanted:
+            if not _tells(features, name, split):
                 continue
+            learned = _learn(experiment, OneTraining(name, split), features, device)
+            test = protocol.rows_of(features, split.test)
+            predicted = learned.scale.to_scores(predict(learned.fitted.model, learned.read, test, device))
             measured = metrics.evaluate(predicted, scores[test], protocol.metric_range(experiment.config, features))
             found.append(
                 {
                     "method": name,
                     "fold": split.fold,
                     "seed": split.seed,
+                    "uses_difficulty": METHODS[name].uses_difficulty,
+                    "epochs": 0,
+                    "seconds": round(learned.fitted.seconds, 3),
                     "ids": [features.ids[r] for r in test],
                     "true": scores[test].tolist(),
                     "predicted": {"baseline": predicted.tolist()},
@@ -244,6 +274,16 @@ def run_baselines(experiment: Experiment, features: FeatureSet) -> list[dict[str
                 }
             )
     return found
+
+
+def _tells(features: FeatureSet, method: str, split: Split) -> bool:
+    """Whether the columns that a baseline reads are known of all labelled and test videos, and differ."""
+    known = {*split.labelled, *split.test}
+    for name in METHODS[method].columns:
+        cells = [cell for i, cell in zip(features.ids, features.cells(name), strict=True) if i in known]
+        if None in cells or len(set(cells)) < 2:
+            return False
+    return True
 
 
 @enough_memory(LESS_MEMORY)
@@ -277,6 +317,11 @@ def _outside_range(experiment: Experiment, say: Say) -> None:
     outside = int(((scores < low) | (scores > high)).sum())
     if outside:
         say(f"{outside} score(s) lie outside the score range {low:g} … {high:g}")
+
+
+def epochs_of(config: RunConfig, method: str) -> int:
+    """Epochs that one method takes; one that learns all at once counts as one."""
+    return training_of(config, method).epochs if hasattr(METHODS[method].load(), "losses") else 1
 
 
 def what_it_reads(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -115,3 +116,14 @@ def pool_time(
 def mean_feature(batch: Batch) -> Float[Tensor, "batch channels"]:
     """The mean over the segments that a video has, of all streams side by side."""
     return torch.cat([pool_time(x.flatten(2), batch.present) for x in batch.streams.values()], dim=-1)
+
+
+def add_noise(batch: Batch, deviation: float) -> Batch:
+    """The same videos with normal noise, `deviation` times as wide as the features of the stream in this batch."""
+
+    def noisy(x: Tensor) -> Tensor:
+        noise = torch.randn_like(x) * (deviation * x.std())
+        there = batch.present
+        return x + (noise if there is None else noise * there.view(*there.shape, *[1] * (x.ndim - 2)))
+
+    return replace(batch, streams={n: noisy(x) for n, x in batch.streams.items()})

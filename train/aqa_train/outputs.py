@@ -142,7 +142,7 @@ def write_results(
         ],
     }
     write_json(out / "metrics.json", summary)
-    counts = ("method", "selection", "seeds", "folds", "test_videos")
+    counts = ("method", "selection", "uses_difficulty", "seeds", "folds", "test_videos")
     statistics = ("mean", "std", "defined", "of")
     ends = ("low", "high")
     _write_csv(
@@ -202,7 +202,7 @@ def _protocol(experiment: Experiment, results: list[dict[str, Any]], tested: Com
         "seeds": config.seeds,
         "selection": "last epoch; best epoch on validation videos where there are any; never on test",
         "transductive": config.transductive,
-        "uses_difficulty": False,
+        "uses_difficulty": any(r["uses_difficulty"] for r in results),
         "end_to_end": False,
         "splits_sha256": {f"fold{s.fold}-seed{s.seed}": s.digest for s in experiment.splits},
         "seconds": round(sum(r["seconds"] for r in results), 1),

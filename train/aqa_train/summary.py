@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from aqa_train import intervals, metrics
 from aqa_train.intervals import Interval, Numbers, OverFolds, Resamples
+from aqa_train.methods import CONSTANT, LINEAR
 
 MEASURES = ("spearman", "kendall", "mae", "rl2_dataset_range", "rl2_test_range")
 WITH_INTERVAL = ("spearman", "mae", "rl2_dataset_range")
@@ -151,6 +152,7 @@ def summarise(results: Sequence[Mapping[str, Any]], tested: Comparison) -> list[
         for selection in dict.fromkeys(s for r in mine for s in r["predicted"]):
             predicted = tested.predictions(mine, selection)
             row: dict[str, Any] = {"method": method, "selection": selection}
+            row["uses_difficulty"], row["epochs"] = (mine[0].get(n) for n in ("uses_difficulty", "epochs"))
             row["seeds"], row["folds"] = (len({r[name] for r in mine}) for name in ("seed", "fold"))
             row["test_videos"] = int((~np.isnan(predicted)).any(axis=0).sum())
             values, defined = zip(*(tested.measure(p) for p in predicted), strict=True)
@@ -171,13 +173,9 @@ def summarise(results: Sequence[Mapping[str, Any]], tested: Comparison) -> list[
     return rows
 
 
-CONSTANT, LINEAR = "mean score", "ridge"
-"""The rows that others are compared with."""
-
-
 def _judge(rows: Sequence[dict[str, Any]], predicted: Sequence[Numbers], tested: Comparison) -> None:
     """Add `against` and `verdict` to every row but the mean score's, which ranks nothing."""
-    place = {r["method"]: i for i, r in enumerate(rows) if r["selection"] == "baseline"}
+    place = {r["method"]: i for i, r in enumerate(rows) if r["selection"] in ("baseline", "last")}
     for row, mine in zip(rows, predicted, strict=True):
         if row["method"] == CONSTANT:
             row["against"], row["verdict"] = {}, None
@@ -212,7 +210,7 @@ def _verdict(against: Mapping[str, Any], tested: Comparison) -> str:
     words = []
     for name, found in against.items():
         value, interval = found["spearman"]["difference"], found["spearman"]["interval"]
-        named = name if name == LINEAR else f"the {name}"
+        named = name if name == LINEAR else f"the {name.replace('-', ' ')}"
         if interval is not None and interval[0] > 0:
             words.append(f"beats {named}")
             continue
@@ -223,7 +221,7 @@ def _verdict(against: Mapping[str, Any], tested: Comparison) -> str:
     text = words[-1] if words[-1].startswith("beats") else ", ".join(words)
     errors = against[CONSTANT].get("mae", {}).get("interval")
     if errors is not None and errors[0] > 0:
-        text += f"; its errors are larger than the {CONSTANT}'s"
+        text += f"; its errors are larger than the {CONSTANT.replace('-', ' ')}'s"
     return text
 
 
@@ -239,7 +237,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
     table = [["method", "epoch", "Spearman", "MAE", "R-ℓ2 ×100"]]
     for r in rows:
         cells = [_cell(r["spearman"], 3, spread=True), _cell(r["mae"], 2), _cell(r["rl2_dataset_range"], 2)]
-        table.append([r["method"], epoch[r["selection"]], *cells])
+        table.append([r["method"], "–" if r["epochs"] == 0 else epoch[r["selection"]], *cells])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["   ".join([c.ljust(w) for c, w in zip(row, widths, strict=True)]).rstrip() for row in table]
     lines.insert(1, "─" * (sum(widths) + 3 * (len(widths) - 1)))

@@ -15,7 +15,7 @@ from aqa_shared import console
 from aqa_shared.errors import AqaError, ExitCode
 from aqa_shared.machine import available_cores, pick_device
 from aqa_train.config import RunConfig
-from aqa_train.experiment import Experiment, OneTraining, place, prepare, run_training
+from aqa_train.experiment import Experiment, OneTraining, epochs_of, place, prepare, run_training
 from aqa_train.features import FeatureSet, InMemory
 from aqa_train.outputs import refuse_other_data
 from aqa_train.signals import Stopped, asked_to_stop, starting_workers, worker_asked_to_stop
@@ -41,11 +41,12 @@ def run_all(
     """Finish every training of the experiment in `out`; raises `Stopped` when asked to, after saving."""
     left = set(_unfinished([t.name for t in experiment.trainings], out))
     todo = [t for t in experiment.trainings if t.name in left]
-    total = len(todo) * experiment.config.training.epochs
+    epochs = {m: epochs_of(experiment.config, m) for m in experiment.config.methods}
+    total = sum(epochs[t.method] for t in todo)
     with console.progress("epochs", total) as advance, asked_to_stop() as stop:
         if jobs <= 1:
             for training in todo:
-                show = _shown(training.name, experiment.config.training.epochs, advance)
+                show = _shown(training.name, epochs[training.method], advance)
                 run_training(experiment, training, features, out, device, stop, show)
         elif todo:
             _in_processes(experiment.config, todo, out, str(device), jobs, in_memory, stop, advance)
@@ -179,7 +180,7 @@ def _work(
                     messages.send(("epoch", n, note, before))
 
                 # A message an epoch would cost more than a short epoch.
-                epochs = config.training.epochs
+                epochs = epochs_of(config, training.method)
                 report = _shown(training.name, epochs, tell, every=max(1, epochs // 50))
                 run_training(experiment, training, features, out, where, stop, report)
     except (Stopped, BrokenPipeError):  # of the pipe: who started us is gone, and may be started again

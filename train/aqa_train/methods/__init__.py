@@ -49,39 +49,47 @@ class Method:
 _S4AQA = "aqa_train.methods.s4aqa:S4AQA"
 _S4AQA_PAPER = "Zhang et al., TCSVT 2022, doi:10.1109/tcsvt.2022.3143549"
 _S4AQA_RECIPES = {"rhythmic-gymnastics": {"optimiser": "sgd", "lr": 1e-4, "epochs": 500}}
+_LABELLED_ONLY = {"recovery_weight": 0.0, "adversarial_weight": 0.0}
+_LINE = "aqa_train.methods.trivial:Line"
 
 DEFAULT, WITHOUT_UNLABELLED = "s4aqa", "aa"
 """What is trained where no method is named: where there are unlabelled videos, and where there are none."""
+CONSTANT, LINEAR = "mean-score", "ridge"
+"""What every verdict compares with."""
 
 METHODS: dict[str, Method] = {
     "s4aqa": Method(
-        _S4AQA,
-        "S4AQA: scores, segment recovery, adversarial alignment",
-        _S4AQA_PAPER,
-        unlabelled=True,
-        recipes=_S4AQA_RECIPES,
+        _S4AQA, "S4AQA: scores, segment recovery, adversarial alignment", _S4AQA_PAPER,
+        unlabelled=True, recipes=_S4AQA_RECIPES,
     ),
     "aa": Method(
-        _S4AQA,
-        "S4AQA's encoder on labelled videos only",
-        _S4AQA_PAPER,
-        {"recovery_weight": 0.0, "adversarial_weight": 0.0},
-        recipes=_S4AQA_RECIPES,
+        _S4AQA, "S4AQA's encoder on labelled videos only", _S4AQA_PAPER, _LABELLED_ONLY, recipes=_S4AQA_RECIPES
     ),
     "aa+rda": Method(
-        _S4AQA,
-        "S4AQA without recovery",
-        _S4AQA_PAPER,
-        {"recovery_weight": 0.0},
-        unlabelled=True,
-        recipes=_S4AQA_RECIPES,
+        _S4AQA, "S4AQA without recovery", _S4AQA_PAPER, {"recovery_weight": 0.0},
+        unlabelled=True, recipes=_S4AQA_RECIPES,
     ),
     "aa+msfr": Method(
-        _S4AQA,
-        "S4AQA without alignment",
-        _S4AQA_PAPER,
-        {"adversarial_weight": 0.0},
-        unlabelled=True,
-        recipes=_S4AQA_RECIPES,
+        _S4AQA, "S4AQA without alignment", _S4AQA_PAPER, {"adversarial_weight": 0.0},
+        unlabelled=True, recipes=_S4AQA_RECIPES,
     ),
-}
+    "mean-teacher": Method(
+        "aqa_train.methods.mean_teacher:MeanTeacher", "AA that agrees with its moving average",
+        "Tarvainen and Valpola, NeurIPS 2017, arXiv:1703.01780", _LABELLED_ONLY,
+        unlabelled=True, recipes=_S4AQA_RECIPES,
+    ),
+    "ridge": Method("aqa_train.methods.linear:Ridge", "ridge regression on mean features", baseline=True),
+    "svr": Method(
+        "aqa_train.methods.linear:SVR", "linear support vector regression on mean features",
+        "as compared with in S4AQA; libsvm",
+    ),
+    "mean-score": Method("aqa_train.methods.trivial:Constant", "the mean labelled score", baseline=True),
+    "difficulty-only": Method(
+        _LINE, "a line through difficulty", columns={"difficulty": "number"}, uses_difficulty=True, baseline=True
+    ),
+    "duration-only": Method(_LINE, "a line through duration", columns={"duration": "number"}, baseline=True),
+    "category-mean": Method(
+        "aqa_train.methods.trivial:CategoryMean", "the labelled mean of each category",
+        columns={"category": "category"}, baseline=True,
+    ),
+}  # fmt: skip
