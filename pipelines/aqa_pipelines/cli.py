@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from aqa_pipelines import weights_cli
+from aqa_pipelines import datasets_cli, weights_cli
 from aqa_shared import console
 from aqa_shared.commands import App, Group, Later, Version
 from aqa_shared.errors import ExitCode, UsageError
@@ -32,6 +32,7 @@ app = App(
     "`extract` makes features of videos, `train` learns to score them, `predict` scores new ones.",
     no_args_is_help=True,
 )
+app.add_typer(datasets_cli.app, name="datasets")
 app.add_typer(weights_cli.app, name="weights")
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Store written by aqa-extract.", show_default=False)]

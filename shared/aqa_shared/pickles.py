@@ -6,6 +6,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aqa_shared.errors import UsageError
 
 
@@ -21,11 +23,27 @@ class ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.allowed:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays are read")
-        return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
+        # Called as a pickle likes, NumPy's own would take memory that no byte of the file backs.
+        stand_in = {"ndarray": name, "_reconstruct": _empty_array, "scalar": _scalar}.get(name)
+        return stand_in or super().find_class(module, name)
+
+
+def _empty_array(kind: str, shape: tuple[int, ...], code: Any) -> Any:
+    """As NumPy writes every array: an empty one, whose shape and bytes follow."""
+    if shape != (0,):
+        raise pickle.UnpicklingError(f"it asks for an array of {shape} without values")
+    return np.ndarray(shape, dtype=code)
+
+
+def _scalar(kind: np.dtype[Any], value: Any = None) -> Any:
+    if not isinstance(value, bytes) or len(value) != kind.itemsize:
+        raise pickle.UnpicklingError(f"it asks for a {kind} without its value")
+    return np.frombuffer(value, dtype=kind)[0]
 
 
 def load_arrays(path: Path) -> Any:
     """What the pickle at `path` holds, arrays and tuples as lists. Raises UsageError for anything else."""
+    refuse_large(path)
     try:
         with path.open("rb") as file:
             return _Plain()(ArrayUnpickler(file).load())
@@ -35,6 +53,23 @@ def load_arrays(path: Path) -> Any:
         # Damaged pickles raise nearly anything.
         detail = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
         raise UsageError(f"{path} is not a pickle of lists and arrays: {detail}", fix="save it as JSON") from None
+
+
+LARGEST = 256 * 2**20
+"""Bytes of a file of annotations; the largest that is published has about 30 MB."""
+
+
+def refuse_large(path: Path) -> None:
+    """Raises UsageError for a file that is too large for one that is read whole, or cannot be looked at."""
+    try:
+        size = path.stat().st_size
+    except OSError as e:
+        raise UsageError(f"{path}: {e.strerror}", fix="name a readable file") from None
+    if size > LARGEST:
+        raise UsageError(
+            f"{path} has {size / 2**20:.0f} MiB, more than the {LARGEST / 2**20:.0f} MiB that are read whole",
+            fix="name the file of annotations, not one of features",
+        )
 
 
 MANY = 10_000_000
