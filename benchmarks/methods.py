@@ -11,18 +11,19 @@ tests on all other videos of the store. Every variant trains on the same draw, s
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from aqa_shared.store import FeatureStore
-from aqa_train.batch import Inputs
+from aqa_train.batch import Inputs, ScoreScale
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig
 from aqa_train.metrics import spearman
-from aqa_train.trainer import ScoreScale, Task, fit, predict
+from aqa_train.trainer import Task, fit, predict
 
 VARIANTS = {
     "aa": S4AQAConfig(recovery_weight=0, adversarial_weight=0),
@@ -64,11 +65,12 @@ def main() -> None:
         unlabelled = np.setdiff1d(train, labelled)
         scale = ScoreScale(scores[labelled].min(), scores[labelled].max())
         targets = np.where(np.isin(everyone, labelled), scale.to_training(scores), np.nan)
+        inputs = Inputs(features.shapes, features.segments, {}, replace(scale, mean=float(np.nanmean(targets))))
         task = Task(features, labelled, unlabelled, none, targets)
         for name, values in found.items():
             config = VARIANTS[name]
             fitted = fit(
-                lambda config=config: S4AQA(Inputs(features.shapes, features.segments), config),
+                lambda config=config, inputs=inputs: S4AQA(inputs, config),
                 task,
                 training,
                 seed=[draw, 0],

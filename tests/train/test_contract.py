@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from aqa_shared.errors import UsageError
 from aqa_shared.store import FeatureStore
 from aqa_train import checkpoint
-from aqa_train.batch import Batch, Inputs, join
+from aqa_train.batch import Batch, Inputs, ScoreScale, join
 from aqa_train.columns import Column
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
@@ -311,6 +311,18 @@ def test_what_a_method_lacks_is_said_with_what_gives_it(store: Path, make_store:
     with pytest.raises(UsageError, match="no recipe for 'rhythmic'") as e:
         aqa_train("--features", store, "--method", "pairs", "--recipe", "rhythmic", *common)
     assert "aqa-7" in e.value.fix
+
+
+def test_a_method_knows_the_labelled_mean_and_the_ends_of_the_scale(store: Path, tmp_path: Path) -> None:
+    common = ["--features", store, "--method", "aa", "--seeds", 1, "--test-fraction", 0.25, "--labelled", 0.5,
+              "--device", "cpu", "--jobs", 1, "--epochs", 1, "--lr", 1e-9, "--set", "widths=8"]  # fmt: skip
+    aqa_train(*common, "--score-range", "0,100", "--out", tmp_path / "o")
+    model = load_checkpoint(tmp_path / "o" / "models" / "aa" / "fold0-seed0")
+    opened = FeatureStore.open(store)
+    split = json.loads((tmp_path / "o" / "splits" / "fold0-seed0.json").read_text())
+    known = [s for i, s in zip(opened.ids, opened.column("score"), strict=True) if i in split["labelled"]]
+    assert model.inputs.scale == ScoreScale(0.0, 100.0, 5.0, pytest.approx(np.mean(known) / 20))  # type: ignore[arg-type]
+    assert model.network.regressor[-1].bias.item() == pytest.approx(np.mean(known) / 20, rel=1e-5)
 
 
 def test_each_method_has_its_own_recipe(store: Path, tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from aqa_shared.errors import UsageError
 from aqa_train import checkpoint
-from aqa_train.batch import Batch
+from aqa_train.batch import Batch, ScoreScale
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig
 from aqa_train.signals import Stopped
-from aqa_train.trainer import Diverged, Fitted, ScoreScale, Task, _sizes, fit, predict
+from aqa_train.trainer import Diverged, Fitted, Task, _sizes, fit, predict
 
 from .conftest import inputs, synthetic
 

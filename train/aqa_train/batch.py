@@ -7,11 +7,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 
 from aqa_train.columns import Column
+
+
+@dataclass(frozen=True)
+class ScoreScale:
+    """Linear map from the dataset's units to 0 … top. Its ends never come from test scores."""
+
+    low: float
+    high: float
+    top: float = 5.0
+    mean: float = 0.0
+    """Of the labelled training scores, as 0 … top: where the outputs of regression heads start."""
+
+    def to_training(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (scores - self.low) * (self.top / (self.high - self.low))
+
+    def to_scores(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
+        return values.astype(np.float64) * ((self.high - self.low) / self.top) + self.low
 
 
 @dataclass(frozen=True)
@@ -24,6 +43,8 @@ class Inputs:
     """The most a video has."""
     columns: dict[str, Column] = field(default_factory=dict)
     """How each column that the method asks for becomes a tensor, with its vocabulary or width."""
+    scale: ScoreScale = ScoreScale(0.0, 5.0)
+    """What scores in training units are in the dataset's."""
 
     @property
     def widths(self) -> dict[str, int]:
@@ -34,7 +55,8 @@ class Inputs:
     def of(cls, record: Mapping[str, Any]) -> Inputs:
         """Back from JSON."""
         streams = {k: tuple(v) for k, v in record["streams"].items()}
-        return cls(streams, record["segments"], {k: Column.of(v) for k, v in record["columns"].items()})
+        columns = {k: Column.of(v) for k, v in record["columns"].items()}
+        return cls(streams, record["segments"], columns, ScoreScale(**record["scale"]))
 
 
 @dataclass(frozen=True)

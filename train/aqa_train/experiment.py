@@ -30,7 +30,7 @@ from aqa_train.predict import save_model
 from aqa_train.scores import identities, learned_from
 from aqa_train.splits import Split
 from aqa_train.storage import load_state, rounded, unread
-from aqa_train.trainer import Diverged, Fitted, ScoreScale, Task, fit, predict
+from aqa_train.trainer import Diverged, Fitted, Task, fit, predict
 
 Say = Callable[[str], None]
 LESS_MEMORY = "use --in-memory no, a smaller --set batch, or fewer --jobs"
@@ -146,7 +146,6 @@ class _Learned:
     fitted: Fitted
     read: FeatureSet
     inputs: Inputs
-    scale: ScoreScale
 
 
 def _learn(
@@ -164,6 +163,7 @@ def _learn(
     how = training_of(config, training.method)
     scale = protocol.score_scale(config, scores[rows["labelled"]], how.score_max)
     read, inputs = what_it_reads(config, training.method, split, features, how.standardise)
+    inputs = replace(inputs, scale=scale)
     hidden = np.where(np.isin(np.arange(len(scores)), rows["test"]), np.nan, scale.to_training(scores))
     settings, cls = method_config(config, training.method), METHODS[training.method].load()
     fitted = fit(
@@ -176,7 +176,7 @@ def _learn(
         stop=stop,
         on_epoch=on_epoch,
     )
-    return _Learned(fitted, read, inputs, scale)
+    return _Learned(fitted, read, inputs)
 
 
 def _test(
@@ -193,7 +193,6 @@ def _test(
         "config": asdict(method_config(config, training.method)),
         "training": how.model_dump(mode="json"),
         "inputs": asdict(learned.inputs),
-        "scale": asdict(learned.scale),
         "extract": None if experiment.extract is None else experiment.extract.model_dump(mode="json"),
         "weights": experiment.weights,
         "split": {"fold": split.fold, "seed": split.seed, "sha256": split.digest},
@@ -221,7 +220,7 @@ def _test(
     for selection, state in _selections(fitted):
         load_state(fitted.model, state)
         # All at once, and in one way: the last bit depends on which videos are scored together.
-        values = learned.scale.to_scores(predict(fitted.model, learned.read, np.arange(len(scores)), device))
+        values = learned.inputs.scale.to_scores(predict(fitted.model, learned.read, np.arange(len(scores)), device))
         if not np.isfinite(values).all():
             raise Diverged(
                 f"{training.name} ({selection}) gives {features.ids[np.flatnonzero(~np.isfinite(values))[0]]} a score "
@@ -257,7 +256,7 @@ def run_baselines(experiment: Experiment, features: FeatureSet) -> list[dict[str
                 continue
             learned = _learn(experiment, OneTraining(name, split), features, device)
             test = protocol.rows_of(features, split.test)
-            predicted = learned.scale.to_scores(predict(learned.fitted.model, learned.read, test, device))
+            predicted = learned.inputs.scale.to_scores(predict(learned.fitted.model, learned.read, test, device))
             measured = metrics.evaluate(predicted, scores[test], protocol.metric_range(experiment.config, features))
             found.append(
                 {

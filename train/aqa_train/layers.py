@@ -40,12 +40,17 @@ def reverse_gradient(x: Float[Tensor, "*shape"], scale: float = 1.0) -> Float[Te
     return reversed_
 
 
-def mlp(*widths: int) -> nn.Sequential:
-    """Fully connected layers of these widths with ReLU between them, none after the last."""
+def mlp(*widths: int, start: float | None = None) -> nn.Sequential:
+    """Fully connected layers of these widths with ReLU between them, none after the last.
+
+    `start`: where the outputs start, which is the last bias; None leaves that to chance.
+    """
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(widths)):
         layers += [nn.ReLU()] if i else []
         layers.append(nn.Linear(inputs, outputs))
+    if start is not None:
+        nn.init.constant_(layers[-1].bias, start)  # type: ignore[arg-type]
     return nn.Sequential(*layers)
 
 

@@ -25,7 +25,7 @@ from aqa_train.methods import METHODS
 from aqa_train.scores import Combined, combine, identities
 from aqa_train.standardise import Standardiser
 from aqa_train.storage import load_state, packed
-from aqa_train.trainer import ScoreScale, predict
+from aqa_train.trainer import predict
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ class Model:
     network: nn.Module
     inputs: Inputs
     """Streams, in the order the network wants them, and columns that it reads."""
-    scale: ScoreScale
     standardise: Standardiser | None
     settings: ExtractSettings | None
     """How the features it learned from were extracted; None for features made elsewhere."""
@@ -77,7 +76,7 @@ class Model:
         """Scores of all videos of a set that `read` gave."""
         network = self.network.to(device)
         read = replace(features.with_columns(self.inputs), standardise=self.standardise)
-        return self.scale.to_scores(predict(network, read, np.arange(len(features.ids)), device))
+        return self.inputs.scale.to_scores(predict(network, read, np.arange(len(features.ids)), device))
 
     def refuse_other_features(self, settings: ExtractSettings | None, weights: Mapping[str, Any]) -> None:
         """Raise `StoreError` naming what differs, unless features come from the same settings and weights."""
@@ -227,7 +226,6 @@ def load_checkpoint(path: str | Path) -> Model:
     return Model(
         network=network,
         inputs=inputs,
-        scale=ScoreScale(**meta["scale"]),
         standardise=Standardiser(shift, factor) if shift else None,
         settings=ExtractSettings.model_validate(meta["extract"]) if meta["extract"] else None,
         weights=meta["weights"],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aqa_shared.errors import UsageError
+from aqa_train.batch import ScoreScale
 from aqa_train.config import LARGEST_SCORE, RunConfig
 from aqa_train.features import FeatureSet
 from aqa_train.folds import (
@@ -25,7 +27,6 @@ from aqa_train.folds import (
 from aqa_train.order import Rows
 from aqa_train.splits import Split, label, label_groups
 from aqa_train.summary import Comparison
-from aqa_train.trainer import ScoreScale
 
 
 def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split]:
@@ -147,7 +148,8 @@ def check_scores(features: FeatureSet, say: Say) -> None:
 def score_scale(config: RunConfig, scores: NDArray[np.float64], top: float) -> ScoreScale:
     """The given range, or the ends of these labelled training scores."""
     low, high = config.score_range or (float(scores.min()), float(scores.max()))
-    return ScoreScale(low, high, top)
+    scale = ScoreScale(low, high, top)
+    return replace(scale, mean=float(scale.to_training(scores).mean()))
 
 
 def metric_range(config: RunConfig, features: FeatureSet) -> tuple[float, float]:

@@ -40,21 +40,6 @@ class Diverged(AqaError):
 
 
 @dataclass(frozen=True)
-class ScoreScale:
-    """Linear map from the dataset's units to 0 … top. Its ends never come from test scores."""
-
-    low: float
-    high: float
-    top: float = 5.0
-
-    def to_training(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        return (scores - self.low) * (self.top / (self.high - self.low))
-
-    def to_scores(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
-        return values.astype(np.float64) * ((self.high - self.low) / self.top) + self.low
-
-
-@dataclass(frozen=True)
 class Task:
     """What one training learns from; rows of `features`."""
 

@@ -70,6 +70,9 @@ class S4AQAConfig:
     """Whose segments are recovered: the paper's, or labelled videos' too (Table IX, `w/ labeled data`)."""
     regressor_width: Positive = 128
     """Hidden width of R (ours)."""
+    start_at_mean: bool = True
+    """R's last bias starts at the labelled mean, so that no epochs are spent on the offset (ours); False leaves it to
+    chance, as the paper, which says nothing of it, supposedly did."""
     decoder_width: Positive = 512
     """Hidden width of Φ (ours)."""
     discriminator_width: Positive = 128
@@ -95,7 +98,8 @@ class S4AQA(nn.Module):
         self.segments = segments
         width = config.widths[-1] * (segments if config.pooling == "flatten" else 1)
         self.encoder = nn.ModuleList(_Encoder(c, config) for c in channels)
-        self.regressor = mlp(width * len(channels), config.regressor_width, 1)
+        start = inputs.scale.mean if config.start_at_mean else None
+        self.regressor = mlp(width * len(channels), config.regressor_width, 1, start=start)
         self.decoder = nn.ModuleList(mlp(width, config.decoder_width, c) for c in channels)
         self.discriminator = mlp(width * len(channels), config.discriminator_width, 1)
         if config.mask_value == "learned":
