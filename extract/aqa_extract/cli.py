@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
+from aqa_extract.backbones import BACKBONES
 from aqa_extract.signals import caught
+from aqa_extract.streams import GRAMMAR, VIEWS, chosen, completed, needs_actor, parse
 from aqa_shared import console
 from aqa_shared.commands import App, Version, group
 from aqa_shared.errors import UsageError, did_you_mean
-from aqa_shared.records import STREAMS, ExtractSettings, Protocol, Stream
+from aqa_shared.records import ExtractSettings, Protocol
 from aqa_shared.toml import as_value
 
 app = App(environment="AQA_EXTRACT")
@@ -88,26 +90,34 @@ def extract(
         str, Segments(help="Which frames make up the segments: " + ", ".join(PROTOCOLS) + ".")
     ] = "even",
     segments: Annotated[str, Segments(help="Segments a video (even), or auto: as many as look at every frame.")] = "10",
-    segment_frames: Annotated[int, Segments(help="Frames a segment (even, dense).")] = 16,
+    segment_frames: Annotated[
+        int | None, Segments(help="Frames a segment (even, dense); default: the backbone's, 16 for i3d.")
+    ] = None,
     step: Annotated[int, Segments(help="Frames between segment starts (dense).")] = 16,
     fps: Annotated[float | None, Segments(help="Resample to this rate by timestamp first.")] = None,
     last_start: Annotated[int, Segments(help="Start of the tenth clip (mtl-aqa, aqa-7): 86 or 87.")] = 86,
     streams: Annotated[
         str | None,
-        Streams(help=f"Any of {','.join(STREAMS)}; default rgb, and flow where --flow is on."),
+        Streams(
+            help=f"With commas between: {GRAMMAR}. Views: {', '.join(filter(None, VIEWS))}. Backbones: "
+            f"{', '.join(BACKBONES)}. Outputs: `aqa streams`. Default: rgb, and flow where --flow is on."
+        ),
     ] = None,
-    logits: Annotated[bool, Streams(help="Also store the 400 Kinetics logits.")] = False,
-    maps: Annotated[bool, Streams(help="Also store the map before the pool.")] = False,
     flow: Annotated[
         str | None,
         Flow(help="TV-L1: off, or parity (as OpenCV on a CPU); parity for flow streams."),
     ] = None,
     flow_quantise: Annotated[str, Flow(help="mediapipe (as I3D was trained), round, or none.")] = "mediapipe",
     flow_bound: Annotated[float, Flow(help="Flow is clipped to this many pixels.")] = 20.0,
-    short_side: Annotated[int, Pixels(help="Frames are resized to this short side.")] = 256,
-    crop: Annotated[int, Pixels(help="Square that I3D sees.")] = 224,
-    normalise: Annotated[str, Pixels(help="kinetics ([-1, 1]) or imagenet (CoRe-style code).")] = "kinetics",
-    antialias: Annotated[bool, Pixels(help="Smooth when reducing frames.")] = False,
+    short_side: Annotated[
+        int | None, Pixels(help="Frames are resized to this short side; default: the backbone's, 256 for i3d.")
+    ] = None,
+    crop: Annotated[int | None, Pixels(help="Square that the network sees; default: its own, 224 for i3d.")] = None,
+    fit: Annotated[str | None, Pixels(help="crop (the middle of a frame) or squash; default: the backbone's.")] = None,
+    normalise: Annotated[
+        str | None, Pixels(help="kinetics ([-1, 1]) or imagenet (CoRe-style code); default: the backbone's.")
+    ] = None,
+    antialias: Annotated[bool | None, Pixels("--antialias/--no-antialias", help="Smooth when reducing frames.")] = None,
     untagged_matrix: Annotated[
         str, Pixels(help="How to read colours whose matrix the file does not name: bt601, bt709 or by-size.")
     ] = "bt601",
@@ -125,18 +135,26 @@ def extract(
         float, Actor(help="With the actor on a smaller share of the looks, the full frame is used.")
     ] = 0.2,
     actor_enlarge: Annotated[float, Actor(help="Side of the actor's crop over the body's.")] = 1.25,
-    rgb_weights: Annotated[str, Networks(help="Name (`aqa weights list`) or file.")] = "default",
-    flow_weights: Annotated[str, Networks(help="Name or file.")] = "default",
-    actor_weights: Annotated[str, Networks(help="Name or file.")] = "default",
+    weights: Annotated[
+        list[str] | None,
+        Networks(
+            metavar="NETWORK=NAME",
+            help="As rgb=NAME, flow=FILE, actor=…, rgb@swin3d_b=…: a name of `aqa weights list` or a file; again for "
+            "several.",
+        ),
+    ] = None,
     bn_eps: Annotated[float, Networks(help="I3D batch-norm epsilon; 1e-5 matches CoRe-style features.")] = 1e-3,
     precision: Annotated[
-        str, Networks(help="fp32, bf16 or fp16 for I3D; bf16 is 2 to 5 times as fast on processors with units for it.")
+        str,
+        Networks(
+            help="fp32, bf16 or fp16 for the backbones; bf16 is 2 to 5 times as fast on processors with units for it."
+        ),
     ] = "fp32",
     decoder: Annotated[
         str, Run(help="auto, av or decord; auto uses decord only where both give the same frames.")
     ] = "auto",
     device: Annotated[str, Run(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    batch: Annotated[int | None, Run(min=1, help="Segments per I3D call; default by device.")] = None,
+    batch: Annotated[int | None, Run(min=1, help="Segments per call of a network; default by device.")] = None,
     workers: Annotated[int | None, Run(min=1, help="Decode processes; default by cores.")] = None,
     timeout: Annotated[float, Run(min=1, help="Seconds a decoder may take; long videos get more.")] = 300.0,
     stop_after: Annotated[int, Run(min=0, help="Failures in a row that stop the run; 0 never.")] = 20,
@@ -164,10 +182,10 @@ def extract(
     ] = None,
     version: Version = False,
 ) -> None:
-    """Extract I3D features of every video into a Zarr store. Rerun the same command to resume or append.
+    """Extract features of every video into a Zarr store. Rerun the same command to resume or append.
 
     Options may also come from a TOML file (--config) or from AQA_EXTRACT_<OPTION> in the environment; flags win,
-    --no-logits over `logits = true`.
+    --no-antialias over `antialias = true`.
 
     Exit codes: 0 done, 2 usage, 3 some videos quarantined, 4 no videos, 5 environment, 6 store.
     """
@@ -185,6 +203,7 @@ def extract(
         pixels={
             "short_side": short_side,
             "crop": crop,
+            "fit": fit,
             "normalise": normalise,
             "antialias": antialias,
             "untagged_matrix": untagged_matrix,
@@ -200,13 +219,9 @@ def extract(
             "enlarge": actor_enlarge,
         },
         rest={
-            "rgb_weights": rgb_weights,
-            "flow_weights": flow_weights,
-            "actor_weights": actor_weights,
+            "weights": _weights(weights or ()),
             "bn_eps": bn_eps,
             "precision": precision,
-            "logits": logits,
-            "maps": maps,
         },
     )
     if decoder not in ("auto", "av", "decord"):
@@ -251,6 +266,18 @@ def extract(
     raise typer.Exit(int(report.exit_code))
 
 
+def _weights(given: Sequence[str]) -> dict[str, str]:
+    """NETWORK=NAME, by network."""
+    found: dict[str, str] = {}
+    for text in given:
+        network, equals, name = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--weights {text!r}", fix="give NETWORK=NAME, as rgb=rgb_imagenet or flow=my_weights.pt")
+        if found.setdefault(network, name) != name:
+            raise UsageError(f"--weights: two for {network}, {found[network]} and {name}", fix="give one of them")
+    return found
+
+
 def _whole(option: str, text: str, what: str) -> int:
     try:
         return int(text)
@@ -268,26 +295,21 @@ def settings_from(
     actor: dict[str, Any],
     rest: dict[str, Any],
 ) -> ExtractSettings:
-    """The typed record of the options. Raises UsageError with the option and its choices."""
+    """The typed record of the options, completed. Raises UsageError with the option and its choices."""
     from pydantic import ValidationError
 
-    names: tuple[str, ...]
     if streams is None:
-        names = ("rgb",) if flow in (None, "off") else ("rgb", "flow")
+        names = ["rgb"] if flow in (None, "off") else ["rgb", "flow"]
     else:
-        names = tuple(name.strip() for name in streams.split(",") if name.strip())
-        for name in names:
-            if name not in STREAMS:
-                raise UsageError(f"unknown stream {name!r}", fix="choose from " + ", ".join(STREAMS))
-    wants_flow = any(name.endswith("flow") for name in names)
+        names = list(dict.fromkeys(name.strip() for name in streams.split(",") if name.strip()))
+    wants_flow = any(parse(name).modality == "flow" for name in names)
     mode = flow if flow is not None else ("parity" if wants_flow else "off")
     if wants_flow and mode == "off":
         raise UsageError("--streams asks for flow, --flow is off", fix="omit --flow, or use --flow parity")
-    ordered: tuple[Stream, ...] = tuple(name for name in STREAMS if name in names)
     try:
-        return ExtractSettings.model_validate(
+        given = ExtractSettings.model_validate(
             {
-                "streams": ordered,
+                "streams": names,
                 "sampling": sampling,
                 "pixels": pixels,
                 "actor": actor,
@@ -297,6 +319,7 @@ def settings_from(
         )
     except ValidationError as e:
         raise _named(e.errors()[0]) from e
+    return completed(given)
 
 
 _USERS: tuple[tuple[str, Callable[[ExtractSettings], bool], str], ...] = (
@@ -304,9 +327,10 @@ _USERS: tuple[tuple[str, Callable[[ExtractSettings], bool], str], ...] = (
     ("segment_frames", lambda s: s.sampling.protocol in ("even", "dense"), "--protocol even or dense"),
     ("step", lambda s: s.sampling.protocol == "dense", "--protocol dense"),
     ("last_start", lambda s: s.sampling.protocol in ("mtl-aqa", "aqa-7"), "--protocol mtl-aqa or aqa-7"),
-    ("normalise", lambda s: any(n.endswith("rgb") for n in s.streams), "--streams rgb or actor-rgb"),
-    ("flow_", lambda s: any(n.endswith("flow") for n in s.streams), "--streams flow or actor-flow"),
-    ("actor", lambda s: any(n.startswith("actor") for n in s.streams), "--streams actor-rgb or actor-flow"),
+    ("normalise", lambda s: any(stream.modality == "rgb" for stream in chosen(s)), "a stream of rgb"),
+    ("flow_", lambda s: any(stream.modality == "flow" for stream in chosen(s)), "a stream of flow"),
+    ("actor", needs_actor, "--streams actor-rgb or actor-flow"),
+    ("bn_eps", lambda s: any("bn_eps" in stream.backbone.settings for stream in chosen(s)), "a stream of i3d"),
 )
 """(what the names of options begin with; whether they are used; by what)."""
 
@@ -321,17 +345,27 @@ def _unused(name: str, settings: ExtractSettings) -> str | None:
 
 def refuse_ignored(context: typer.Context, settings: ExtractSettings) -> None:
     """Raises UsageError for an option that was given, on the command line or elsewhere, and would do nothing."""
+    said = f"--protocol {settings.sampling.protocol}, --streams {','.join(settings.streams)}"
     for name in context.params:
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT" and (by := _unused(name, settings)):
             option = "--" + name.replace("_", "-")
-            chosen = f"--protocol {settings.sampling.protocol}, --streams {','.join(settings.streams)}"
-            raise UsageError(f"{option} would be ignored with {chosen}", fix=f"omit it, or use {by}")
+            raise UsageError(f"{option} would be ignored with {said}", fix=f"omit it, or use {by}")
+    used = {network for stream in chosen(settings) for network in stream.networks}
+    if "flow" in used:
+        used.add("rgb")  # which inflated weights are made of
+    if idle := [network for network in settings.weights if network not in used]:
+        raise UsageError(f"--weights {idle[0]}=… would be ignored with {said}", fix="omit it, or ask for its stream")
 
 
 def as_toml(context: typer.Context, settings: ExtractSettings) -> str:
     """Every option in force, resolved, as `--config` reads it; what is unset or would be ignored is omitted."""
-    resolved = {"streams": list(settings.streams), "flow": settings.flow.mode, "segments": settings.sampling.segments}
+    resolved = {
+        "streams": list(settings.streams),
+        "flow": settings.flow.mode,
+        "segments": settings.sampling.segments,
+        "segment_frames": settings.sampling.segment_frames,
+    }
     values = {**context.params, **resolved}
     groups: dict[str, list[str]] = {}
     for parameter in context.command.params:

@@ -1,6 +1,6 @@
-"""The device stage: detection, flow and I3D on prepared videos, in batches that cross video boundaries.
+"""The device stage: detection, flow and the backbones on prepared videos, in batches that cross video boundaries.
 
-Every I3D batch has the same shape (the last one is filled up with zeros), because kernels chosen by shape may
+Every batch has the same shape (the last one is filled up with zeros), because kernels chosen by shape may
 round differently: a feature must not depend on which videos happened to be beside it. For the same reason every part
 of the work is computed by one thread: on a CPU several cores take several parts at once, and how many there are
 changes no bit.
@@ -23,11 +23,12 @@ from torch import Tensor
 from aqa_extract import frames as px
 from aqa_extract.actor.find import find
 from aqa_extract.actor.track import full_frame
+from aqa_extract.backbones import Canvas
 from aqa_extract.flow.inputs import motion, to_gray, to_input
 from aqa_extract.flow.tvl1 import tvl1
-from aqa_extract.loading import Prepared
+from aqa_extract.loading import Decoded, Prepared
 from aqa_extract.networks import Networks
-from aqa_extract.streams import StreamKind, chosen, needs_actor, needs_flow
+from aqa_extract.streams import VIEWS, Stream, chosen, flow_canvases, needs_actor
 from aqa_shared.console import warn
 from aqa_shared.errors import AqaError, EnvironmentFault
 from aqa_shared.records import ExtractSettings
@@ -56,7 +57,7 @@ def device_faults() -> Iterator[None]:
 class Done:
     """A finished video: what the store commits."""
 
-    prepared: Prepared
+    video: Decoded
     arrays: dict[str, np.ndarray]
     meta: dict[str, float | None]
     warnings: list[str] = field(default_factory=list)
@@ -78,7 +79,7 @@ class _Clip:
     """One segment of one stream, waiting to fill a batch."""
 
     ticket: _Ticket
-    kind: StreamKind
+    stream: Stream
     segment: int
     pixels: Tensor
 
@@ -92,7 +93,7 @@ def _infer(work: Callable[[Part], Result], part: Part) -> Result:
 class Compute:
     """Feed it prepared videos, from one thread or several; it returns those that are complete.
 
-    `batch` is the number of segments per I3D call; it is halved, loudly, when the device runs out of memory.
+    `batch` is the number of segments per call of a network; it is halved, loudly, when the device runs out of memory.
     `cores` is how many threads compute, however few threads feed: the parts of one video spread over them. On a
     CPU each part is one thread's: TV-L1's many small steps gain nothing from more, and the threads of one step wait
     for each other whenever the machine is shared.
@@ -106,11 +107,18 @@ class Compute:
         self.batch = batch
         self.flow_batch = flow_batch
         self.cores = cores
-        self.kinds = chosen(settings)
+        self.streams = chosen(settings)
+        self.outputs = {
+            network: [
+                o for o in stream.backbone.outputs if any(o in s.outputs for s in self.streams if s.network == network)
+            ]
+            for network, stream in ((s.network, s) for s in self.streams)
+        }
+        """By network, what any of its streams keeps."""
         self.lock = threading.Lock()
         self.pool = ThreadPoolExecutor(cores, "compute", torch.set_num_threads, (1,)) if cores > 1 else None
-        self.queues: dict[str, deque[_Clip]] = {kind.modality: deque() for kind in self.kinds}
-        """By modality: clips of any stream and any video."""
+        self.queues: dict[str, deque[_Clip]] = {stream.network: deque() for stream in self.streams}
+        """By network: clips of any of its streams and of any video."""
         self.completed: list[Done] = []
         self.frames = 0
         """Decoded frames taken in so far, for the progress line."""
@@ -124,28 +132,25 @@ class Compute:
         """
         if self.networks.device.type == "cpu":
             torch.set_num_threads(1)  # of the calling thread
-        ticket = _Ticket(Done(prepared, {}, {}), len(prepared.plan.segments) * len(self.kinds))
+        ticket = _Ticket(Done(prepared.video, {}, {}), len(prepared.video.plan.segments) * len(self.streams))
         try:
             with device_faults():
-                for _ in self._spread(self._run, self._batches(self._clips(ticket))):
+                for _ in self._spread(self._run, self._batches(self._clips(ticket, prepared))):
                     pass
         except Exception:
             with self.lock:
                 ticket.dropped = True
             raise
         finally:
-            # The clips were copied out: the pixels must not outlive this call.
-            prepared.large = prepared.views = None
-            prepared.frames = prepared.frames[:0].clone()
             with self.lock:
-                self.frames += len(prepared.positions)
+                self.frames += len(prepared.video.positions)
         return self._take_completed()
 
     @torch.inference_mode()
     def flush(self) -> list[Done]:
         """Run what is left, in batches filled up to the usual shape."""
         with device_faults():
-            left = ((modality, list(queue)) for modality, queue in self.queues.items() if queue)
+            left = ((network, list(queue)) for network, queue in self.queues.items() if queue)
             for _ in self._spread(self._run, left):
                 pass
             for queue in self.queues.values():
@@ -176,51 +181,51 @@ class Compute:
     def _batches(self, clips: Iterable[_Clip]) -> Iterator[tuple[str, list[_Clip]]]:
         """Full batches; what does not fill one waits for the clips of another video, or for `flush`."""
         for clip in clips:
-            queue = self.queues[clip.kind.modality]
+            queue = self.queues[clip.stream.network]
             with self.lock:
                 queue.append(clip)
                 if len(queue) < self.batch:
                     continue
                 full = [queue.popleft() for _ in range(self.batch)]
-            yield clip.kind.modality, full
+            yield clip.stream.network, full
 
     def _run(self, batch: tuple[str, list[_Clip]]) -> None:
-        """One I3D call, or several where the device has no memory for that many segments at once."""
-        modality, clips = batch
+        """One call of a network, or several where the device has no memory for that many segments at once."""
+        network, clips = batch
         while clips:
             size = self.batch  # once: another thread may halve it meanwhile
             part = clips[:size]
-            outputs = self._outputs(modality, part, size)
+            outputs = self._outputs(network, part, size)
             if outputs is None:
-                self._halve(modality, size)
+                self._halve(network, size)
                 continue
             self._deliver(part, outputs)
             clips = clips[size:]
 
-    def _outputs(self, modality: str, clips: list[_Clip], size: int) -> dict[str, np.ndarray] | None:
-        """What I3D says of these clips; None when the device ran out of memory.
+    def _outputs(self, network: str, clips: list[_Clip], size: int) -> dict[str, np.ndarray] | None:
+        """What the network says of these clips; None when the device ran out of memory.
 
         By then the error is gone, and with its traceback the tensors of the failed call: they would fill the memory
         that the next, smaller call needs. Clips of several videos share a call, so an error is no single video's.
         """
         try:
             pixels = torch.stack([clip.pixels for clip in clips]).transpose(1, 2)  # (b, c, t, h, w)
-            return self.networks.i3d(modality, pixels, size)
+            return self.networks.run(network, pixels, size, self.outputs[network])
         except torch.OutOfMemoryError:
             return None
         except (torch.AcceleratorError, AqaError):
             raise
         except Exception as e:
             raise EnvironmentFault(
-                f"I3D failed on a batch of {len(clips)} {modality} segments: {type(e).__name__}: {e}",
+                f"the network {network} failed on a batch of {len(clips)} segments: {type(e).__name__}: {e}",
                 fix="see `aqa doctor`, then rerun the same command",
             ) from e
 
-    def _halve(self, modality: str, failed: int) -> None:
+    def _halve(self, network: str, failed: int) -> None:
         """Go on with half of the batch that failed, unless another thread has seen to it."""
         if failed == 1:
             raise EnvironmentFault(
-                f"out of device memory with a single segment of {modality}",
+                f"out of device memory with a single segment of {network}",
                 fix="use --precision bf16, a smaller --crop, or --device cpu",
             )
         torch.cuda.empty_cache()
@@ -234,11 +239,11 @@ class Compute:
         """Put every row where it belongs; a video that has all of them is complete."""
         for row, clip in enumerate(clips):
             arrays = clip.ticket.done.arrays
-            for suffix, values in outputs.items():
-                name = clip.kind.array + suffix
+            for output in clip.stream.outputs:
+                name, values = clip.stream.array(output), outputs[output]
                 with self.lock:
-                    if name not in arrays:
-                        rows = len(clip.ticket.done.prepared.plan.segments)
+                    if name not in arrays:  # a row that were forgotten would stay NaN, which the store refuses
+                        rows = len(clip.ticket.done.video.plan.segments)
                         arrays[name] = np.full((rows, *values.shape[1:]), np.nan, np.float32)
                 arrays[name][clip.segment] = values[row]
             with self.lock:
@@ -246,11 +251,11 @@ class Compute:
                 if clip.ticket.waiting == 0 and not clip.ticket.dropped:
                     self.completed.append(clip.ticket.done)
 
-    def _clips(self, ticket: _Ticket) -> Iterator[_Clip]:
+    def _clips(self, ticket: _Ticket, prepared: Prepared) -> Iterator[_Clip]:
         """Every segment of every stream of one video; fills in what the store keeps beside the features."""
-        prepared, arrays, meta = ticket.done.prepared, ticket.done.arrays, ticket.done.meta
-        plan, probe = prepared.plan, prepared.probe
-        rows = np.searchsorted(prepared.positions, plan.segments)
+        video, arrays, meta = ticket.done.video, ticket.done.arrays, ticket.done.meta
+        plan, probe = video.plan, video.probe
+        rows = np.searchsorted(video.positions, plan.segments)
         frame_index = plan.frames
         arrays["frame_index"] = frame_index.astype(np.int32)
         arrays["segment_start_time"] = probe.times[frame_index[:, 0]]
@@ -258,21 +263,21 @@ class Compute:
         arrays["segment_end_time"] = probe.times[frame_index[:, -1]] + (1 / probe.fps if probe.fps else 0.0)
         boxes: Tensor | None = None
         if needs_actor(self.settings):
-            boxes = torch.from_numpy(self._follow(ticket.done, rows)).to(prepared.frames.device)
-        flow: Tensor | None = None
-        if needs_flow(self.settings):
-            flow, meta["motion"] = self._flow(prepared)
-        index = torch.from_numpy(rows).to(prepared.frames.device)
-        for kind in self.kinds:
+            boxes = torch.from_numpy(self._follow(ticket.done, prepared, rows)).to(self.networks.device)
+        flows: dict[Canvas, Tensor] = {}
+        for canvas in reversed(flow_canvases(self.settings)):  # the motion that is kept is that of the first
+            flows[canvas], meta["motion"] = self._flow(video, prepared.frames[canvas])
+        index = torch.from_numpy(rows).to(self.networks.device)
+        for stream in self.streams:
             for segment, at in enumerate(index):
-                yield _Clip(ticket, kind, segment, self._region(kind, prepared, at, flow, boxes))
+                yield _Clip(ticket, stream, segment, self._pixels(stream, prepared, at, flows, boxes))
 
-    def _follow(self, done: Done, rows: np.ndarray) -> np.ndarray:
+    def _follow(self, done: Done, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
         """The actor's crop on every position, (n, 4); what the store keeps of him goes to `done`."""
-        prepared, arrays, wanted = done.prepared, done.arrays, self.settings.actor
+        video, arrays, wanted = done.video, done.arrays, self.settings.actor
         assert self.networks.detector is not None, "streams that follow the actor come with a detector"
         assert prepared.views is not None, "streams that follow the actor keep frames for the detector"
-        looks, size = prepared.views.positions, (prepared.probe.height, prepared.probe.width)
+        looks, size = prepared.views.positions, (video.probe.height, video.probe.width)
         first, length = int(looks[0]), int(looks[-1] - looks[0]) + 1
         tracks = find(self.networks.detector, prepared.views, length, size, wanted, self._spread).tracks
         nobody = full_frame(length, size, len(looks))
@@ -284,7 +289,7 @@ class Compute:
             )
         best = tracks[0] if tracks else nobody
         done.meta["actor_coverage"] = best.coverage
-        at = prepared.plan.timeline[prepared.positions] - first
+        at = video.plan.timeline[video.positions] - first
         arrays["actor_box"], arrays["actor_score"] = best.boxes[at][rows], best.scores[at][rows]
         if wanted.actors > 1:
             others = (tracks[1:] + [nobody] * wanted.actors)[: wanted.actors - 1]
@@ -294,22 +299,22 @@ class Compute:
             arrays["other_coverage"] = np.tile(coverage, (len(rows), 1))
         return best.boxes[at]
 
-    def _flow(self, prepared: Prepared) -> tuple[Tensor, float]:
+    def _flow(self, video: Decoded, frames: Tensor) -> tuple[Tensor, float]:
         """Flow (rows, 2, h, w) in pixels from each used timeline position to the next, and its mean magnitude.
 
         Rows that exist only as a successor stay zero; no segment reads them.
         """
-        positions = prepared.positions
-        used = np.unique(prepared.plan.segments)
-        last = len(prepared.plan.timeline) - 1
+        positions = video.positions
+        used = np.unique(video.plan.segments)
+        last = len(video.plan.timeline) - 1
         # The timeline's last frame has no successor: its flow is that of the pair before it.
         starts = np.unique(np.where(used == last, max(last - 1, 0), used))
         starts = starts[np.isin(starts, positions) & np.isin(starts + 1, positions)]
-        height, width = prepared.frames.shape[-2:]
-        flow = prepared.frames.new_zeros((len(positions), 2, height, width), dtype=torch.float32)
+        height, width = frames.shape[-2:]
+        flow = frames.new_zeros((len(positions), 2, height, width), dtype=torch.float32)
         if not len(starts):  # a single frame: nothing moves
             return flow, 0.0
-        gray = torch.cat([to_gray(part) for part in prepared.frames.split(ROWS)])
+        gray = torch.cat([to_gray(part) for part in frames.split(ROWS)])
         first = torch.from_numpy(np.searchsorted(positions, starts)).to(gray.device)
         second = torch.from_numpy(np.searchsorted(positions, starts + 1)).to(gray.device)
         total = flow.new_zeros(())
@@ -325,22 +330,31 @@ class Compute:
             flow[end] = flow[end - 1]
         return flow, float(total) / len(starts)
 
-    def _region(
-        self, kind: StreamKind, prepared: Prepared, rows: Tensor, flow: Tensor | None, boxes: Tensor | None
+    def _pixels(
+        self, stream: Stream, prepared: Prepared, rows: Tensor, flows: dict[Canvas, Tensor], boxes: Tensor | None
     ) -> Tensor:
-        """(time, channels, crop, crop) of these rows: uint8 RGB, or flow already in [-1, 1]."""
-        side = self.settings.pixels.crop
-        if kind.modality == "rgb":
-            if kind.region == "frame":
-                return px.centre_crop(prepared.frames[rows], side)
-            assert prepared.large is not None
-            assert boxes is not None
-            return px.crop_boxes(prepared.large[rows], boxes[rows], side).round_().to(torch.uint8)
-        assert flow is not None
-        if kind.region == "frame":
-            return to_input(px.centre_crop(flow[rows], side), self.settings.flow)
+        """(time, channels, crop, crop) of these rows as the stream's view: uint8 RGB, or flow already in [-1, 1]."""
+        view, moving = VIEWS[stream.view], stream.modality == "flow"
+        frames = len(rows)
+        if view.still:
+            rows = rows[:1]
+        flow = flows[stream.input(self.settings).canvas] if moving else None
+        clip = px.viewed(self._region(stream, prepared, rows, flow, boxes), view, vectors=moving)
+        if moving:
+            return to_input(clip, self.settings.flow)
+        return clip.expand(frames, *clip.shape[1:]) if view.still else clip
+
+    def _region(
+        self, stream: Stream, prepared: Prepared, rows: Tensor, flow: Tensor | None, boxes: Tensor | None
+    ) -> Tensor:
+        """(time, channels, crop, crop) of these rows, as displayed: uint8 RGB, or flow in pixels of the crop."""
+        given = stream.input(self.settings)
+        if not stream.actor:
+            return px.fit((prepared.frames[given.canvas] if flow is None else flow)[rows], given)
         assert boxes is not None
+        if flow is None:
+            assert prepared.large is not None
+            return px.crop_boxes(prepared.large[rows], boxes[rows], given.crop).round_().to(torch.uint8)
         # A crop that is enlarged k times shows motion that is k times as many pixels long.
         width = (boxes[rows, 2] - boxes[rows, 0]).clamp_min(1e-6) * flow.shape[-1]
-        cropped = px.crop_boxes(flow[rows], boxes[rows], side) * (side / width)[:, None, None, None]
-        return to_input(cropped, self.settings.flow)
+        return px.crop_boxes(flow[rows], boxes[rows], given.crop) * (given.crop / width)[:, None, None, None]

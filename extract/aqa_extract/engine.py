@@ -254,6 +254,7 @@ class _Run(Generic[Job, Loaded, Finished]):
                 continue
             finally:
                 self.engine.budget.give(self.engine.bytes_of(item))
+                item = None  # and with it its pixels
             with self.lock:
                 self.in_a_row = 0
             self._hand_over(done)

@@ -25,7 +25,7 @@ from aqa_extract.plan import Plan, pinned
 from aqa_extract.plan import plan as plan_run
 from aqa_extract.run import Options, decode_children, memory_budget, new_compute
 from aqa_extract.sampling import coverage, part
-from aqa_extract.streams import array_specs, chosen, needs_actor
+from aqa_extract.streams import array_specs, by_network, completed, needs_actor
 from aqa_shared import console
 from aqa_shared.console import as_time
 from aqa_shared.errors import ExitCode, StoreError
@@ -195,13 +195,13 @@ class Estimate:
         rows = [
             (
                 "segments",
-                f"{self.segments:.0f} ({each} a video; {sampling.protocol}, {sampling.segment_frames} frames each)",
+                f"{self.segments:.0f} ({each} a video; {sampling.protocol}, {sampling.frames} frames each)",
             )
         ]
         if said := coverage([look.opened.plan.looked_at for look in self.looks], sampling):
             rows.append(("", said))
         flow = "" if self.settings.flow.mode == "off" else f"; TV-L1 {self.settings.flow.mode}"
-        rows.append(("streams", ", ".join(kind.name for kind in chosen(self.settings)) + flow))
+        rows.append(("streams", ", ".join(self.settings.streams) + flow))
         rows += [(f"{role} weights", str(found)) for role, found in self.weights.items()]
         rows.append(("device", f"{self.device}, {self.cores} cores, {self.children} decoding"))
         rows.append(
@@ -223,6 +223,7 @@ class Estimate:
 
 def estimate(videos: Sequence[Video], out: Path, settings: ExtractSettings, options: Options) -> Estimate:
     """What `extract` would do with the same arguments. Raises what it would raise; writes nothing, fetches nothing."""
+    settings = completed(settings)
     result = Estimate(plan_run(videos, out, settings, options, dry=True), settings)
     result.in_store = 0 if options.overwrite else _bytes_below(out)
     if not result.plan.jobs:
@@ -247,13 +248,9 @@ def estimate(videos: Sequence[Video], out: Path, settings: ExtractSettings, opti
 def _outlooks(settings: ExtractSettings) -> dict[str, Outlook]:
     from aqa_extract.weights_outlook import outlook
 
-    found: dict[str, Outlook] = {}
-    for modality in dict.fromkeys(kind.modality for kind in chosen(settings)):
-        name = settings.rgb_weights if modality == "rgb" else settings.flow_weights
-        found[modality] = outlook(name, modality, settings.rgb_weights)
-    if needs_actor(settings):
-        found["actor"] = outlook(settings.actor_weights, "actor")
-    return found
+    names = [*by_network(settings), *(["actor"] if needs_actor(settings) else [])]
+    asked = settings.weights
+    return {name: outlook(asked.get(name, "default"), name, asked.get("rgb", "default")) for name in names}
 
 
 def _networks(settings: ExtractSettings, out: Path, device: torch.device, options: Options) -> Networks:
@@ -319,15 +316,16 @@ def _try(looks: Sequence[Look], networks: Networks, options: Options, budget: By
             request = _request(video, settings, options)
             begun = time.monotonic()
             try:
-                prepared = load(decoder, request, settings, networks.device, networks.detector_size, budget.refuse)
+                prepared = load(
+                    decoder, look.job, request, settings, networks.device, networks.detector_size, budget.refuse
+                )
                 loaded = time.monotonic()
-                prepared.job = look.job
                 compute.submit(prepared)
                 compute.flush()
             except (DecodeFailure, TooLarge):
                 continue
-            pixels = prepared.finished.decoded * probe.frame_width * probe.frame_height
-            measured.append((loaded - begun, time.monotonic() - loaded, pixels, len(prepared.plan.segments)))
+            pixels = prepared.video.finished.decoded * probe.frame_width * probe.frame_height
+            measured.append((loaded - begun, time.monotonic() - loaded, pixels, len(prepared.video.plan.segments)))
             advance()
             if time.monotonic() > end:
                 break

@@ -10,10 +10,20 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from aqa_extract.backbones import Canvas, Input
 from aqa_extract.resize import resize_like_opencv
+from aqa_extract.streams import View
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+
+def canvas_size(height: int, width: int, canvas: Canvas) -> tuple[int, int]:
+    """(height, width) of frames on `canvas`."""
+    if isinstance(canvas.resize, tuple):
+        return canvas.resize
+    short = canvas.resize
+    if canvas.arithmetic == "opencv":
+        return size_at_short_side(height, width, short)
+    # torchvision.transforms.functional.resize drops what is left of the long side.
+    return (short, short * width // height) if height <= width else (short * height // width, short)
 
 
 def size_at_short_side(height: int, width: int, side: int) -> tuple[int, int]:
@@ -24,25 +34,70 @@ def size_at_short_side(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def resize(
-    frames: UInt8[Tensor, "n channels height width"], size: tuple[int, int], antialias: bool = False
+    frames: UInt8[Tensor, "n channels height width"],
+    size: tuple[int, int],
+    antialias: bool = False,
+    like: str = "opencv",
 ) -> UInt8[Tensor, "n channels out_height out_width"]:
-    """Bilinear: OpenCV's INTER_LINEAR to the last bit, or, with `antialias`, PIL's to within one grey level.
+    """Bilinear: OpenCV's INTER_LINEAR to the last bit, torchvision's, or, with `antialias`, PIL's to within one grey
+    level.
 
     Without `antialias` a strong reduction skips pixels, as the I3D authors' OpenCV path does.
     """
-    if not antialias:
+    if like == "opencv" and not antialias:
         return resize_like_opencv(frames, size)
     if tuple(frames.shape[-2:]) == size:
         return frames
-    scaled = F.interpolate(frames.float(), size, mode="bilinear", align_corners=False, antialias=True)
+    scaled = F.interpolate(frames.float(), size, mode="bilinear", align_corners=False, antialias=antialias)
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def centre_crop(frames: Tensor, side: int) -> Tensor:
-    """The middle (..., side, side) of (..., height, width); an odd remainder leaves the extra pixel at the end."""
+def centre_crop(frames: Tensor, side: int, like: str = "opencv") -> Tensor:
+    """The middle (..., side, side) of (..., height, width).
+
+    An odd remainder leaves the extra pixel at the end, or, as in torchvision, at the end that Python's rounding to
+    even says.
+    """
     height, width = frames.shape[-2:]
-    top, left = (height - side) // 2, (width - side) // 2
+    if like == "torchvision":
+        top, left = round((height - side) / 2), round((width - side) / 2)
+    else:
+        top, left = (height - side) // 2, (width - side) // 2
     return frames[..., top : top + side, left : left + side]
+
+
+def fit(frames: Tensor, given: Input) -> Tensor:
+    """The square (n, c, side, side) that a network sees of canvases (n, c, height, width): uint8 RGB, or flow in px.
+
+    Flow that is squashed is squashed with its vectors.
+    """
+    like, side = given.canvas.arithmetic, given.crop
+    if given.fit == "crop":
+        return centre_crop(frames, side, like)
+    if frames.dtype == torch.uint8:
+        return resize(frames, (side, side), given.canvas.antialias, like)
+    height, width = frames.shape[-2:]
+    scale = frames.new_tensor([side / width, side / height])[:, None, None]
+    return F.interpolate(frames, (side, side), mode="bilinear", align_corners=False) * scale
+
+
+def viewed(clip: Tensor, view: View, vectors: bool = False) -> Tensor:
+    """(time, c, side, side) as `view` shows it; with `vectors`, (time, 2, …) of displacements to the right and down.
+
+    Turning or mirroring a video turns or mirrors what moves in it, so both the field and its vectors change: exactly
+    what the motion in the viewed video is. (TV-L1 of the viewed frames would differ from it by the solver's own error:
+    its differences lean to the right and down. tests/extract/test_views.py measures by how much.)
+    """
+    if view.mirrored:
+        clip = clip.flip(-1)
+        if vectors:
+            clip = clip * clip.new_tensor([-1.0, 1.0])[:, None, None]
+    for _ in range(view.turns):
+        clip = torch.rot90(clip, 1, (-2, -1))
+        if vectors:  # what pointed right points up, what pointed down points right
+            right, down = clip.unbind(-3)
+            clip = torch.stack((down, -right), -3)
+    return clip
 
 
 def crop_boxes(frames: Tensor, boxes: Float[Tensor, "n 4"], side: int) -> Float[Tensor, "n channels side side"]:
@@ -59,12 +114,10 @@ def crop_boxes(frames: Tensor, boxes: Float[Tensor, "n 4"], side: int) -> Float[
 
 
 def normalise(
-    clips: Float[Tensor, "batch 3 time height width"], kind: str
+    clips: Float[Tensor, "batch 3 time height width"], given: Input
 ) -> Float[Tensor, "batch 3 time height width"]:
-    """0..255 to what the network was trained on: `kinetics` [-1, 1], or `imagenet` mean and deviation."""
-    if kind == "kinetics":
-        return clips * (2 / 255) - 1
-    shape = (1, 3, 1, 1, 1)
-    mean = torch.tensor(IMAGENET_MEAN, device=clips.device, dtype=clips.dtype).view(shape)
-    std = torch.tensor(IMAGENET_STD, device=clips.device, dtype=clips.dtype).view(shape)
-    return (clips / 255 - mean) / std
+    """RGB in 0..255 to what the network was trained on."""
+    scale = torch.tensor([1 / (255 * std) for std in given.std], dtype=torch.float64).to(clips)
+    shift = torch.tensor([mean / std for mean, std in zip(given.mean, given.std, strict=True)], dtype=torch.float64)
+    clips = clips * scale.view(3, 1, 1, 1) - shift.to(clips).view(3, 1, 1, 1)
+    return clips.flip(1) if given.channels == "BGR" else clips

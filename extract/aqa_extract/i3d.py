@@ -15,7 +15,7 @@ has no learnt scale. Ports with symmetric padding or PyTorch's 1e-5 give other f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,12 +25,10 @@ from torch import Tensor, nn
 
 from aqa_shared.console import note
 from aqa_shared.errors import EnvironmentFault, UsageError
+from aqa_shared.records import ExtractSettings
 
-FEATURES = 1024
-"""Channels of the last map, and so the length of a feature."""
-
-CHANNELS = {"rgb": 3, "flow": 2}
-"""Input channels of each stream: red, green, blue; horizontal and vertical displacement."""
+PLANES = {"rgb": 3, "flow": 2}
+"""Input channels by modality: red, green, blue; horizontal and vertical displacement."""
 
 INCEPTION: dict[str, tuple[int, int, int, int, int, int]] = {
     "Mixed_3b": (64, 96, 128, 16, 32, 32),
@@ -234,6 +232,14 @@ class InceptionI3D(nn.Module):
 
     forward = features
 
+    def outputs(
+        self, x: Float[Tensor, "batch channels time height width"], names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Of "" (the feature), `logits` and `map`, those in `names`."""
+        made: dict[str, Callable[[Tensor], Tensor]] = {"": self.pool, "logits": self.classify, "map": lambda map: map}
+        maps = self.pre_pool(x)
+        return {name: made[name](maps) for name in names}
+
     def fuse(self) -> InceptionI3D:
         """The same function with every batch normalisation folded into its convolution, for inference only.
 
@@ -276,20 +282,27 @@ def load_i3d(
     return (model.fuse() if fuse else model), loaded.record
 
 
+def build_from_settings(
+    state: dict[str, Tensor], modality: Literal["rgb", "flow"], settings: ExtractSettings, name: str
+) -> InceptionI3D:
+    """What the table of backbones calls: `build_i3d`, fused."""
+    return build_i3d(state, stream=modality, bn_eps=settings.bn_eps, name=name).fuse()
+
+
 def build_i3d(state: dict[str, Tensor], *, stream: Literal["rgb", "flow"], bn_eps: float, name: str) -> InceptionI3D:
     """The network on exactly the tensors of `state`; EnvironmentFault names the keys that do not fit."""
     first = state.get("Conv3d_1a_7x7.conv3d.weight")
-    if first is not None and first.ndim == 5 and first.shape[1] != CHANNELS[stream]:
-        other = next((s for s, n in CHANNELS.items() if n == first.shape[1]), "unknown")
+    if first is not None and first.ndim == 5 and first.shape[1] != PLANES[stream]:
+        other = next((s for s, n in PLANES.items() if n == first.shape[1]), "unknown")
         raise EnvironmentFault(
             f"weights {name} take {first.shape[1]} channels (stream {other}), but the {stream} stream has "
-            f"{CHANNELS[stream]}",
+            f"{PLANES[stream]}",
             fix=f"pass {stream} weights: `aqa weights list` names them",
         )
     head = state.get("logits.conv3d.weight")
     # On the meta device nothing is initialised: no random numbers are drawn, and none can be left standing.
     with torch.device("meta"):
-        model = InceptionI3D(CHANNELS[stream], len(head) if head is not None and head.ndim else 0, bn_eps).eval()
+        model = InceptionI3D(PLANES[stream], len(head) if head is not None and head.ndim else 0, bn_eps).eval()
     wanted = model.state_dict()
     # How many batches the statistics saw plays no part in inference, and old files do not have it.
     counters = {key: torch.tensor(0) for key in wanted if key.endswith("num_batches_tracked")}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,81 +15,92 @@ from aqa_extract import frames as px
 from aqa_extract.actor.camera import SIDE as GREY_SIDE
 from aqa_extract.actor.camera import small
 from aqa_extract.actor.track import Views
+from aqa_extract.backbones import Canvas
 from aqa_extract.decode.child import Chunk, Decoder, DecodeRequest, Finished, Opened
 from aqa_extract.decode.probe import Probe
+from aqa_extract.job import Job
 from aqa_extract.sampling import Plan
-from aqa_extract.streams import needs_flow
+from aqa_extract.streams import canvases, flow_canvases
 from aqa_shared.records import ExtractSettings
 
 ACTOR_SHORT_SIDE = 512
 """Actor crops are cut from frames of at most this short side: a 1080p video would cost 640 MB at full size."""
 
 
-@dataclass
-class Prepared:
-    """A decoded video, waiting for the networks. Row i of every tensor is timeline position `positions[i]`."""
+@dataclass(frozen=True)
+class Decoded:
+    """What is known of a decoded video, and stays when its pixels are gone."""
 
+    job: Job
     probe: Probe
     plan: Plan
     finished: Finished
     positions: np.ndarray
     """int32 (n,), sorted: the timeline positions that segments use, and their successors where flow needs them."""
-    frames: Tensor
-    """uint8 (n, 3, h, w) at the short side of `Pixels`."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A decoded video, waiting for the networks. Row i of every tensor is timeline position `positions[i]`."""
+
+    video: Decoded
+    frames: dict[Canvas, Tensor]
+    """uint8 (n, 3, h, w) of whole frames, at every size that a stream wants."""
     large: Tensor | None
     """uint8 (n, 3, h', w'), the source of actor crops; None where no stream follows the actor."""
     views: Views | None
     """What decides who the actor is, at source frames; None where no stream follows one."""
-    job: Any = None
-    """Whose video it is; the loader's caller sets it."""
-    reserved: int = 0
-    """Bytes taken from the budget, to be given back once the device has the pixels."""
+    reserved: int
+    """Bytes that it takes, to be given back once the device has the pixels."""
 
 
 def load(
     decoder: Decoder,
+    job: Job,
     request: DecodeRequest,
     settings: ExtractSettings,
     device: torch.device,
     detector_size: int | None,
     reserve: Callable[[int], None],
 ) -> Prepared:
-    """Decode `request` and resize as it arrives, so that full-size frames never pile up.
+    """Decode `job` as `request` says, and resize as it arrives, so that full-size frames never pile up.
 
     `detector_size` is the side of the square the detector looks at, None where no stream follows the actor.
     `reserve(bytes)` may block or refuse: it is called once the size is known and before the first frame is kept.
     Raises DecodeFailure, and what `reserve` raises.
     """
+    wanted_canvases = canvases(settings)
     opened: Opened | None = None
     finished: Finished | None = None
-    frames: Tensor | None = None
+    frames: dict[Canvas, Tensor] = {}
     large: Tensor | None = None
     views: Views | None = None
+    reserved = 0
     for event in decoder.decode(request):
         if isinstance(event, Opened):
             # Sent a second time when the file held fewer frames than it promised: start over.
-            opened, frames, large, views = event, None, None, None
-            reserve(bytes_needed(event, settings, detector_size))
+            opened, frames, large, views = event, {}, None, None
+            reserve(reserved := bytes_needed(event, settings, detector_size))
+            n, probe = len(opened.wanted), opened.probe
+            empty = partial(torch.empty, dtype=torch.uint8, device=device)
+            frames = {c: empty((n, 3, *px.canvas_size(probe.height, probe.width, c))) for c in wanted_canvases}
+            if detector_size is not None:
+                large = empty((n, 3, *_actor_size(probe.height, probe.width)))
+                views = Views(
+                    opened.looks,
+                    empty((len(opened.looks), 3, detector_size, detector_size)),
+                    opened.greys,
+                    empty((len(opened.greys), GREY_SIDE, GREY_SIDE)),
+                )
         elif isinstance(event, Chunk):
             assert opened is not None, "the decoder announces a plan before it sends frames"
             chunk = torch.from_numpy(event.frames).to(device).permute(0, 3, 1, 2)
-            if frames is None:
-                frames = chunk.new_empty((len(opened.wanted), 3, *_small_size(opened, settings)))
-                if detector_size is not None:
-                    large = chunk.new_empty(
-                        (len(opened.wanted), 3, *_actor_size(opened.probe.height, opened.probe.width))
-                    )
-                    views = Views(
-                        opened.looks,
-                        chunk.new_empty((len(opened.looks), 3, detector_size, detector_size)),
-                        opened.greys,
-                        chunk.new_empty((len(opened.greys), GREY_SIDE, GREY_SIDE)),
-                    )
             # From stored pixels straight to the displayed shape: the frames' own may be of another shape.
             used, target = _rows(event.positions, opened.wanted, device)
             if len(used):
-                size = (frames.shape[-2], frames.shape[-1])
-                frames[target] = px.resize(chunk[used], size, settings.pixels.antialias)
+                for canvas, kept in frames.items():
+                    size = (kept.shape[-2], kept.shape[-1])
+                    kept[target] = px.resize(chunk[used], size, canvas.antialias, canvas.arithmetic)
                 if large is not None:
                     large[target] = px.resize(chunk[used], (large.shape[-2], large.shape[-1]))
             if views is not None and detector_size is not None:
@@ -102,8 +114,8 @@ def load(
             finished = event
     assert opened is not None
     assert finished is not None
-    assert frames is not None, "the decoder ended without frames"
-    return Prepared(opened.probe, opened.plan, finished, opened.wanted, frames, large, views)
+    video = Decoded(job, opened.probe, opened.plan, finished, opened.wanted)
+    return Prepared(video, frames, large, views, reserved)
 
 
 def _rows(marks: np.ndarray, wanted: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -112,24 +124,20 @@ def _rows(marks: np.ndarray, wanted: np.ndarray, device: torch.device) -> tuple[
     return torch.from_numpy(inside).to(device), torch.from_numpy(np.searchsorted(wanted, marks[inside])).to(device)
 
 
-def _small_size(opened: Opened, settings: ExtractSettings) -> tuple[int, int]:
-    return px.size_at_short_side(opened.probe.height, opened.probe.width, settings.pixels.short_side)
-
-
 def _actor_size(height: int, width: int) -> tuple[int, int]:
     return px.size_at_short_side(height, width, min(ACTOR_SHORT_SIDE, height, width))
 
 
 def bytes_needed(opened: Opened, settings: ExtractSettings, detector_size: int | None) -> int:
-    """What `load` keeps of a video, until the networks have seen it."""
+    """What `load` keeps of a video, and what is made of it until the networks have seen it."""
     n = len(opened.wanted)
     height, width = opened.probe.height, opened.probe.width
-    small = _small_size(opened, settings)
-    total = n * 3 * small[0] * small[1]
-    if needs_flow(settings):  # two float planes and a grey one
-        total += n * 9 * small[0] * small[1]
+    with_flow = flow_canvases(settings)
+    total = 0
+    for canvas in canvases(settings):
+        # Three bytes of colour; for flow two float planes and a grey one.
+        total += n * (12 if canvas in with_flow else 3) * math.prod(px.canvas_size(height, width, canvas))
     if detector_size is not None:
-        large = _actor_size(height, width)
-        total += n * 3 * large[0] * large[1]
+        total += n * 3 * math.prod(_actor_size(height, width))
         total += len(opened.looks) * 3 * detector_size**2 + len(opened.greys) * 4 * GREY_SIDE**2
     return total

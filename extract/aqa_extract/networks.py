@@ -1,21 +1,22 @@
-"""The networks a run needs, loaded once: I3D for RGB, I3D for flow, the person detector, TV-L1's settings."""
+"""The networks a run needs, loaded once: backbones, the person detector, TV-L1's settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aqa_extract.actor.ssd import PersonDetector, load_detector
 from aqa_extract.flow.settings import TVL1Settings
 from aqa_extract.flow.tvl1 import engine, why_torch
 from aqa_extract.frames import normalise
-from aqa_extract.i3d import InceptionI3D, load_i3d
-from aqa_extract.streams import chosen, needs_actor, needs_flow
+from aqa_extract.streams import Stream, by_network, chosen, needs_actor, needs_flow
+from aqa_extract.weights import resolve
+from aqa_shared.errors import EnvironmentFault
 from aqa_shared.machine import has_units_for
 from aqa_shared.records import ExtractSettings
 
@@ -24,14 +25,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class Networks:
-    """What runs on the device. `weights` is the provenance of each, by role (`rgb`, `flow`, `actor`)."""
+    """What runs on the device, by the name of the network: `rgb` and `flow` are I3D's, `rgb@swin3d_b` another's."""
 
     settings: ExtractSettings
     device: torch.device
-    backbones: dict[str, InceptionI3D]
+    backbones: dict[str, nn.Module]
     detector: PersonDetector | None
     tvl1: TVL1Settings
     weights: dict[str, dict[str, Any]]
+    """The provenance of each, that of the detector as `actor`."""
 
     @classmethod
     def load(cls, settings: ExtractSettings, device: torch.device, say: Callable[[str], None]) -> Networks:
@@ -43,19 +45,20 @@ class Networks:
             torch.backends.cuda.matmul.allow_tf32 = False
         if not has_units_for(settings.precision, device):
             say(f"this device has no units for {settings.precision}: fp32 would be faster")
-        backbones: dict[str, InceptionI3D] = {}
+        backbones: dict[str, nn.Module] = {}
         weights: dict[str, dict[str, Any]] = {}
-        names = {"rgb": settings.rgb_weights, "flow": settings.flow_weights}
-        for modality in dict.fromkeys(kind.modality for kind in chosen(settings)):
-            network, weights[modality] = load_i3d(
-                names[modality], modality, settings.bn_eps, say, inflate_from=settings.rgb_weights
-            )
+        for name, stream in by_network(settings).items():
+            asked = settings.weights.get(name, "default")
+            loaded = resolve(asked, name, say, inflate_from=settings.weights.get("rgb", "default"))
+            weights[name] = loaded.record
+            network = stream.backbone.build(loaded.state, stream.modality, settings, loaded.record["name"])
+            _refuse_other_classes(network, stream, settings, loaded.record["name"])
             # On CPUs the layout that its convolutions want; on GPUs it has been slower in some cuDNN releases.
             layout = torch.channels_last_3d if device.type == "cpu" else torch.preserve_format
-            backbones[modality] = network.eval().to(device, dtype).to(memory_format=layout)
+            backbones[name] = network.eval().to(device, dtype).to(memory_format=layout)
         detector = None
         if needs_actor(settings):
-            detector, weights["actor"] = load_detector(settings.actor_weights, say)
+            detector, weights["actor"] = load_detector(settings.weights.get("actor", "default"), say)
             detector = detector.eval().to(device)
         return cls(settings, device, backbones, detector, TVL1Settings(), weights)
 
@@ -74,22 +77,30 @@ class Networks:
         """Why flow takes ten times as long as it could, "" where it does not."""
         return why_torch(self.device, self.tvl1) if needs_flow(self.settings) else ""
 
-    def i3d(self, modality: str, clips: Tensor, batch: int) -> dict[str, np.ndarray]:
-        """Outputs of (b, channels, time, side, side) clips, uint8 RGB or flow in [-1, 1], by array-name suffix.
+    def run(self, name: str, clips: Tensor, batch: int, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """`outputs` by name of (b, channels, time, side, side) clips, uint8 RGB or flow in [-1, 1].
 
-        "" is the 1024-d feature; "_logits" and "_map" where the settings ask. The call always has `batch` rows.
+        The network always gets `batch` rows.
         """
-        network = self.backbones[modality]
+        stream = by_network(self.settings)[name]
         x = clips.to(self.device, torch.float32)
-        if modality == "rgb":
-            x = normalise(x, self.settings.pixels.normalise)
+        if stream.modality == "rgb":
+            x = normalise(x, stream.input(self.settings))
         count = len(x)
         if count < batch:
             x = torch.cat([x, x.new_zeros((batch - count, *x.shape[1:]))])
-        maps = network.pre_pool(x.to(DTYPES[self.settings.precision]))
-        outputs = {"": network.pool(maps)}
-        if self.settings.logits:
-            outputs["_logits"] = network.classify(maps)
-        if self.settings.maps:
-            outputs["_map"] = maps
-        return {suffix: values[:count].float().cpu().numpy() for suffix, values in outputs.items()}
+        network: Any = self.backbones[name]
+        made = network.outputs(x.to(DTYPES[self.settings.precision]), outputs)
+        return {output: values[:count].float().cpu().numpy() for output, values in made.items()}
+
+
+def _refuse_other_classes(network: Any, stream: Stream, settings: ExtractSettings, weights: str) -> None:
+    """Raises EnvironmentFault where logits are asked for that these weights do not give."""
+    wanted = any("logits" in s.outputs for s in chosen(settings) if s.network == stream.network)
+    classes = stream.backbone.outputs["logits"].channels if "logits" in stream.backbone.outputs else 0
+    if wanted and network.classes != classes:
+        has = f"a classifier of {network.classes} classes" if network.classes else "no classifier"
+        raise EnvironmentFault(
+            f"weights {weights} have {has}, so there are no logits of {classes} classes",
+            fix="omit the logits, or choose weights with that classifier (aqa weights list)",
+        )

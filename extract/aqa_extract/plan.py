@@ -156,10 +156,10 @@ def pinned(settings: ExtractSettings, out: Path, options: Options, *, dry: bool 
         return settings
     begun_with = known.provenance.get("weights", {})
     names = {
-        role: record["source"] if record["note"] == "a file" else record["name"] for role, record in begun_with.items()
+        network: record["source"] if record["note"] == "a file" else record["name"]
+        for network, record in begun_with.items()
     }
     if "inflated_from" in begun_with.get("flow", {}):
         names.setdefault("rgb", begun_with["flow"]["inflated_from"])
-    names = {f"{role}_weights": name for role, name in names.items()}
-    names = {field: name for field, name in names.items() if getattr(settings, field) == "default"}
-    return settings.model_copy(update=names)
+    asked = {network: name for network, name in settings.weights.items() if name != "default"}
+    return settings.model_copy(update={"weights": {**names, **asked}})

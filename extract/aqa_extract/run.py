@@ -20,7 +20,7 @@ from aqa_extract.job import Job
 from aqa_extract.plan import Plan, pinned, plan
 from aqa_extract.sampling import coverage
 from aqa_extract.signals import GRACE, Interrupted, Signals, caught
-from aqa_extract.streams import array_specs
+from aqa_extract.streams import array_specs, completed
 from aqa_shared import __version__, console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, NoInputError
 from aqa_shared.machine import available_cores, available_memory, pick_device
@@ -123,8 +123,10 @@ def extract(
     started = time.monotonic()
     if not videos:
         raise NoInputError("no videos were given", fix="name a folder, files, a list or a manifest; see --help")
+    settings = completed(settings)
     with caught() as signals:
         todo = plan(videos, out, settings, options)
+        settings = pinned(settings, out, options)
         report = Report(out, 0, len(todo.already), todo.kept_out + todo.refused, {f.id for f in todo.kept_out})
         # What is known about a new version of a file says nothing about the features of the old one.
         refused = {failure.id for failure in todo.refused}
@@ -164,7 +166,7 @@ def _run(
     cores = available_cores()
     torch.set_num_threads(1)
     workers = decode_children(options, device, len(todo.jobs))
-    networks = Networks.load(pinned(settings, report.store, options), device, console.note)
+    networks = Networks.load(settings, device, console.note)
     if why := networks.slow_flow:
         console.warn(f"flow takes ten times as long as it could, as torch computes it: {why} (docs/flow.md)")
     provenance = {
@@ -217,7 +219,9 @@ def _run(
                 loader=work.loader,
                 device=compute,
                 commit=work.commit,
-                device_failure=lambda p, e: p.job.failed("internal_error", "features", f"{type(e).__name__}: {e}"),
+                device_failure=lambda p, e: p.video.job.failed(
+                    "internal_error", "features", f"{type(e).__name__}: {e}"
+                ),
                 report=ended,
                 workers=workers,
                 budget=ByteBudget(memory_budget(device), stop),

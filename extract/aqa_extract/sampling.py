@@ -89,7 +89,7 @@ def plan_segments(sampling: Sampling, times: Float64[np.ndarray, "n"], fps: floa
     if len(np.unique(kept)) < MIN_FRAMES:
         raise SamplingError("too_short", f"{len(np.unique(kept))} frame to sample from, {MIN_FRAMES} is the least")
     timeline, starts, padded = _PROTOCOLS[sampling.protocol](kept, sampling)
-    segments = starts[:, None] + np.arange(sampling.segment_frames)
+    segments = starts[:, None] + np.arange(sampling.frames)
     return Plan(timeline.astype(np.int32), segments.astype(np.int32), padded)
 
 
@@ -109,10 +109,10 @@ def coverage(looked_at: Sequence[tuple[int, int]], sampling: Sampling) -> str:
     among = f"; of one of {len(shares)} videos {least:.0%}" if least < middle - 0.005 else ""
     some = "1 segment of" if sampling.segments == 1 else f"{sampling.segments} segments of"
     verb = "looks" if sampling.segments == 1 else "look"
-    said = f"{some} {sampling.segment_frames} frames {verb} at {middle:.0%} of the frames{among}"
+    said = f"{some} {sampling.frames} frames {verb} at {middle:.0%} of the frames{among}"
     if middle >= SMALL_SHARE:
         return said
-    count = -(-float(np.median([of for _, of in looked_at])) // sampling.segment_frames)
+    count = -(-float(np.median([of for _, of in looked_at])) // sampling.frames)
     return (
         f"{said}: what happens between is not seen. --segments auto looks at all of them (about {count:.0f} segments a "
         f"video, {count / sampling.segments:.0f} times the work; less with a lower --fps)"
@@ -171,14 +171,14 @@ def _even(kept: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray, bool]:
 
     `auto` is T = ceil(N / F), the least with which no frame is passed over.
     """
-    count = -(-len(kept) // s.segment_frames) if s.segments == "auto" else s.segments
-    return _spread(kept, count, s.segment_frames)
+    count = -(-len(kept) // s.frames) if s.segments == "auto" else s.segments
+    return _spread(kept, count, s.frames)
 
 
 def _dense(kept: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray, bool]:
     """Every `step` frames while a whole segment fits: the last partial one is dropped, but one always stays."""
-    timeline, padded = _repeat_last(kept, s.segment_frames)
-    return timeline, np.arange(0, len(timeline) - s.segment_frames + 1, s.step), padded
+    timeline, padded = _repeat_last(kept, s.frames)
+    return timeline, np.arange(0, len(timeline) - s.frames + 1, s.step), padded
 
 
 def _mtl_aqa(kept: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -203,7 +203,7 @@ def _rhythmic_gymnastics(kept: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.
 
     The even placement is (ours); starts round as in `even`.
     """
-    return _spread(kept, 12, s.segment_frames)
+    return _spread(kept, 12, s.frames)
 
 
 def _jigsaws(kept: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -218,8 +218,8 @@ def _finediving(kept: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray, 
 
 def _finefs(kept: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray, bool]:
     """25 fps as the dataset, disjoint clips of 16 (ours: how its released features were cut is not published)."""
-    timeline, padded = _repeat_last(kept, s.segment_frames)
-    return timeline, np.arange(0, len(timeline) - s.segment_frames + 1, s.segment_frames), padded
+    timeline, padded = _repeat_last(kept, s.frames)
+    return timeline, np.arange(0, len(timeline) - s.frames + 1, s.frames), padded
 
 
 def _repeat_last(kept: np.ndarray, least: int) -> tuple[np.ndarray, bool]:

@@ -1,48 +1,145 @@
-"""A stream = which pixels (full frame or actor) x which modality (RGB or flow).
+"""A stream: how a clip is viewed x which pixels x which modality x which network, written
 
-The table is the list of what can be extracted: a new stream is one row, and one branch of `clips` where its
-pixels come from somewhere new.
+    [view-][actor-](rgb|flow)[@backbone][:output]        rot90-rgb, actor-flow, rgb@swin3d_b, actor-rgb:map
+
+and the arrays of the store that follow. A view is one row of `VIEWS`, a backbone one file and one row of
+`backbones.BACKBONES`; nothing else lists streams.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from aqa_shared.records import ExtractSettings, Stream
+from aqa_extract.backbones import BACKBONES, DEFAULT, Backbone, Canvas, Input, Modality
+from aqa_shared.errors import UsageError, did_you_mean
+from aqa_shared.records import PUBLISHED_FRAMES, ExtractSettings, Record
 from aqa_shared.store import ArraySpec
-
-CHANNELS = 1024
-KINETICS_CLASSES = 400
 
 
 @dataclass(frozen=True)
-class StreamKind:
-    """One row of the table."""
+class View:
+    """What is done with the square clip that the network would see; flow's vectors turn with their field."""
 
-    name: Stream
-    modality: Literal["rgb", "flow"]
-    """Which I3D network reads it."""
-    region: Literal["frame", "actor"]
-    """Centre crop of the frame, or the crop that follows the actor."""
-
-    @property
-    def array(self) -> str:
-        """Name of its feature array in the store."""
-        return self.name.replace("-", "_")
+    about: str
+    still: bool = False
+    """Every frame is the first. There is no flow of it: nothing moves."""
+    turns: int = 0
+    """Quarter turns, counter-clockwise."""
+    mirrored: bool = False
+    """Left becomes right."""
 
 
-KINDS: dict[Stream, StreamKind] = {
-    "rgb": StreamKind("rgb", "rgb", "frame"),
-    "flow": StreamKind("flow", "flow", "frame"),
-    "actor-rgb": StreamKind("actor-rgb", "rgb", "actor"),
-    "actor-flow": StreamKind("actor-flow", "flow", "actor"),
+VIEWS: dict[str, View] = {
+    "": View("as displayed"),
+    "still": View("the first frame of the segment, repeated", still=True),
+    "rot90": View("turned by 90 degrees, counter-clockwise", turns=1),
+    "rot180": View("turned by 180 degrees", turns=2),
+    "rot270": View("turned by 270 degrees, counter-clockwise", turns=3),
+    "mirror": View("left and right exchanged", mirrored=True),
 }
 
+GRAMMAR = "[view-][actor-](rgb|flow)[@backbone][:output]"
+_WRITTEN = re.compile(
+    rf"(?:({'|'.join(filter(None, VIEWS))})-)?(actor-)?(rgb|flow)(?:@({'|'.join(BACKBONES)}))?(?::([a-z]+))?"
+)
 
-def chosen(settings: ExtractSettings) -> list[StreamKind]:
-    """The streams asked for, in the table's order whatever the order they were asked in."""
-    return [kind for name, kind in KINDS.items() if name in settings.streams]
+
+@dataclass(frozen=True)
+class Stream:
+    """One way to look at a video, and what to keep of it."""
+
+    view: str
+    actor: bool
+    """The crop follows the actor, and is not the middle of the frame."""
+    modality: Modality
+    backbone: Backbone
+    outputs: tuple[str, ...]
+    """Names in `Backbone.outputs`, in their order there."""
+
+    @property
+    def name(self) -> str:
+        """As it is written, without an output."""
+        view, actor = f"{self.view}-" if self.view else "", "actor-" if self.actor else ""
+        return f"{view}{actor}{self.network}"
+
+    @property
+    def network(self) -> str:
+        """By which name its weights are asked for and recorded."""
+        return self.backbone.network(self.modality)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Everything whose weights decide its values."""
+        return (self.network, "actor") if self.actor else (self.network,)
+
+    def array(self, output: str) -> str:
+        """Name in the store: `rot90_rgb_swin3d_b_map`."""
+        return re.sub("[-@:]", "_", f"{self.name}:{output}" if output else self.name)
+
+    def input(self, settings: ExtractSettings) -> Input:
+        """What its backbone is given in this run. Raises UsageError for a crop that cannot be."""
+        return self.backbone.input.adjusted(settings.pixels)
+
+
+def parse(written: str) -> Stream:
+    """The stream with its one output. Raises UsageError that names what there is."""
+    match = _WRITTEN.fullmatch(written)
+    if match is None:
+        fix = f"{did_you_mean(written, (s.name for s in every()))} a stream is written {GRAMMAR}, {_choices()}"
+        raise UsageError(f"unknown stream {written!r}", fix=fix.lstrip())
+    view, actor, modality, name, output = match.groups(default="")
+    backbone = BACKBONES[name or DEFAULT]
+    if modality not in backbone.weights:
+        able = ", ".join(b.name for b in BACKBONES.values() if modality in b.weights)
+        raise UsageError(f"stream {written!r}: {backbone.name} does not read {modality}", fix=f"{able} does")
+    if VIEWS[view].still and modality == "flow":
+        raise UsageError(f"stream {written!r}: in a frame that is repeated nothing moves", fix="use still-rgb")
+    if output not in backbone.outputs:
+        has = ", ".join(filter(None, backbone.outputs))
+        raise UsageError(
+            f"stream {written!r}: {backbone.name} has no output {output!r}",
+            fix=f"its outputs are {has}, and the pooled feature, for which you omit :{output}",
+        )
+    return Stream(view, bool(actor), modality, backbone, (output,))  # type: ignore[arg-type]  # matched
+
+
+def every() -> Iterator[Stream]:
+    """Every stream there is, with all outputs of its backbone, in the order of the tables."""
+    for backbone in BACKBONES.values():
+        for view, how in VIEWS.items():
+            for actor in (False, True):
+                for modality in backbone.weights:
+                    if not (how.still and modality == "flow"):
+                        yield Stream(view, actor, modality, backbone, tuple(backbone.outputs))
+
+
+def _choices() -> str:
+    views, backbones = ", ".join(filter(None, VIEWS)), ", ".join(BACKBONES)
+    return f"with the views {views} and the backbones {backbones}; see `aqa streams`"
+
+
+def chosen(settings: ExtractSettings) -> list[Stream]:
+    """The streams asked for, each once, in the tables' order. Raises UsageError as `parse` does."""
+    asked: dict[str, set[str]] = {}
+    for written in settings.streams:
+        found = parse(written)
+        asked.setdefault(found.name, set()).update(found.outputs)
+    return [
+        Stream(s.view, s.actor, s.modality, s.backbone, tuple(o for o in s.outputs if o in asked[s.name]))
+        for s in every()
+        if s.name in asked
+    ]
+
+
+def by_network(settings: ExtractSettings) -> dict[str, Stream]:
+    """The networks that the streams asked for are read by, each with one of its streams."""
+    found: dict[str, Stream] = {}
+    for stream in chosen(settings):
+        found.setdefault(stream.network, stream)
+    return found
 
 
 def needs_flow(settings: ExtractSettings) -> bool:
@@ -52,80 +149,157 @@ def needs_flow(settings: ExtractSettings) -> bool:
 
 def needs_actor(settings: ExtractSettings) -> bool:
     """Whether the detector has to run."""
-    return any(kind.region == "actor" for kind in chosen(settings))
+    return any(stream.actor for stream in chosen(settings))
+
+
+def flow_canvases(settings: ExtractSettings) -> list[Canvas]:
+    """The frames that TV-L1 looks at; those of I3D where only the motion is wanted."""
+    if not needs_flow(settings):
+        return []
+    wanted = [s.input(settings).canvas for s in chosen(settings) if s.modality == "flow"]
+    return list(dict.fromkeys(wanted or [BACKBONES[DEFAULT].input.adjusted(settings.pixels).canvas]))
+
+
+def canvases(settings: ExtractSettings) -> list[Canvas]:
+    """The sizes at which whole frames are kept: one decoding serves them all."""
+    rgb = [s.input(settings).canvas for s in chosen(settings) if s.modality == "rgb" and not s.actor]
+    return list(dict.fromkeys([*rgb, *flow_canvases(settings)]))
+
+
+def completed(settings: ExtractSettings) -> ExtractSettings:
+    """The settings as a run takes and a store keeps them: streams in order, segments as long as the networks want.
+
+    Raises UsageError for what cannot be extracted, or not together.
+    """
+    streams = chosen(settings)
+    if settings.flow.mode == "off" and any(stream.modality == "flow" for stream in streams):
+        raise UsageError("streams with flow need flow mode parity, got off", fix="omit --flow, or use --flow parity")
+    for name in settings.weights:
+        if name not in (known := _network_names()):
+            raise UsageError(
+                f"weights for {name!r}, which is not a network",
+                fix=f"{did_you_mean(name, known)} choose one of {', '.join(known)}".lstrip(),
+            )
+    frames = clip_frames(settings)
+    for stream in streams:
+        own, used = stream.backbone.input, stream.input(settings)
+        if not own.least_frames <= frames <= (own.most_frames or frames):
+            takes = f"{own.least_frames}" if own.most_frames == own.least_frames else f"at least {own.least_frames}"
+            raise UsageError(
+                f"{stream.backbone.name} takes clips of {takes} frames, got segment_frames={frames}",
+                fix="choose another --segment-frames, or extract its streams into a store of their own",
+            )
+        least, most = own.sides
+        if not least <= used.crop <= (most or used.crop):
+            takes = f"{least}" if most == least else f"at least {least}"
+            raise UsageError(
+                f"{stream.backbone.name} takes crops of {takes} pixels, got {used.crop}", fix="choose another --crop"
+            )
+    names = tuple(
+        f"{stream.name}:{output}" if output else stream.name for stream in streams for output in stream.outputs
+    )
+    sampling = settings.sampling.model_copy(update={"segment_frames": frames})
+    return settings.model_copy(update={"streams": names, "sampling": sampling})
+
+
+def _network_names() -> list[str]:
+    return list(dict.fromkeys(name for stream in every() for name in stream.networks))
+
+
+def clip_frames(settings: ExtractSettings) -> int:
+    """Frames of a segment: as set, as a published protocol has it, or as all backbones were trained.
+
+    Raises UsageError where those disagree.
+    """
+    sampling = settings.sampling
+    if sampling.segment_frames is not None:
+        return sampling.segment_frames
+    if sampling.protocol not in ("even", "dense"):
+        return PUBLISHED_FRAMES
+    wanted = {stream.backbone.name: stream.backbone.input.frames for stream in chosen(settings)}
+    if len(set(wanted.values())) > 1:
+        raise UsageError(
+            f"backbones with clips of different lengths: {', '.join(f'{n} {f}' for n, f in wanted.items())} frames",
+            fix="give --segment-frames, or extract them into stores of their own",
+        )
+    return next(iter(wanted.values()))
+
+
+def decides(stream: Stream, settings: ExtractSettings) -> dict[str, Any]:
+    """The settings that decide the values of `stream`, flat, where they differ from their defaults.
+
+    Two features of one name are comparable exactly where these and the digests of their weights are equal, so a
+    setting that is added later with a default changes nothing for what was extracted before.
+    """
+    plain = ExtractSettings()
+    own, used = stream.backbone.input, stream.input(settings)
+    pairs: dict[str, tuple[Any, Any]] = {
+        "sampling.segment_frames": (clip_frames(settings), own.frames),
+        "pixels.crop": (used.crop, own.crop),
+        "pixels.untagged_matrix": (settings.pixels.untagged_matrix, plain.pixels.untagged_matrix),
+    }
+    whole: list[tuple[str, Record, Record]] = [("sampling", settings.sampling, plain.sampling)]
+    if not stream.actor:
+        pairs["pixels.fit"] = (used.fit, own.fit)
+    if stream.modality == "rgb":
+        pairs |= {"pixels.mean": (used.mean, own.mean), "pixels.std": (used.std, own.std)}
+    else:
+        pairs["flow.mode"] = (settings.flow.mode, "parity")
+        whole.append(("flow", settings.flow, plain.flow))
+    if stream.actor:
+        pairs["actor.actors"] = (None, None)  # how many others are kept
+        whole.append(("actor", settings.actor, plain.actor))
+    if stream.modality == "flow" or not stream.actor:
+        pairs["pixels.canvas"] = (asdict(used.canvas), asdict(own.canvas))
+    for place, record, default in whole:
+        for name in type(record).model_fields:
+            pairs.setdefault(f"{place}.{name}", (getattr(record, name), getattr(default, name)))
+    for name in ("precision", *stream.backbone.settings):
+        pairs[name] = (getattr(settings, name), getattr(plain, name))
+    return {name: value for name, (value, default) in sorted(pairs.items()) if value != default}
+
+
+def identity(stream: Stream, settings: ExtractSettings, weights: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """`decides`, and the digests of the weights, of which `weights` has the records by network."""
+    return {
+        "stream": stream.name,
+        "settings": decides(stream, settings),
+        "weights": {name: weights[name]["sha256"] for name in stream.networks},
+    }
 
 
 def array_specs(settings: ExtractSettings) -> list[ArraySpec]:
     """Every per-segment array that `settings` produce; leading axis `segment` is implied."""
-    frames = settings.sampling.segment_frames
-    specs = [
-        ArraySpec(
-            "frame_index",
-            ("frame",),
-            (frames,),
-            "int32",
-            {"long_name": "display-order frame of the file"},
-            role="coordinate",
-        ),
-        ArraySpec("segment_start_time", (), (), "float64", {"units": "s"}, role="coordinate"),
-        ArraySpec("segment_end_time", (), (), "float64", {"units": "s"}, role="coordinate"),
+    frames = clip_frames(settings)
+    places: list[tuple[str, tuple[str, ...], tuple[int, ...], str, dict[str, Any]]] = [
+        ("frame_index", ("frame",), (frames,), "int32", {"long_name": "display-order frame of the file"}),
+        ("segment_start_time", (), (), "float64", {"units": "s"}),
+        ("segment_end_time", (), (), "float64", {"units": "s"}),
     ]
-    for kind in chosen(settings):
-        attrs = {"stream": kind.name, "backbone": "Inception-I3D, mean of Mixed_5c after the 2x7x7 pool"}
-        specs.append(ArraySpec(kind.array, ("channel",), (CHANNELS,), "float32", attrs, role="feature"))
-        if settings.logits:
-            specs.append(
-                ArraySpec(
-                    f"{kind.array}_logits",
-                    ("class",),
-                    (KINETICS_CLASSES,),
-                    "float32",
-                    {"stream": kind.name},
-                    role="logits",
-                )
-            )
-        if settings.maps:
-            time, space = map_size(settings)
-            specs.append(
-                ArraySpec(
-                    f"{kind.array}_map",
-                    ("channel", "map_time", "map_row", "map_column"),
-                    (CHANNELS, time, space, space),
-                    "float32",
-                    {"stream": kind.name},
-                    role="map",
-                )
-            )
     if needs_actor(settings):
-        specs.append(
-            ArraySpec(
-                "actor_box",
-                ("frame", "corner"),
-                (frames, 4),
-                "float32",
-                {"long_name": "x1, y1, x2, y2 of the crop, displayed frame = 0..1; outside where it leaves the frame"},
-                role="coordinate",
-            )
-        )
-        specs.append(ArraySpec("actor_score", ("frame",), (frames,), "float32", role="coordinate"))
+        said = "x1, y1, x2, y2 of the crop, displayed frame = 0..1; outside where it leaves the frame"
+        places.append(("actor_box", ("frame", "corner"), (frames, 4), "float32", {"long_name": said}))
+        places.append(("actor_score", ("frame",), (frames,), "float32", {}))
         if others := settings.actor.actors - 1:
-            said = {"long_name": "as actor_box, of the next best people; the full frame where there is none"}
-            specs.append(
-                ArraySpec(
-                    "other_box", ("other", "frame", "corner"), (others, frames, 4), "float32", said, role="coordinate"
-                )
+            said = "as actor_box, of the next best people; the full frame where there is none"
+            dims = ("other", "frame", "corner")
+            places.append(("other_box", dims, (others, frames, 4), "float32", {"long_name": said}))
+            places.append(("other_score", ("other", "frame"), (others, frames), "float32", {}))
+            said = "as actor_coverage, of the next best people: of the whole video, in every segment"
+            places.append(("other_coverage", ("other",), (others,), "float32", {"long_name": said}))
+    return [*(ArraySpec(*place, role="coordinate") for place in places), *_made(settings, frames)]
+
+
+def _made(settings: ExtractSettings, frames: int) -> Iterable[ArraySpec]:
+    """What the networks say."""
+    for stream in chosen(settings):
+        for name in stream.outputs:
+            output = stream.backbone.outputs[name]
+            yield ArraySpec(
+                stream.array(name),
+                output.dims,
+                output.shape(frames, stream.input(settings).crop),
+                "float32",
+                {"stream": stream.name, "backbone": stream.backbone.about},
+                role=output.role,
             )
-            specs.append(ArraySpec("other_score", ("other", "frame"), (others, frames), "float32", role="coordinate"))
-            said = {"long_name": "as actor_coverage, of the next best people: of the whole video, in every segment"}
-            specs.append(ArraySpec("other_coverage", ("other",), (others,), "float32", said, role="coordinate"))
-    return specs
-
-
-def map_size(settings: ExtractSettings) -> tuple[int, int]:
-    """(time, side) of I3D's last map: the input halved five times (three in time), each time rounded up."""
-    time, side = settings.sampling.segment_frames, settings.pixels.crop
-    for _ in range(3):
-        time = -(-time // 2)
-    for _ in range(5):
-        side = -(-side // 2)
-    return time, side

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from aqa_extract import weights_cache
 from aqa_extract.weights_fetch import Say, Source, SourceFailed, check_digest, file_digest
-from aqa_extract.weights_registry import DEFAULTS, INFLATED, REGISTRY, Entry, Kind
+from aqa_extract.weights_registry import DEFAULTS, INFLATED, READERS, REGISTRY, Entry
 from aqa_shared.console import note
 from aqa_shared.errors import EnvironmentFault, UsageError, did_you_mean
 from aqa_shared.files import scratch
@@ -47,7 +47,7 @@ class Loaded:
     record: dict[str, Any]
 
 
-def resolve(name_or_path: str, kind: Kind, say: Say = note, inflate_from: str = "default") -> Loaded:
+def resolve(name_or_path: str, kind: str, say: Say = note, inflate_from: str = "default") -> Loaded:
     """Weights by registry name, `default`, or file, ready to load. `say` gets what a person should know.
 
     `inflate_from` are the RGB weights (name, `default` or file) that `inflated-from-rgb` is made of.
@@ -144,7 +144,7 @@ def verify(names: Iterable[str] | None = None) -> list[Problem]:
     return problems
 
 
-def default_candidates(kind: Kind) -> list[Entry]:
+def default_candidates(kind: str) -> list[Entry]:
     """What `default` may be: one entry once that is settled, or where something is here, else all in their order."""
     order = [REGISTRY[name] for name in DEFAULTS[kind]]
     before = weights_cache.settled(kind)
@@ -157,7 +157,7 @@ def default_candidates(kind: Kind) -> list[Entry]:
     return order
 
 
-def _default(kind: Kind, say: Say, inflate_from: str = "default") -> Loaded:
+def _default(kind: str, say: Say, inflate_from: str = "default") -> Loaded:
     candidates = default_candidates(kind)
     faults = []
     for entry in candidates:
@@ -174,7 +174,7 @@ def _default(kind: Kind, say: Say, inflate_from: str = "default") -> Loaded:
     raise EnvironmentFault(f"no {kind} weights: {'; '.join(e.cause for e in faults)}", fix=faults[-1].fix)
 
 
-def _settle(kind: Kind, name: str, say: Say) -> None:
+def _settle(kind: str, name: str, say: Say) -> None:
     try:
         weights_cache.settle(kind, name)
     except OSError as e:
@@ -253,7 +253,7 @@ def _inflated(entry: Entry, say: Say, inflate_from: str) -> Loaded:
     )
 
 
-def _from_file(name: str, kind: Kind) -> Loaded:
+def _from_file(name: str, kind: str) -> Loaded:
     from safetensors.torch import save
 
     path = Path(os.path.expanduser(name))  # pathlib's raises where there is no such user
@@ -263,20 +263,13 @@ def _from_file(name: str, kind: Kind) -> Loaded:
                 f"{kind} weights file {path} does not exist", fix="check the path, or pass a name of `aqa weights list`"
             )
         raise _unknown(name, ["default", *_names(kind)])
-    from aqa_extract import weights_convert
-
-    if kind != "actor":
-        state, layout = weights_convert.read_i3d_with_layout(path)
-    elif path.suffix == ".pb":
-        state, layout = pkgutil.resolve_name(REGISTRY["ssd-mobilenet-v3"].converter)(path), "tensorflow"
-    else:
-        state, layout = weights_convert.read_detector(path), "as in the file"
+    state, layout = pkgutil.resolve_name(READERS[kind])(path)
     data = save(state)
     return Loaded(state, _record(path.name, kind, str(path.resolve()), data, path, "unknown", layout, "a file"))
 
 
 def _record(
-    name: str, kind: Kind, source: str, data: bytes, origin: Path, licence: str, layout: str, note: str
+    name: str, kind: str, source: str, data: bytes, origin: Path, licence: str, layout: str, note: str
 ) -> dict[str, Any]:
     return {
         "name": name,
@@ -310,7 +303,7 @@ def _offline() -> bool:
     return os.environ.get("AQA_OFFLINE", "").lower() not in ("", "0", "false", "no")
 
 
-def _names(kind: Kind) -> list[str]:
+def _names(kind: str) -> list[str]:
     return [entry.name for entry in REGISTRY.values() if entry.kind == kind]
 
 

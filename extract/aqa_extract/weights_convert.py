@@ -79,9 +79,23 @@ def read_i3d_with_layout(path: Path) -> tuple[State, str]:
     }, layout
 
 
-def read_detector(path: Path) -> State:
-    """A torchvision detector's state dict, as it is."""
+def read_torchvision(path: Path) -> State:
+    """A state dict of torchvision's, as it is."""
     return {key: value.contiguous() for key, value in tensors_of(read_any(path), path).items()}
+
+
+def read_torchvision_with_layout(path: Path) -> tuple[State, str]:
+    """`read_torchvision`, and whose names they are taken to be; the network says whether they are."""
+    return read_torchvision(path), "torchvision"
+
+
+def read_detector_with_layout(path: Path) -> tuple[State, str]:
+    """A detector's weights: TensorFlow's graph of `ssd-mobilenet-v3`, or a state dict as it is."""
+    if path.suffix == ".pb":
+        from aqa_extract.actor.tf_graph import load_ssd_mobilenet_v3
+
+        return load_ssd_mobilenet_v3(path), "tensorflow"
+    return read_torchvision(path), "as in the file"
 
 
 def from_hassony2(key: str) -> str:

@@ -97,13 +97,18 @@ class Url:
 
 @dataclass(frozen=True)
 class TorchvisionUrl:
-    """A file that torchvision knows, by the name of its weights enum; the URL ends in a prefix of its sha256."""
+    """A file that torchvision knows, by its weights enum; the URL ends in a prefix of its sha256."""
 
-    enum: str
+    place: str
+    """As `video:S3D_Weights.KINETICS400_V1`, below `torchvision.models`."""
+
+    @property
+    def enum(self) -> str:
+        return self.place.partition(":")[2]
 
     @property
     def link(self) -> Url:
-        url = pkgutil.resolve_name(f"torchvision.models.detection:{self.enum}").url
+        url = pkgutil.resolve_name(f"torchvision.models.{self.place}").url
         return Url(url, f"sha256:{PurePosixPath(url).stem.rpartition('-')[2]}")
 
     @property
@@ -200,6 +205,25 @@ class Package:
 
 
 Source = Url | TorchvisionUrl | Package
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name of the registry. Without sources it is made of other weights."""
+
+    name: str
+    layout: str
+    """Whose parameter names the original file has."""
+    converter: str
+    """`module:function`, from the original file's path to a state dict."""
+    licence: str
+    sources: tuple[Source, ...] = ()
+    """Tried in order; each must give the very file of its digest."""
+    note: str = ""
+    by_default: bool = True
+    """Whether `default` may be these; else they are had by name only."""
+    kind: str = ""
+    """Of which network they are (`rgb`, `flow@…`, `actor`): the registry knows."""
 
 
 def extract_member(archive: Path, member: str, target: Path, size: int) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from aqa_extract import weights, weights_cache
 from aqa_extract.weights_fetch import SourceFailed
-from aqa_extract.weights_registry import INFLATED, REGISTRY, Entry, Kind
+from aqa_extract.weights_registry import INFLATED, REGISTRY, Entry
 from aqa_shared.errors import EnvironmentFault
 
 
@@ -34,7 +34,7 @@ class Outlook:
         return f"{self.name}, {self.first}from {self.source}{size}"
 
 
-def outlook(name_or_path: str, kind: Kind, inflate_from: str = "default") -> Outlook:
+def outlook(name_or_path: str, kind: str, inflate_from: str = "default") -> Outlook:
     """Where `weights.resolve` would find these weights. Raises what it would raise, as far as can be known."""
     if name_or_path == "default":
         return _default(kind, inflate_from)
@@ -45,7 +45,7 @@ def outlook(name_or_path: str, kind: Kind, inflate_from: str = "default") -> Out
     return Outlook(loaded.record["name"], "a file", Path(loaded.record["source"]).stat().st_size)
 
 
-def _default(kind: Kind, inflate_from: str) -> Outlook:
+def _default(kind: str, inflate_from: str) -> Outlook:
     faults = []
     for entry in weights.default_candidates(kind):
         try:

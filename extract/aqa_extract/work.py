@@ -16,7 +16,7 @@ from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
 from aqa_extract.engine import ByteBudget, JobFailed, Stopped, TooLarge
 from aqa_extract.faults import second_try
 from aqa_extract.job import Job
-from aqa_extract.loading import Prepared, load
+from aqa_extract.loading import Decoded, Prepared, load
 from aqa_extract.streams import needs_actor, needs_flow
 from aqa_shared.console import warn
 from aqa_shared.errors import AqaError
@@ -69,10 +69,9 @@ class Work:
 
             try:
                 with device_faults():
-                    prepared = load(decoder, request, self.settings, self.device, self.detector_size, reserve)
-                _refuse_changed(job, prepared)
-                prepared.job, prepared.reserved = job, reserved
-                reserved = 0
+                    prepared = load(decoder, job, request, self.settings, self.device, self.detector_size, reserve)
+                _refuse_changed(prepared.video)
+                reserved = 0  # whoever has the pixels gives it back
                 return prepared
             except DecodeFailure as e:
                 if not last_try and second_try(e.reason) and not self.stop.is_set():
@@ -95,20 +94,20 @@ class Work:
 
         Raises JobFailed for features that the store refuses, StoreError where the disk does.
         """
-        job = done.prepared.job
+        job = done.video.job
         for video, identity in ((job.video, job.identity), *job.twins):
             part = video.model_dump(include={"path", "start", "end", "start_time", "end_time"})
             meta = meta_of(done) | part | {"identity": identity.record() if identity else None}
             try:
                 self.writer.commit(video.id, done.arrays, meta)
             except ValueError as e:  # features that are not finite
-                raise JobFailed(job.failed("bad_features", "commit", str(e), done.prepared.finished.backend)) from e
+                raise JobFailed(job.failed("bad_features", "commit", str(e), done.video.finished.backend)) from e
             self.committed.add(video.id)
             if done.without_actor:
                 self.without_actor.append(video.id)
-            if damage := done.prepared.finished.accepted_damage:
+            if damage := done.video.finished.accepted_damage:
                 warn(f"{video.id}: accepted with {damage['missing']} frames missing and {damage['damaged']} damaged")
-            self.looked_at.append(done.prepared.plan.looked_at)
+            self.looked_at.append(done.video.plan.looked_at)
 
     def kill_decoders(self) -> None:
         """End every decode child, so that loaders stop waiting for them."""
@@ -146,22 +145,22 @@ def too_long(error: TooLarge) -> str:
     )
 
 
-def _refuse_changed(job: Job, prepared: Prepared) -> None:
+def _refuse_changed(video: Decoded) -> None:
     """The file must be the one that was looked at when the run was planned, and still be it.
 
     Its fingerprint is taken here, when it has just been read, and not for all files before the first video.
     """
-    known, probe = job.identity, prepared.probe
+    known, probe = video.job.identity, video.probe
     if known is None:
         return
     if (probe.size, probe.mtime_ns) != (known.size, known.mtime_ns) or known.fingerprint is None:
         detail = "the file changed since the run began; rerun once it is whole"
-        raise JobFailed(job.failed("changed_during_read", "decode", detail))
+        raise JobFailed(video.job.failed("changed_during_read", "decode", detail))
 
 
 def meta_of(done: Done) -> dict[str, Any]:
     """What the store keeps about a video beside its arrays; nothing that differs from run to run."""
-    probe, finished = done.prepared.probe, done.prepared.finished
+    probe, finished = done.video.probe, done.video.finished
     return {
         "fps": probe.fps,
         "n_frames": probe.n_expected,
@@ -182,6 +181,6 @@ def meta_of(done: Done) -> dict[str, Any]:
         "corrupt_frames": finished.corrupt,
         "accepted_damage": finished.accepted_damage,
         "warnings": [*finished.warnings, *done.warnings],
-        "padded": bool(done.prepared.plan.padded),
+        "padded": bool(done.video.plan.padded),
         **done.meta,
     }

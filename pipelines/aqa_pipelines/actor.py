@@ -14,6 +14,7 @@ from aqa_extract.actor.ssd import PersonDetector, load_detector
 from aqa_extract.actor.track import full_frame
 from aqa_extract.decode.child import Decoder, DecodeRequest
 from aqa_extract.frames import resize, size_at_short_side
+from aqa_extract.job import Job
 from aqa_extract.loading import load
 from aqa_pipelines.actor_sheet import draw
 from aqa_shared import console
@@ -55,13 +56,13 @@ def watch(path: Path, actor: ActorSettings, detector: PersonDetector) -> Watched
     video = Video(id=path.name, path=str(path.resolve()))
     request = DecodeRequest(path=video.path, video=video, sampling=settings.sampling, actor=actor)
     with Decoder() as decoder:
-        prepared = load(decoder, request, settings, where, detector.size, lambda _: None)
+        prepared = load(decoder, Job(video, None), request, settings, where, detector.size, lambda _: None)
     assert prepared.views is not None, "a stream that follows the actor was asked for"
-    looks, size = prepared.views.positions, (prepared.probe.height, prepared.probe.width)
+    looks, size = prepared.views.positions, (prepared.video.probe.height, prepared.video.probe.width)
     with torch.inference_mode():
         found = find(detector, prepared.views, int(looks[-1] - looks[0]) + 1, size, actor)
     shown = resize(prepared.views.frames, size_at_short_side(*size, SHOWN_SHORT_SIDE))
-    return Watched(shown.permute(0, 2, 3, 1).cpu().numpy(), prepared.probe.times[looks], size, found)
+    return Watched(shown.permute(0, 2, 3, 1).cpu().numpy(), prepared.video.probe.times[looks], size, found)
 
 
 def sheet(watched: Watched) -> Image:

@@ -19,7 +19,7 @@ from aqa_shared import console
 from aqa_shared.errors import NoInputError, StoreError, UsageError
 from aqa_shared.files import replace_text, scratch
 from aqa_shared.machine import pick_device
-from aqa_shared.records import STREAMS, ExtractSettings, Failure
+from aqa_shared.records import ExtractSettings, Failure
 
 if TYPE_CHECKING:
     from aqa_shared.store import FeatureStore
@@ -138,21 +138,22 @@ def _scored(scores: Scores, store: FeatureStore) -> list[Scored]:
 
 def settings_for(settings: ExtractSettings, channels: Sequence[str], weights: Mapping[str, Any]) -> ExtractSettings:
     """The checkpoint's settings, for the streams that the model reads and with the very weights they came from."""
+    from aqa_extract.streams import every
     from aqa_extract.weights import REGISTRY
 
-    wanted = {name.replace("_", "-") for name in channels}
-    streams = tuple(s for s in STREAMS if s in wanted)
+    streams = [s for s in every() if s.array("") in channels]
     flow = settings.flow
-    if not any("flow" in s for s in streams):
+    if not any(s.modality == "flow" for s in streams):
         # Flow that only told of the motion is not worth its time here.
         flow = flow.model_copy(update={"mode": "off"})
     # A file is known by its path; whether it is still the same file, the model checks by digest.
     names = {
-        f"{role}_weights": str(weights[role]["name" if weights[role]["name"] in REGISTRY else "source"])
-        for role in ("rgb", "flow", "actor")
-        if role in weights
+        network: str(weights[network]["name" if weights[network]["name"] in REGISTRY else "source"])
+        for network in dict.fromkeys(name for s in streams for name in s.networks)
+        if network in weights
     }
-    return settings.model_copy(update={"streams": streams, "flow": flow, "logits": False, "maps": False, **names})
+    written = tuple(s.name for s in streams)
+    return settings.model_copy(update={"streams": written, "flow": flow, "weights": {**settings.weights, **names}})
 
 
 def as_text(result: Predictions, format: str) -> str:

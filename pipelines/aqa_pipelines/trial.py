@@ -66,8 +66,7 @@ def _extract(clip: Path, weights: Path, out: Path, decoder: Any, device: str) ->
         sampling=Sampling(segments=1),
         pixels=Pixels(short_side=SIDE, crop=SIDE),
         flow=FlowSettings(mode="parity"),
-        rgb_weights=str(weights),
-        flow_weights="inflated-from-rgb",
+        weights={"rgb": str(weights), "flow": "inflated-from-rgb"},
     )
     with contextlib.redirect_stderr(io.StringIO()):
         report = extract([Video(id="clip", path=str(clip))], out, settings, Options(device=device, decoder=decoder))

@@ -10,9 +10,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Stream = Literal["rgb", "flow", "actor-rgb", "actor-flow"]
-STREAMS: tuple[Stream, ...] = ("rgb", "flow", "actor-rgb", "actor-flow")
-
 Protocol = Literal["even", "dense", "mtl-aqa", "rhythmic-gymnastics", "jigsaws", "finediving", "aqa-7", "finefs"]
 
 UntaggedMatrix = Literal["bt601", "bt709", "by-size"]
@@ -70,14 +67,18 @@ class Video(Record):
         return self
 
 
+PUBLISHED_FRAMES = 16
+"""Frames of a clip in the protocols of published code, and of I3D's."""
+
+
 class Sampling(Record):
     """Which frames make up the segments; `aqa_extract.sampling` gives the exact indices."""
 
     protocol: Protocol = "even"
     segments: Annotated[int, Field(ge=1)] | Literal["auto"] = 10
     """Number of segments of `even`; `auto` takes as many as let them look at every frame."""
-    segment_frames: int = Field(default=16, ge=9)
-    """Frames of a segment; I3D needs at least 9."""
+    segment_frames: int | None = Field(default=None, ge=1)
+    """Frames of a segment; None is what the backbones were trained on. A run's own settings always say."""
     step: int = Field(default=16, ge=1)
     """Distance between segment starts of `dense`, in frames of the timeline."""
     fps: Finite | None = Field(default=None, gt=0)
@@ -87,29 +88,38 @@ class Sampling(Record):
 
     @model_validator(mode="after")
     def _published_protocols_have_their_clip(self) -> Sampling:
-        if self.protocol not in ("even", "dense") and self.segment_frames != 16:
+        if self.protocol not in ("even", "dense") and self.segment_frames not in (None, PUBLISHED_FRAMES):
             raise ValueError(
-                f"protocol {self.protocol} has clips of 16 frames, got segment_frames={self.segment_frames}"
+                f"protocol {self.protocol} has clips of {PUBLISHED_FRAMES} frames, got "
+                f"segment_frames={self.segment_frames}"
             )
         return self
 
+    @property
+    def frames(self) -> int:
+        """`segment_frames`, 16 where nothing is said."""
+        return self.segment_frames or PUBLISHED_FRAMES
+
 
 class Pixels(Record):
-    """From a decoded frame to the network's input."""
+    """From a decoded frame to the networks' input. None is what each backbone was trained on."""
 
-    short_side: int = Field(default=256, ge=32)
-    crop: int = Field(default=224, ge=32)
-    normalise: Literal["kinetics", "imagenet"] = "kinetics"
+    short_side: int | None = Field(default=None, ge=32)
+    crop: int | None = Field(default=None, ge=32)
+    fit: Literal["crop", "squash"] | None = None
+    """The middle square of a frame, or the whole frame made square."""
+    normalise: Literal["kinetics", "imagenet"] | None = None
     """`kinetics` maps 0..255 to [-1, 1] as I3D was trained; `imagenet` is what CoRe-style code feeds it."""
-    antialias: bool = False
-    """Off matches the OpenCV/TF bilinear resize of the I3D authors."""
+    antialias: bool | None = None
+    """Off matches the OpenCV/TF bilinear resize of the I3D authors, and torchvision's video transforms."""
     untagged_matrix: UntaggedMatrix = "bt601"
     """How to read YCbCr whose file names no matrix: as FFmpeg, OpenCV and decord do (BT.601), as HDTV (BT.709), or
     BT.709 from 1280 pixels of width or 577 of height on."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Pixels:
-        if self.crop > self.short_side:
+        known = self.crop is not None and self.short_side is not None and self.fit != "squash"
+        if known and self.crop > self.short_side:  # type: ignore[operator]
             raise ValueError(f"crop ({self.crop}) must not exceed short_side ({self.short_side})")
         return self
 
@@ -146,29 +156,23 @@ class ActorSettings(Record):
 class ExtractSettings(Record):
     """Everything that decides the value of a feature; two stores that differ here do not mix."""
 
-    streams: tuple[Stream, ...] = ("rgb",)
+    streams: tuple[str, ...] = ("rgb",)
+    """What to keep: STREAM or STREAM:OUTPUT, each an array; `aqa_extract.streams` has the table."""
     sampling: Sampling = Sampling()
     pixels: Pixels = Pixels()
     flow: FlowSettings = FlowSettings()
     actor: ActorSettings = ActorSettings()
-    rgb_weights: str = "default"
-    flow_weights: str = "default"
-    actor_weights: str = "default"
-    """Registry names or files; which source served them, with its digest, is provenance."""
+    weights: dict[str, str] = Field(default_factory=dict)
+    """By network (`rgb`, `flow`, `actor`, `rgb@BACKBONE`): a registry name or a file; `default` for those that are not
+    here. Which source served them, with its digest, is provenance."""
     bn_eps: Finite = Field(default=1e-3, gt=0)
     """1e-3 is I3D's own; 1e-5 reproduces features of CoRe-style code."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    logits: bool = False
-    """Also keep the 400 Kinetics logits of every stream."""
-    maps: bool = False
-    """Also keep the map before the pool, (1024, 2, 7, 7) a segment, for spatial attention."""
 
     @model_validator(mode="after")
-    def _streams_are_possible(self) -> ExtractSettings:
+    def _streams_are_named_once(self) -> ExtractSettings:
         if not self.streams or len(set(self.streams)) != len(self.streams):
             raise ValueError(f"streams must name each stream once, got {self.streams}")
-        if self.flow.mode == "off" and any(s.endswith("flow") for s in self.streams):
-            raise ValueError("streams with flow need flow mode parity, got off")
         return self
 
 

@@ -67,7 +67,7 @@ def refuse_foreign(path: Path) -> None:
 
 def _without_weight_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Which weights were used is said by their digests; the name they were asked by does not change a feature."""
-    return {k: v for k, v in settings.items() if not k.endswith("_weights")}
+    return {k: v for k, v in settings.items() if k != "weights"}
 
 
 def _weight_digests(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,9 +49,7 @@ def settings(*streams: str, **actor: object) -> ExtractSettings:
             "pixels": Pixels(short_side=32, crop=32),
             "flow": FlowSettings(mode="parity" if any("flow" in s for s in streams) else "off"),
             "actor": ActorSettings.model_validate(actor),
-            "rgb_weights": "i3d-kinetics-400",
-            "flow_weights": "inflated-from-rgb",
-            "actor_weights": WEIGHTS,
+            "weights": {"rgb": "i3d-kinetics-400", "flow": "inflated-from-rgb", "actor": WEIGHTS},
         }
     )
 

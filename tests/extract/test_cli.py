@@ -42,11 +42,11 @@ def test_configuration_file_gives_way_to_environment_and_that_to_flags(tmp_path:
 
 
 def test_flags_switch_off_what_the_configuration_or_environment_switches_on(tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text('streams = ["rgb", "flow"]\nlogits = true\nmaps = true\nantialias = true\n')
-    config = ("--config", "c.toml", "--no-logits", "--no-antialias")
+    (tmp_path / "c.toml").write_text('streams = ["rgb", "flow"]\nretry_failed = true\nantialias = true\n')
+    config = ("--config", "c.toml", "--no-retry-failed", "--no-antialias")
     found = printed(tmp_path, *config, AQA_EXTRACT_ANTIALIAS="1")
     assert found["streams"] == ["rgb", "flow"]
-    assert (found["logits"], found["antialias"], found["maps"], found["flow"]) == (False, False, True, "parity")
+    assert (found["retry_failed"], found["antialias"], found["flow"]) == (False, False, "parity")
 
 
 @pytest.mark.parametrize("name", ["segmnts", "segment"])
@@ -87,12 +87,10 @@ def test_the_printed_configuration_gives_itself_again(tmp_path: Path, options: t
         (("--protocol", "jigsaws", "--segment-frames", "16"), "--segment-frames", "--protocol even or dense"),
         (("--step", "8"), "--step", "--protocol dense"),
         (("--last-start", "87"), "--last-start", "--protocol mtl-aqa or aqa-7"),
-        (("--flow-bound", "10"), "--flow-bound", "--streams flow or actor-flow"),
-        (("--flow", "parity", "--streams", "rgb", "--flow-quantise", "none"), "--flow-quantise", "--streams flow"),
-        (("--flow-weights", "f.pt"), "--flow-weights", "--streams flow"),
+        (("--flow-bound", "10"), "--flow-bound", "a stream of flow"),
+        (("--flow", "parity", "--streams", "rgb", "--flow-quantise", "none"), "--flow-quantise", "a stream of flow"),
         (("--actor-every", "2"), "--actor-every", "--streams actor-rgb or actor-flow"),
-        (("--actor-weights", "a.pt", "--streams", "rgb,flow"), "--actor-weights", "--streams actor-rgb"),
-        (("--streams", "flow", "--normalise", "imagenet"), "--normalise", "--streams rgb or actor-rgb"),
+        (("--streams", "flow", "--normalise", "imagenet"), "--normalise", "a stream of rgb"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(
@@ -102,6 +100,22 @@ def test_an_option_that_would_do_nothing_is_refused(
     assert done.returncode == ExitCode.USAGE
     assert f"error: {ignored} would be ignored" in done.stderr
     assert f"use {users}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "streams", "said"),
+    [
+        ("flow=f.pt", "rgb", "--weights flow=… would be ignored"),
+        ("actor=a.pt", "rgb,flow", "--weights actor=… would be ignored"),
+        ("rgb=r.pt", "flow", None),  # inflated flow weights are made of them
+        ("rbg=r.pt", "rgb", "did you mean rgb"),
+        ("rgb", "rgb", "give NETWORK=NAME"),
+    ],
+)
+def test_weights_are_of_a_network_that_is_used(tmp_path: Path, given: str, streams: str, said: str | None) -> None:
+    done = run(tmp_path, *REQUIRED, "--weights", given, "--streams", streams)
+    assert done.returncode == (ExitCode.USAGE if said else ExitCode.NO_INPUT)
+    assert (said or "") in done.stderr
 
 
 def test_wherever_it_comes_from(tmp_path: Path) -> None:

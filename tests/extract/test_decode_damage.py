@@ -214,7 +214,7 @@ def test_a_run_accepts_what_it_had_quarantined_and_says_so(tmp_path: Path, i3d_r
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 2 // 3])
     Clip(frames=20).write(tmp_path / "in" / "whole")
     command = [Path(sys.executable).parent / "aqa-extract", tmp_path / "in", "--out", tmp_path / "s.zarr"]
-    command += ["--segments", "1", "--short-side", "32", "--crop", "32", "--rgb-weights", i3d_rgb_weights]
+    command += ["--segments", "1", "--short-side", "32", "--crop", "32", "--weights", f"rgb={i3d_rgb_weights}"]
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*command, *more], capture_output=True, text=True, timeout=300)

@@ -276,16 +276,13 @@ class SmallMemory(nn.Module):
         self.held: list[weakref.ref[Tensor]] = []
         """What failed calls had on the device."""
 
-    def pre_pool(self, x: Tensor) -> Tensor:
+    def outputs(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         self.calls.append(len(x))
         assert not any(tensor() is not None for tensor in self.held), "a failed call still fills the memory"
         if len(x) > self.room:
             self.held.append(weakref.ref(x))
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return x
-
-    def pool(self, maps: Tensor) -> Tensor:
-        return maps.mean(dim=(3, 4)).flatten(1)
+        return {"": x.mean(dim=(3, 4)).flatten(1)}
 
 
 def networks(settings: ExtractSettings, network: SmallMemory) -> Networks:
@@ -299,7 +296,7 @@ def features(path: Path, network: SmallMemory, batch: int, cores: int = 1) -> li
     compute = Compute(networks(settings, network), settings, batch=batch, flow_batch=8, cores=cores)
     request = DecodeRequest(str(path), Video(id="v", path=str(path)), settings.sampling)
     with Decoder() as decoder:
-        prepared = load(decoder, request, settings, cpu, None, lambda _: None)
+        prepared = load(decoder, Job(request.video, None), request, settings, cpu, None, lambda _: None)
     return [*compute.submit(prepared), *compute.flush()]
 
 
@@ -329,10 +326,10 @@ class Together(SmallMemory):
         self.all_there = threading.Barrier(cores, timeout=60)
         self.number = count()
 
-    def pre_pool(self, x: Tensor) -> Tensor:
+    def outputs(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         if next(self.number) < self.all_there.parties:
             self.all_there.wait()
-        return super().pre_pool(x)
+        return super().outputs(x, names)
 
 
 def test_one_video_alone_is_computed_on_every_core(clips: ModuleType, tmp_path: Path) -> None:
@@ -382,7 +379,7 @@ def test_a_decoder_that_starts_late_is_tried_again(
         work.loader(ByteBudget(1 << 30, work.stop)) as load_one,
     ):
         prepared = load_one(Job(Video(id="v", path=str(path)), identify(str(path))))
-    assert prepared.finished.decoded == 20
+    assert prepared.video.finished.decoded == 20
     assert starts == [0.0, 60.0]
 
 
@@ -397,8 +394,8 @@ def test_a_video_too_long_for_the_memory_is_named_and_the_others_go_on(clips: Mo
         outcome = Engine(
             loader=work.loader,
             device=Compute(networks(settings, SmallMemory(room=2)), settings, batch=2, flow_batch=8),
-            commit=lambda finished: done.append(finished.prepared.job.video.id),
-            device_failure=lambda loaded, e: loaded.job.failed("internal_error", "features", str(e)),
+            commit=lambda finished: done.append(finished.video.job.video.id),
+            device_failure=lambda loaded, e: loaded.video.job.failed("internal_error", "features", str(e)),
             report=lambda failure: None,
             workers=2,
             budget=budget,

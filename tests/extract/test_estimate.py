@@ -31,7 +31,7 @@ from .clips import Clip, probe
 
 BIN = Path(sys.executable).parent
 SETTINGS = ExtractSettings(
-    sampling=Sampling(segments=2), pixels=Pixels(short_side=32, crop=32), rgb_weights="i3d-kinetics-400"
+    sampling=Sampling(segments=2), pixels=Pixels(short_side=32, crop=32), weights={"rgb": "i3d-kinetics-400"}
 )
 
 
@@ -46,7 +46,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory, i3d_rgb_weights: str) -> Pat
 
 
 def dry_run(folder: Path, out: Path, *extra: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    small = ("--segments", "2", "--short-side", "32", "--crop", "32", "--rgb-weights", "i3d-kinetics-400")
+    small = ("--segments", "2", "--short-side", "32", "--crop", "32", "--weights", "rgb=i3d-kinetics-400")
     return subprocess.run(
         [BIN / "aqa-extract", folder, "--out", out, *small, "--device", "cpu", "--dry-run", *extra],
         capture_output=True,
@@ -95,8 +95,8 @@ def test_it_fails_where_the_run_would(clips: Path, tmp_path: Path) -> None:
     for out, extra, environment, code, words in (
         ("s.zarr", ("--device", "cuda:9"), {}, ExitCode.ENVIRONMENT, "cuda:9"),
         ("s.zarr", (), empty, ExitCode.ENVIRONMENT, "AQA_OFFLINE forbids the network"),
-        ("s.zarr", ("--rgb-weights", str(tmp_path / "none.pt")), {}, ExitCode.ENVIRONMENT, "none.pt"),
-        ("s.zarr", ("--rgb-weights", str(clips / "broken.mp4")), {}, ExitCode.ENVIRONMENT, "broken.mp4"),
+        ("s.zarr", ("--weights", f"rgb={tmp_path / 'none.pt'}"), {}, ExitCode.ENVIRONMENT, "none.pt"),
+        ("s.zarr", ("--weights", f"rgb={clips / 'broken.mp4'}"), {}, ExitCode.ENVIRONMENT, "broken.mp4"),
         ("file/s.zarr", (), {}, ExitCode.STORE, "Not a directory"),
         ("foreign", ("--overwrite",), {}, ExitCode.STORE, "notes.txt"),
     ):

@@ -20,7 +20,7 @@ from aqa_shared.store import FeatureStore
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-SMALL = ("--segments", "1", "--short-side", "32", "--crop", "32", "--rgb-weights", "i3d-kinetics-400")
+SMALL = ("--segments", "1", "--short-side", "32", "--crop", "32", "--weights", "rgb=i3d-kinetics-400")
 
 
 @pytest.fixture

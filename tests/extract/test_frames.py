@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms.functional as F
 
 from aqa_extract import frames as px
+from aqa_extract.backbones import BACKBONES, Canvas
+from aqa_shared.records import Pixels
 
 
 def _noise(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -70,6 +75,34 @@ def test_a_box_beyond_the_frame_repeats_its_edge() -> None:
 def test_normalise_ends() -> None:
     """I3D was trained on [-1, 1]; black in ImageNet units is (0 - mean) / std."""
     black, white = torch.zeros(1, 3, 1, 1, 1), torch.full((1, 3, 1, 1, 1), 255.0)
-    assert px.normalise(black, "kinetics").unique().tolist() == [-1.0]
-    assert px.normalise(white, "kinetics").unique().tolist() == [1.0]
-    assert px.normalise(black, "imagenet")[0, 0].item() == pytest.approx(-0.485 / 0.229)
+    kinetics = BACKBONES["i3d"].input
+    assert px.normalise(black, kinetics).unique().tolist() == [-1.0]
+    assert px.normalise(white, kinetics).unique().tolist() == [1.0]
+    imagenet = kinetics.adjusted(Pixels(normalise="imagenet"))
+    assert px.normalise(black, imagenet)[0, 0].item() == pytest.approx(-0.485 / 0.229)
+    reversed_ = px.normalise(black, replace(imagenet, channels="BGR")).flatten()
+    assert reversed_.tolist() == px.normalise(black, imagenet).flatten().tolist()[::-1]
+
+
+@pytest.mark.parametrize("size", [(36, 64), (64, 36), (33, 33), (40, 47), (37, 48)])
+@pytest.mark.parametrize("resize", [24, (20, 31)])
+def test_torchvisions_canvas_and_centre_are_torchvisions(size: tuple[int, int], resize: int | tuple[int, int]) -> None:
+    """Its rounding of sizes, of pixels and of the centre: equal in every pixel."""
+    frames = _noise(2, *size)
+    theirs = F.resize(frames, [resize] if isinstance(resize, int) else list(resize), antialias=False)
+    canvas = Canvas(resize, "torchvision")
+    ours = px.resize(frames, px.canvas_size(*size, canvas), like="torchvision")
+    assert torch.equal(ours, theirs)
+    assert torch.equal(px.centre_crop(ours, 17, "torchvision"), F.center_crop(theirs, [17, 17]))
+
+
+def test_squash_shows_the_whole_frame_and_squashes_its_motion() -> None:
+    given = replace(BACKBONES["i3d"].input, fit="squash", crop=16)
+    left_is_white = torch.zeros(1, 3, 32, 64, dtype=torch.uint8)
+    left_is_white[..., :32] = 255
+    seen = px.fit(left_is_white, given)
+    assert seen.shape == (1, 3, 16, 16)
+    assert (seen[..., :8] == 255).all()
+    assert (seen[..., 8:] == 0).all()
+    flow = torch.tensor([8.0, 2.0]).view(1, 2, 1, 1).expand(1, 2, 32, 64)
+    assert px.fit(flow, given).flatten(2).unique(dim=2).flatten().tolist() == [2.0, 1.0]

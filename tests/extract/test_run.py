@@ -29,9 +29,9 @@ from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling, 
 from aqa_shared.store import FeatureStore, peek, verify
 
 BIN = Path(sys.executable).parent
-SMALL = ("--segments", "2", "--short-side", "32", "--crop", "32", "--rgb-weights", "i3d-kinetics-400")
+SMALL = ("--segments", "2", "--short-side", "32", "--crop", "32", "--weights", "rgb=i3d-kinetics-400")
 SETTINGS = ExtractSettings(
-    sampling=Sampling(segments=2), pixels=Pixels(short_side=32, crop=32), rgb_weights="i3d-kinetics-400"
+    sampling=Sampling(segments=2), pixels=Pixels(short_side=32, crop=32), weights={"rgb": "i3d-kinetics-400"}
 )
 
 
@@ -289,8 +289,7 @@ def test_the_cores_share_one_video_and_change_no_bit(
         update={
             "streams": ("rgb", "flow", "actor-rgb"),
             "flow": FlowSettings(mode="parity"),
-            "flow_weights": "inflated-from-rgb",
-            "actor_weights": "ssd-mobilenet-v3",
+            "weights": {**SETTINGS.weights, "flow": "inflated-from-rgb", "actor": "ssd-mobilenet-v3"},
             "sampling": Sampling(segments=5),
         }
     )
@@ -695,7 +694,7 @@ def test_flow_streams_store_motion(clips: Path, tmp_path: Path) -> None:
         update={
             "streams": ("rgb", "flow"),
             "flow": FlowSettings(mode="parity"),
-            "flow_weights": "inflated-from-rgb",
+            "weights": {**SETTINGS.weights, "flow": "inflated-from-rgb"},
             "sampling": Sampling(segments=1),
         }
     )
@@ -709,7 +708,7 @@ def test_flow_streams_store_motion(clips: Path, tmp_path: Path) -> None:
 
 
 def test_logits_and_maps_on_request(clips: Path, tmp_path: Path) -> None:
-    settings = SETTINGS.model_copy(update={"logits": True, "maps": True})
+    settings = SETTINGS.model_copy(update={"streams": ("rgb", "rgb:logits", "rgb:map")})
     extract(find_videos(clips).videos[1:2], tmp_path / "maps.zarr", settings)
     store = FeatureStore.open(tmp_path / "maps.zarr")
     assert store.read("rgb_logits").shape == (2, 400)
@@ -719,8 +718,8 @@ def test_logits_and_maps_on_request(clips: Path, tmp_path: Path) -> None:
 
 
 def test_a_store_begun_with_a_default_goes_on_with_those_weights(clips: Path, undisturbed: Path) -> None:
-    asked = SETTINGS.model_copy(update={"rgb_weights": "default"})
-    assert pinned(asked, undisturbed, Options()).rgb_weights == "i3d-kinetics-400"
+    asked = SETTINGS.model_copy(update={"weights": {}})
+    assert pinned(asked, undisturbed, Options()).weights == {"rgb": "i3d-kinetics-400"}
 
 
 @pytest.mark.parametrize(
@@ -735,7 +734,7 @@ def test_a_store_begun_with_a_default_goes_on_with_those_weights(clips: Path, un
         (("--untagged-matrix", "bt2020"), ExitCode.USAGE, "--untagged-matrix"),
         (("--workers", "0"), ExitCode.USAGE, "--workers"),
         (("--device", "cuda:9"), ExitCode.ENVIRONMENT, "cuda:9"),
-        (("--rgb-weights", "no-such-weights"), ExitCode.USAGE, "no-such-weights"),
+        (("--weights", "rgb=no-such-weights"), ExitCode.USAGE, "no-such-weights"),
     ],
 )
 def test_wrong_options_say_what_to_do(

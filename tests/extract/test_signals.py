@@ -94,7 +94,7 @@ def _cpu_seconds(pid: int) -> float:
 
 @contextmanager
 def extraction(videos: Path, store: Path, weights: str) -> Iterator[Extraction]:
-    names = ("--rgb-weights", weights, "--flow-weights", "inflated-from-rgb")
+    names = ("--weights", f"rgb={weights}", "--weights", "flow=inflated-from-rgb")
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, videos, "--out", store, *LARGE, *names],
         stdout=subprocess.DEVNULL,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aqa_extract.i3d import InceptionI3D, build_i3d, load_i3d
 from aqa_extract.weights import resolve
-from aqa_extract.weights_convert import inflate, read_any, read_detector, read_i3d_with_layout
+from aqa_extract.weights_convert import inflate, read_any, read_i3d_with_layout, read_torchvision
 from aqa_extract.weights_fetch import Url, file_digest
 from aqa_extract.weights_registry import DEFAULTS, INFLATED, REGISTRY
 from aqa_shared.errors import EnvironmentFault
@@ -307,5 +307,5 @@ def test_a_flax_checkpoint_of_something_else_names_its_strangers(tmp_path: Path)
 
 def test_detectors_keep_their_names(tmp_path: Path) -> None:
     content = {"module.backbone.scale_weight": torch.ones(3), "module.steps": torch.tensor(2)}
-    got = read_detector(write_torch(content, tmp_path / "ssd.pth"))
+    got = read_torchvision(write_torch(content, tmp_path / "ssd.pth"))
     assert same(got, {"backbone.scale_weight": torch.ones(3), "steps": torch.tensor(2)})

@@ -332,11 +332,10 @@ def test_predict_takes_streams_and_weights_from_the_checkpoint() -> None:
     from aqa_pipelines.predict import settings_for
 
     trained = ExtractSettings(
-        streams=("rgb", "flow", "actor-rgb"),
+        streams=("rgb", "rgb:logits", "flow", "actor-rgb"),
         sampling=Sampling(segments=4),
         pixels=Pixels(short_side=112, crop=112),
         flow=FlowSettings(mode="parity"),
-        logits=True,
     )
     weights = {
         "rgb": {"name": "i3d-kinetics-400", "source": "somewhere"},
@@ -345,11 +344,11 @@ def test_predict_takes_streams_and_weights_from_the_checkpoint() -> None:
     found = settings_for(trained, ["rgb", "actor_rgb"], weights)
     assert found.streams == ("rgb", "actor-rgb")
     assert found.flow.mode == "off"
-    assert found.rgb_weights == "i3d-kinetics-400"
-    assert (found.sampling, found.pixels, found.logits) == (trained.sampling, trained.pixels, False)
+    assert found.weights == {"rgb": "i3d-kinetics-400"}
+    assert (found.sampling, found.pixels) == (trained.sampling, trained.pixels)
     found = settings_for(trained, ["rgb", "flow"], weights)
     assert found.flow.mode == "parity"
-    assert found.flow_weights == "/data/mine.pt"
+    assert found.weights["flow"] == "/data/mine.pt"
 
 
 def test_predict_says_what_is_wrong(tmp_path: Path) -> None:
@@ -370,8 +369,8 @@ def test_from_videos_to_scores(tmp_path: Path, i3d_rgb_weights: str) -> None:
         "32",
         "--crop",
         "32",
-        "--rgb-weights",
-        i3d_rgb_weights,
+        "--weights",
+        f"rgb={i3d_rgb_weights}",
         "--device",
         "cpu",
     ]

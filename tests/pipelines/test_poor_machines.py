@@ -37,7 +37,7 @@ def test_a_read_only_root_without_a_temporary_folder(tmp_path: Path, i3d_rgb_wei
     poor = {"LD_PRELOAD": shim(tmp_path / "shim", READ_ONLY), "WRITABLE": str(tmp_path / "out")}
     (tmp_path / "out").mkdir()
     store = tmp_path / "out" / "s.zarr"
-    small = ("--segments", 1, "--short-side", 32, "--crop", 32, "--rgb-weights", i3d_rgb_weights)
+    small = ("--segments", 1, "--short-side", 32, "--crop", 32, "--weights", f"rgb={i3d_rgb_weights}")
     done = run("aqa-extract", tmp_path / "in", "--out", store, *small, **poor)
     assert done.returncode == ExitCode.OK, done.stderr
     assert FeatureStore.open(store).ids == ["0.mp4", "1.mp4"]

@@ -88,7 +88,7 @@ def test_other_weights_are_refused_by_digest_not_by_name(tmp_path: Path) -> None
     cause = _refusal(tmp_path / "s", provenance={"weights": {"rgb": {"name": "a", "sha256": "cd" * 32}}}).cause
     assert f"weights.rgb.sha256: {'ab' * 32} in the store, {'cd' * 32} now" in cause
     assert "weights.rgb.sha256" in _refusal(tmp_path / "s", provenance={}).cause
-    same = SETTINGS.model_copy(update={"rgb_weights": "another-name"})
+    same = SETTINGS.model_copy(update={"weights": {"rgb": "another-name"}})
     renamed = {"weights": {"rgb": {"name": "another-name", "sha256": "ab" * 32}}}
     open_writer(tmp_path / "s", settings=same, provenance=renamed).close()
 

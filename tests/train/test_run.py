@@ -128,7 +128,7 @@ def test_checkpoint_refuses_other_features(finished: Path, make_store: MakeStore
     with pytest.raises(StoreError, match=r"sampling\.segments: trained on 4, given 7"):
         model.refuse_other_features(other, model.weights)
     # Streams it does not use may differ.
-    more = model.settings.model_copy(update={"streams": ("rgb", "flow"), "logits": True})  # type: ignore[union-attr]
+    more = model.settings.model_copy(update={"streams": ("rgb", "rgb:logits", "flow")})  # type: ignore[union-attr]
     model.refuse_other_features(more, {**model.weights, "flow": {"sha256": "c" * 64}})
     with pytest.raises(UsageError, match="rgb"):
         model.score({"flow": np.zeros((1, 4, 16))})

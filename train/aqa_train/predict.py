@@ -87,8 +87,8 @@ class Model:
         mine, theirs = (_comparable(s, self.channels) for s in (self.settings, settings))
         wrong = [f"{k}: trained on {mine[k]}, given {theirs.get(k)}" for k in mine if mine[k] != theirs.get(k)]
         trained, given = _digests(self.weights), _digests(weights)
-        for role in _roles(self.channels):
-            if role in trained and trained[role] != given.get(role):
+        for role in _roles(self.channels, trained):
+            if trained[role] != given.get(role):
                 other = given.get(role, "unknown")[:12]
                 wrong.append(f"{role} weights: trained on {trained[role][:12]}, given {other}")
         if wrong:
@@ -303,7 +303,7 @@ def _number(file: Path) -> list[int]:
 def _comparable(settings: ExtractSettings, streams: Mapping[str, int]) -> dict[str, Any]:
     """The settings that decide the values of these streams, flat."""
     record = settings.model_dump(mode="json")
-    for name in ("streams", "logits", "maps", "rgb_weights", "flow_weights", "actor_weights"):
+    for name in ("streams", "weights"):
         record.pop(name)
     if not any("flow" in s for s in streams):
         record.pop("flow")
@@ -316,10 +316,13 @@ def _comparable(settings: ExtractSettings, streams: Mapping[str, int]) -> dict[s
     }
 
 
-def _roles(streams: Iterable[str]) -> list[str]:
-    """The networks that make these streams."""
-    names = "+".join(streams)
-    return [r for r in ("rgb", "flow", "actor") if r in names]
+def _roles(streams: Iterable[str], weights: Iterable[str]) -> list[str]:
+    """Those of the networks `weights` that make these streams: an array's name ends in that of its network."""
+    return [
+        network
+        for network in weights
+        if any((network == "actor" and "actor_" in s) or s.endswith(network.replace("@", "_")) for s in streams)
+    ]
 
 
 def _weights(provenance: Mapping[str, Any]) -> dict[str, Any]:
