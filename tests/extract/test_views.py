@@ -57,10 +57,9 @@ def scene(shift: tuple[float, float], side: int = 96, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("name", MOVING)
 def test_flow_that_is_turned_is_the_flow_of_the_turned_frames_but_for_the_solvers_error(name: str) -> None:
     """TV-L1's differences look to the right and down, so its solution leans that way: of a video and its turned copy it
-    finds fields that differ as much as each differs from the truth, and neither is the better one. Turning the field
-    is exact for the motion itself, needs no second solution, and is what the store holds.
-
-    Tolerance: half the solver's own error against the known motion, plus 0.02 px for its stop at 0.01.
+    finds fields that differ by about a fifth of what each differs from the truth (0.009 of 0.043 px), and neither is
+    the better one. Turning the field is exact for the motion itself, needs no second solution, and is what the store
+    holds. Tolerance: half of the solver's own error against the known motion.
     """
     truth = torch.tensor([1.5, -0.75])
     frames = torch.cat([scene((0, 0)), scene((float(truth[0]), float(truth[1])))])
@@ -72,7 +71,7 @@ def test_flow_that_is_turned_is_the_flow_of_the_turned_frames_but_for_the_solver
     again = tvl1(to_gray(px.viewed(frames, VIEWS[name])), first, second, TVL1Settings())
     apart = (turned - again).norm(dim=1, keepdim=True)[inside].mean()
     print(f"{name}: {apart:.4f} px apart, the solver's error is {error:.4f} px")
-    assert apart < 0.5 * error + 0.02
+    assert apart < 0.5 * error
     wrong = px.viewed(flow, VIEWS[name])  # the field alone is another motion
     assert (wrong - again).norm(dim=1)[inside[1:]].mean() > 1
 
@@ -84,7 +83,7 @@ def test_real_flow_that_is_turned(name: str, shared_dir: Path) -> None:
     import av
 
     with av.open(str(shared_dir / "videos" / "v_GGSY1Qvo990.mp4")) as container:
-        pair = [f.to_ndarray(format="rgb24") for f, _ in zip(container.decode(video=0), range(2), strict=False)]
+        pair = [f.to_ndarray(format="rgb24") for f, _ in zip(container.decode(video=0), range(42), strict=False)][40:]
     frames = px.resize(torch.from_numpy(np.stack(pair)).permute(0, 3, 1, 2), (128, 170))
     first, second = torch.tensor([0]), torch.tensor([1])
     flow = tvl1(to_gray(frames), first, second, TVL1Settings())
@@ -95,7 +94,7 @@ def test_real_flow_that_is_turned(name: str, shared_dir: Path) -> None:
     print(
         f"{name}: mean {apart.mean():.4f} px apart, {near:.1%} within 0.1 px; mean flow {flow.norm(dim=1).mean():.2f}"
     )
-    assert near > 0.9
+    assert near > 0.95
 
 
 class Seen(nn.Module):
