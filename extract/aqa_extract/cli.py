@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from aqa_extract.backbones import BACKBONES
+from aqa_extract.presets import PRESETS
 from aqa_extract.signals import caught
 from aqa_extract.streams import GRAMMAR, VIEWS, chosen, completed, needs_actor, parse
 from aqa_shared import console
@@ -25,7 +26,7 @@ Input, Segments, Streams, Flow, Pixels, Actor, Networks, Run = map(
 """Options by the heading under which `--help` shows them."""
 
 PROTOCOLS = get_args(Protocol)
-_ABOUT_CONFIG = ("config", "print_config", "dry_run", "replace")
+_ABOUT_CONFIG = ("config", "preset", "print_config", "dry_run", "replace")
 
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -55,6 +56,17 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
         )
     context.default_map = {**(context.default_map or {}), **values}
     return path
+
+
+def _take_preset(context: typer.Context, name: str | None) -> str | None:
+    """A preset gives way to everything else that says something."""
+    if name is None:
+        return None
+    if name not in PRESETS:
+        fix = f"{did_you_mean(name, PRESETS)} choose one of {', '.join(PRESETS)}".lstrip()
+        raise UsageError(f"--preset {name!r}", fix=fix)
+    context.default_map = {**PRESETS[name].options, **(context.default_map or {})}
+    return name
 
 
 def _asks_only(context: typer.Context, asked: bool) -> bool:
@@ -179,6 +191,14 @@ def extract(
     config: Annotated[
         Path | None,
         Run(help="TOML file of these options.", is_eager=True, callback=_load_config),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        Run(
+            help=f"Segments and pixels as others have them: {', '.join(PRESETS)} (`aqa streams`). Options win.",
+            is_eager=True,
+            callback=_take_preset,
+        ),
     ] = None,
     version: Version = False,
 ) -> None:

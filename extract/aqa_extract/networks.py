@@ -51,7 +51,7 @@ class Networks:
             asked = settings.weights.get(name, "default")
             loaded = resolve(asked, name, say, inflate_from=settings.weights.get("rgb", "default"))
             weights[name] = loaded.record
-            network = stream.backbone.build(loaded.state, stream.modality, settings, loaded.record["name"])
+            network = stream.backbone.builder(loaded.state, stream.modality, settings, loaded.record["name"])
             _refuse_other_classes(network, stream, settings, loaded.record["name"])
             # On CPUs the layout that its convolutions want; on GPUs it has been slower in some cuDNN releases.
             layout = torch.channels_last_3d if device.type == "cpu" else torch.preserve_format

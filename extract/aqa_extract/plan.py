@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from aqa_extract import faults, quarantine
 from aqa_extract.identity import Identity, identify, stat_matches
 from aqa_extract.job import Job, without_twins
+from aqa_extract.streams import completed
 from aqa_shared import console
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import ExtractSettings, Failure, Video
@@ -63,7 +64,7 @@ def plan(videos: Sequence[Video], out: Path, settings: ExtractSettings, options:
         refuse_foreign(out)  # also before --overwrite
     known = None if options.overwrite else peek(out, repair=not dry)
     if known is not None:
-        refuse_other_settings(out, known.settings, settings)
+        refuse_other_settings(out, known.settings, completed(settings))
     before = quarantine.read(out) if known else {}
     damaged = {damage.id for damage in verify(out)} if known and options.repair else set()
     result = Plan(out, [], [], [], damaged=damaged)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aqa_shared.errors import EnvironmentFault
 from aqa_shared.pickles import ArrayUnpickler
@@ -77,6 +77,28 @@ def read_i3d_with_layout(path: Path) -> tuple[State, str]:
         for key, value in state.items()
         if not key.endswith("num_batches_tracked")
     }, layout
+
+
+def load_exactly(model: nn.Module, state: State, cause: str, fix: str) -> None:
+    """Let `model` have exactly the tensors of `state`, for inference. EnvironmentFault names those that do not fit."""
+    wanted = model.state_dict()
+    # How many batches the statistics saw plays no part in inference, and old files do not have it.
+    counters = {key: torch.tensor(0) for key in wanted if key.endswith("num_batches_tracked")}
+    given = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")} | counters
+    problems = [
+        f"{what}: {', '.join(sorted(keys)[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
+        for what, keys in (
+            ("missing", wanted.keys() - given.keys()),
+            ("unexpected", given.keys() - wanted.keys()),
+            ("wrong shape", {k for k in wanted.keys() & given.keys() if wanted[k].shape != given[k].shape}),
+            ("not finite", {k for k in wanted.keys() & given.keys() if not torch.isfinite(given[k]).all()}),
+        )
+        if keys
+    ]
+    if problems:
+        raise EnvironmentFault(f"{cause}; {'; '.join(problems)}", fix=fix)
+    model.load_state_dict(given, assign=True)
+    model.requires_grad_(False)
 
 
 def read_torchvision(path: Path) -> State:

@@ -164,6 +164,17 @@ def actor(
         console.out.print(work.text(watched), markup=False)
 
 
+@app.command(epilog="aqa streams --json")
+def streams(json: Json = False) -> None:
+    """What `aqa-extract --streams` can make: views, networks, their outputs and weights. Downloads nothing."""
+    from aqa_pipelines.streams import record, text
+
+    if json:
+        console.out.print_json(data=record())
+    else:
+        typer.echo(text(record()))
+
+
 @app.command(epilog="aqa info feats.zarr --json")
 def info(store: StorePath, json: Json = False) -> None:
     """Say what a store holds: videos, arrays, labels, settings, weights."""

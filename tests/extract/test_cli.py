@@ -102,6 +102,20 @@ def test_an_option_that_would_do_nothing_is_refused(
     assert f"use {users}" in done.stderr
 
 
+def test_a_preset_gives_way_to_all_else(tmp_path: Path) -> None:
+    gdlt = {"protocol": "dense", "segment_frames": 32, "step": 32, "fps": 25.0, "fit": "squash", "short_side": 256}
+    preset = ("--streams", "rgb@swin3d_b", "--preset", "gdlt")
+    found = printed(tmp_path, *REQUIRED, *preset)
+    assert gdlt.items() <= found.items()
+    (tmp_path / "c.toml").write_text("step = 8\n")
+    for order in ((*preset, "--config", "c.toml"), ("--config", "c.toml", *preset)):
+        found = printed(tmp_path, *REQUIRED, *order, "--fps", "10")
+        assert (found["step"], found["fps"], found["segment_frames"]) == (8, 10, 32)
+    (tmp_path / "c.toml").write_text('preset = "gdlt"\n')
+    assert gdlt.items() <= printed(tmp_path, *REQUIRED, "--config", "c.toml").items()
+    assert "choose one of gdlt" in run(tmp_path, *REQUIRED, "--preset", "dglt").stderr
+
+
 @pytest.mark.parametrize(
     ("given", "streams", "said"),
     [

@@ -15,7 +15,8 @@ from aqa_extract import frames as px
 from aqa_extract.compute import Compute
 from aqa_extract.decode.child import Decoder
 from aqa_extract.flow.inputs import to_gray
-from aqa_extract.flow.tvl1 import TVL1Settings, tvl1
+from aqa_extract.flow.settings import TVL1Settings
+from aqa_extract.flow.tvl1 import tvl1
 from aqa_extract.job import Job
 from aqa_extract.loading import load
 from aqa_extract.networks import Networks

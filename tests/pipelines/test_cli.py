@@ -57,6 +57,7 @@ def store(tmp_path: Path) -> Path:
         ["info"],
         ["verify"],
         ["doctor"],
+        ["streams"],
         ["weights"],
         ["weights", "list"],
         ["weights", "fetch"],
@@ -96,6 +97,20 @@ def test_info_tells_people_and_scripts(store: Path) -> None:
     assert done.returncode == 0, done.stderr
     for word in ("rgb", "train", "test", "segments"):
         assert word in done.stdout
+
+
+def test_streams_tells_people_and_scripts(tmp_path: Path) -> None:
+    environment = {"AQA_HOME": str(tmp_path)}
+    said = run("aqa", "streams", **environment).stdout
+    for part in (
+        "rot90",
+        "rgb@swin3d_b=swin3d_b-kinetics400-imagenet22k (not here; BSD-3-Clause (port), Apache-2.0 (weights))",
+        "map 1024x16x7x7",
+    ):
+        assert part in said
+    found = json.loads(run("aqa", "streams", "--json", **environment).stdout)
+    assert found["backbones"]["i3d"]["outputs"] == {"(feature)": [1024], "logits": [400], "map": [1024, 2, 7, 7]}
+    assert not any(w["here"] for b in found["backbones"].values() for ws in b["weights"].values() for w in ws)
 
 
 def test_verify_is_silent_about_a_whole_store(store: Path) -> None:

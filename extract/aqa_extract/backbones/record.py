@@ -5,9 +5,8 @@ Nothing here or in a backbone's own file imports torch, so that tables of them c
 
 from __future__ import annotations
 
-import pkgutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from aqa_extract.weights_fetch import Entry
@@ -85,6 +84,8 @@ class Output:
     channels: int
     stride: tuple[int, int] = (1, 1)
     """Of a map: frames and pixels that one of its cells stands for."""
+    last_rounds_down: bool = False
+    """Halvings of an odd size round up; here all but the last do."""
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -94,10 +95,11 @@ class Output:
         return ("class",) if self.role == "logits" else ("channel",)
 
     def shape(self, frames: int, crop: int) -> tuple[int, ...]:
-        """Of clips of `frames` frames and `crop` pixels; strides round up."""
+        """Of clips of `frames` frames and `crop` pixels."""
         if self.role != "map":
             return (self.channels,)
-        time, side = -(-frames // self.stride[0]), -(-crop // self.stride[1])
+        last = 2 if self.last_rounds_down else 1
+        time, side = (-(-n * last // step) // last for n, step in zip((frames, crop), self.stride, strict=True))
         return (self.channels, time, side, side)
 
 
@@ -112,22 +114,18 @@ class Backbone:
     """By name; the pooled feature has the empty one."""
     weights: Mapping[Modality, tuple[Entry, ...]]
     """By what they read, in the order of `default`."""
-    builder: str
-    """`module:function` of (state dict, modality, settings, name of the weights): a network with a method
-    `outputs(clips, names)`, and `classes`, how many its logits are (0 without a classifier)."""
+    builder: Callable[[dict[str, Tensor], Modality, ExtractSettings, str], nn.Module]
+    """Of (state dict, modality, settings, name of the weights): a network on exactly these, in eval mode on the CPU,
+    with a method `outputs(clips, names)`, and `classes`, how many its logits are (0 without a classifier). Raises
+    EnvironmentFault for weights that do not fit."""
     reader: str
     """`module:function` of a user's file: its state dict under our names, and whose names the file had."""
-    settings: tuple[str, ...] = field(default=())
+    settings: tuple[str, ...] = ()
     """Fields of `ExtractSettings` that only this backbone reads."""
 
     def network(self, modality: Modality) -> str:
         """By which name its weights are asked for and recorded: `rgb` for I3D, `rgb@swin3d_b` for others."""
         return modality if self.name == DEFAULT else f"{modality}@{self.name}"
-
-    def build(self, state: dict[str, Tensor], modality: Modality, settings: ExtractSettings, name: str) -> nn.Module:
-        """The network in eval mode on the CPU. Raises EnvironmentFault for weights that do not fit."""
-        network: nn.Module = pkgutil.resolve_name(self.builder)(state, modality, settings, name)
-        return network
 
 
 DEFAULT = "i3d"
