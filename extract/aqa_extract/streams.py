@@ -295,9 +295,11 @@ def _made(settings: ExtractSettings, frames: int) -> Iterable[ArraySpec]:
     for stream in chosen(settings):
         for name in stream.outputs:
             output = stream.backbone.outputs[name]
+            # xarray wants one size of one dimension in all arrays, and backbones differ.
+            own = "" if stream.backbone.name == DEFAULT else f"_{stream.backbone.name}"
             yield ArraySpec(
                 stream.array(name),
-                output.dims,
+                tuple(f"{dim}{own}" for dim in output.dims),
                 output.shape(frames, stream.input(settings).crop),
                 "float32",
                 {"stream": stream.name, "backbone": stream.backbone.about},

@@ -91,6 +91,16 @@ def test_arrays_have_the_roles_and_shapes_of_their_outputs() -> None:
     assert specs["rot90_rgb_map"].attrs["stream"] == "rot90-rgb"
 
 
+def test_a_dimension_has_one_size_in_all_arrays_as_xarray_wants() -> None:
+    names = [f"{b.network('rgb')}:{o}".removesuffix(":") for b in BACKBONES.values() for o in b.outputs]
+    sizes: dict[str, set[int]] = {}
+    for spec in array_specs(settings(*names, sampling=Sampling(segment_frames=16))):
+        for dim, size in zip(spec.dims, spec.shape, strict=True):
+            sizes.setdefault(dim, set()).add(size)
+    assert all(len(found) == 1 for found in sizes.values())
+    assert sizes["channel"] == {1024}
+
+
 def test_views_share_the_frames_and_the_flow() -> None:
     views = [f"{view}-" if view else "" for view in VIEWS]
     many = settings(*(f"{v}rgb" for v in views), *(f"{v}flow" for v in views if v != "still-"))
