@@ -28,6 +28,7 @@ import torch
 from i3d import Reference  # beside this file
 from torch import Tensor
 
+from aqa_extract.backbones import BACKBONES
 from aqa_extract.flow import native
 from aqa_extract.flow.inputs import to_gray
 from aqa_extract.flow.settings import Engine, TVL1Settings
@@ -116,7 +117,7 @@ class I3DFigures:
 
     def add(self, figures: Figures, clip: str, frames: Tensor) -> None:
         x = centre_crop(frames, 224).transpose(0, 1)[None].float()
-        x = normalise(x, "kinetics")
+        x = normalise(x, BACKBONES["i3d"].input)
         # The pooling is in float32 in both, on a map that is float64 here.
         expected = self.reference.features(x.double())[0]
         for name in self.ours:
@@ -166,7 +167,7 @@ def goldens(figures: Figures, folder: Path, i3d: I3DFigures) -> None:
     """The stored outputs of other implementations."""
     for path in sorted(folder.glob("i3d_rgb_*.npz")):
         golden = np.load(path)
-        x = normalise(torch.from_numpy(golden["frames"]).permute(3, 0, 1, 2)[None].float(), "kinetics")
+        x = normalise(torch.from_numpy(golden["frames"]).permute(3, 0, 1, 2)[None].float(), BACKBONES["i3d"].input)
         expected = torch.from_numpy(golden["feature"])
         for name in i3d.ours:
             got = i3d.features(name, x)

@@ -110,11 +110,11 @@ def main() -> None:
 
     from aqa_extract import frames as px
     from aqa_extract.actor.ssd import load_detector
+    from aqa_extract.backbones import BACKBONES
     from aqa_extract.decode.child import Decoder
     from aqa_extract.flow.inputs import to_gray
     from aqa_extract.flow.tvl1 import tvl1
     from aqa_extract.i3d import load_i3d
-    from aqa_shared.records import Pixels
 
     device = torch.device(arguments.device)
     torch.set_num_threads(1)
@@ -153,7 +153,7 @@ def main() -> None:
                 "PyAV in this process",
                 lambda: decode_here(path),
             )
-        small = px.resize(frames, px.size_at_short_side(*frames.shape[-2:], Pixels().short_side))
+        small = px.resize(frames, px.canvas_size(*frames.shape[-2:], BACKBONES["i3d"].input.canvas))
         first = torch.arange(PAIRS, device=device)
         gray = to_gray(small[: PAIRS + 1])
         arrays = [g.cpu().numpy().astype(np.uint8) for g in gray]

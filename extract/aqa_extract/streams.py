@@ -15,7 +15,15 @@ from typing import Any
 
 from aqa_extract.backbones import BACKBONES, DEFAULT, Backbone, Canvas, Input, Modality
 from aqa_shared.errors import UsageError, did_you_mean
-from aqa_shared.records import PUBLISHED_FRAMES, ExtractSettings, Record
+from aqa_shared.records import (
+    PUBLISHED_FRAMES,
+    ActorSettings,
+    ExtractSettings,
+    FlowSettings,
+    Pixels,
+    Record,
+    Sampling,
+)
 from aqa_shared.store import ArraySpec
 
 
@@ -231,41 +239,72 @@ def decides(stream: Stream, settings: ExtractSettings) -> dict[str, Any]:
     Two features of one name are comparable exactly where these and the digests of their weights are equal, so a
     setting that is added later with a default changes nothing for what was extracted before.
     """
-    plain = ExtractSettings()
     own, used = stream.backbone.input, stream.input(settings)
-    pairs: dict[str, tuple[Any, Any]] = {
-        "sampling.segment_frames": (clip_frames(settings), own.frames),
-        "pixels.crop": (used.crop, own.crop),
-        "pixels.untagged_matrix": (settings.pixels.untagged_matrix, plain.pixels.untagged_matrix),
-    }
-    whole: list[tuple[str, Record, Record]] = [("sampling", settings.sampling, plain.sampling)]
+    found = _sampled(settings, own.frames) | _coloured(settings)
+    pairs: dict[str, tuple[Any, Any]] = {"pixels.crop": (used.crop, own.crop)}
     if not stream.actor:
         pairs["pixels.fit"] = (used.fit, own.fit)
-    if stream.modality == "rgb":
-        pairs |= {"pixels.mean": (used.mean, own.mean), "pixels.std": (used.std, own.std)}
-    else:
-        pairs["flow.mode"] = (settings.flow.mode, "parity")
-        whole.append(("flow", settings.flow, plain.flow))
-    if stream.actor:
-        pairs["actor.actors"] = (None, None)  # how many others are kept
-        whole.append(("actor", settings.actor, plain.actor))
     if stream.modality == "flow" or not stream.actor:
         pairs["pixels.canvas"] = (asdict(used.canvas), asdict(own.canvas))
-    for place, record, default in whole:
-        for name in type(record).model_fields:
-            pairs.setdefault(f"{place}.{name}", (getattr(record, name), getattr(default, name)))
-    for name in ("precision", *stream.backbone.settings):
-        pairs[name] = (getattr(settings, name), getattr(plain, name))
-    return {name: value for name, (value, default) in sorted(pairs.items()) if value != default}
+    if stream.modality == "rgb":
+        pairs |= {"pixels.mean": (used.mean, own.mean), "pixels.std": (used.std, own.std)}
+    found |= {name: value for name, (value, default) in pairs.items() if value != default}
+    if stream.modality == "flow":
+        found |= _changed("flow", settings.flow, FlowSettings(mode="parity"))
+    if stream.actor:
+        found |= _followed(settings)
+    names = ("precision", *stream.backbone.settings)
+    return found | {name: getattr(settings, name) for name in names if getattr(settings, name) != _default(name)}
 
 
-def identity(stream: Stream, settings: ExtractSettings, weights: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """`decides`, and the digests of the weights, of which `weights` has the records by network."""
-    return {
-        "stream": stream.name,
-        "settings": decides(stream, settings),
-        "weights": {name: weights[name]["sha256"] for name in stream.networks},
-    }
+def identities(
+    settings: ExtractSettings, weights: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """By array: what decides its values, the settings as `decides` has them and `weights.NETWORK`, the digests.
+
+    `weights` are the records by network; None leaves them out.
+    """
+
+    def digests(networks: Iterable[str]) -> dict[str, str]:
+        return {f"weights.{name}": weights[name]["sha256"] for name in networks} if weights is not None else {}
+
+    found = {}
+    for spec in array_specs(settings):
+        found[spec.name] = _sampled(settings, PUBLISHED_FRAMES)
+        if spec.name.startswith(("actor_", "other_")):
+            found[spec.name] |= _coloured(settings) | _followed(settings) | digests(["actor"])
+    for stream in chosen(settings):
+        for output in stream.outputs:
+            found[stream.array(output)] = decides(stream, settings) | digests(stream.networks)
+    return found
+
+
+def _sampled(settings: ExtractSettings, frames: int) -> dict[str, Any]:
+    """What decides which frames are looked at; `frames` is the default of a segment's."""
+    found = _changed("sampling", settings.sampling, Sampling(segment_frames=settings.sampling.segment_frames))
+    if (length := clip_frames(settings)) != frames:
+        found["sampling.segment_frames"] = length
+    return found
+
+
+def _coloured(settings: ExtractSettings) -> dict[str, Any]:
+    return _changed("pixels", settings.pixels.model_copy(update=_OF_A_BACKBONE), Pixels())
+
+
+_OF_A_BACKBONE = dict.fromkeys(("short_side", "crop", "fit", "normalise", "antialias"))
+"""Fields of `Pixels` that change a backbone's own input, which `Input.adjusted` has."""
+
+
+def _followed(settings: ExtractSettings) -> dict[str, Any]:
+    return _changed("actor", settings.actor, ActorSettings(actors=settings.actor.actors))  # how many others are kept
+
+
+def _changed(place: str, record: Record, default: Record) -> dict[str, Any]:
+    return {f"{place}.{k}": v for k, v in record.model_dump().items() if v != getattr(default, k)}
+
+
+def _default(name: str) -> Any:
+    return ExtractSettings.model_fields[name].default
 
 
 def array_specs(settings: ExtractSettings) -> list[ArraySpec]:

@@ -35,8 +35,7 @@ def features(
         streams=STREAMS,
         sampling=Sampling(segments=2),
         pixels=Pixels(short_side=96, crop=96),
-        rgb_weights="i3d-kinetics-400",
-        flow_weights="inflated-from-rgb",
+        weights={"rgb": "i3d-kinetics-400", "flow": "inflated-from-rgb"},
         flow={"mode": "parity"},
         precision=precision,
     )

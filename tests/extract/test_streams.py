@@ -20,7 +20,7 @@ from aqa_extract.streams import (
     decides,
     every,
     flow_canvases,
-    identity,
+    identities,
     parse,
 )
 from aqa_shared.errors import UsageError
@@ -145,12 +145,23 @@ def test_defaults_decide_nothing_and_the_rest_is_named() -> None:
     json.dumps(decides(rgb, other))
 
 
-def test_a_streams_identity_has_the_digests_of_all_that_made_it() -> None:
+def test_an_arrays_identity_has_the_digests_of_all_that_made_it() -> None:
     weights = {"rgb": {"sha256": "a"}, "flow": {"sha256": "b"}, "actor": {"sha256": "c"}}
-    wanted = settings("rgb", "actor-rgb")
-    assert identity(parse("rot90-rgb"), wanted, weights)["weights"] == {"rgb": "a"}
-    found = identity(parse("actor-rgb"), wanted, weights)
-    assert found == {"stream": "actor-rgb", "settings": {}, "weights": {"rgb": "a", "actor": "c"}}
+    wanted = completed(settings("rot90-rgb", "actor-rgb:map", actor=ActorSettings(enlarge=2), bn_eps=1e-5))
+    box = {"actor.enlarge": 2.0, "weights.actor": "c"}
+    assert identities(wanted, weights) == {
+        "frame_index": {},
+        "segment_start_time": {},
+        "segment_end_time": {},
+        "actor_box": box,
+        "actor_score": box,
+        "actor_rgb_map": {**box, "bn_eps": 1e-5, "weights.rgb": "a"},
+        "rot90_rgb": {"bn_eps": 1e-5, "weights.rgb": "a"},
+    }
+    assert identities(wanted)["rot90_rgb"] == {"bn_eps": 1e-5}
+    longer = completed(settings("rgb", sampling=Sampling(segment_frames=20), pixels=Pixels(untagged_matrix="bt709")))
+    assert identities(longer)["frame_index"].keys() == {"sampling.segment_frames"}
+    assert identities(longer)["rgb"].keys() == {"sampling.segment_frames", "pixels.untagged_matrix"}
 
 
 def test_tables_need_no_torch() -> None:
