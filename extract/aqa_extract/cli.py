@@ -151,8 +151,8 @@ def extract(
         list[str] | None,
         Networks(
             metavar="NETWORK=NAME",
-            help="As rgb=NAME, flow=FILE, actor=…, rgb@swin3d_b=…: a name of `aqa weights list` or a file; again for "
-            "several.",
+            help="As rgb=NAME, flow=FILE, actor=NAME or rgb@swin3d_b=FILE: a name of `aqa weights list` or a file; "
+            "again for several.",
         ),
     ] = None,
     bn_eps: Annotated[float, Networks(help="I3D batch-norm epsilon; 1e-5 matches CoRe-style features.")] = 1e-3,
@@ -287,14 +287,13 @@ def extract(
 
 
 def _weights(given: Sequence[str]) -> dict[str, str]:
-    """NETWORK=NAME, by network."""
+    """NETWORK=NAME, by network; the last of two counts."""
     found: dict[str, str] = {}
     for text in given:
         network, equals, name = text.partition("=")
         if not equals or not name:
             raise UsageError(f"--weights {text!r}", fix="give NETWORK=NAME, as rgb=rgb_imagenet or flow=my_weights.pt")
-        if found.setdefault(network, name) != name:
-            raise UsageError(f"--weights: two for {network}, {found[network]} and {name}", fix="give one of them")
+        found[network] = name
     return found
 
 

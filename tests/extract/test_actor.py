@@ -17,6 +17,7 @@ from aqa_extract.actor.ssd import PersonDetector, load_detector
 from aqa_extract.actor.track import Views
 from aqa_extract.decode.child import Decoder, DecodeRequest
 from aqa_extract.frames import resize
+from aqa_extract.job import Job
 from aqa_extract.loading import bytes_needed, load
 from aqa_extract.run import Options, extract
 from aqa_shared.errors import EnvironmentFault
@@ -102,17 +103,17 @@ def test_what_is_looked_at_is_what_the_file_holds(dive: Path) -> None:
     request = DecodeRequest(path=video.path, video=video, sampling=wanted.sampling, actor=wanted.actor)
     reserved: list[int] = []
     with Decoder() as decoder:
-        prepared = load(decoder, request, wanted, torch.device("cpu"), 320, reserved.append)
+        prepared = load(decoder, Job(request.video, None), request, wanted, torch.device("cpu"), 320, reserved.append)
         (opened, *_) = decoder.decode(request)
     seen = prepared.views
     assert seen is not None
     assert seen.positions.tolist() == [*range(0, 40, 3)]
-    assert not set(seen.positions.tolist()) <= set(prepared.positions.tolist())
+    assert not set(seen.positions.tolist()) <= set(prepared.video.positions.tolist())
     np.testing.assert_array_equal(seen.frames, resize(frames[seen.positions], (320, 320)))
     np.testing.assert_array_equal(seen.grey, small(frames[seen.grey_positions]))
-    np.testing.assert_array_equal(prepared.large, frames[prepared.positions])
+    np.testing.assert_array_equal(prepared.large, frames[prepared.video.positions])
     # Counted before the first frame is kept: looks, greys (as float while they are used), crops' source, frames.
-    kept = [seen.frames, prepared.large, prepared.frames]
+    kept = [seen.frames, prepared.large, *prepared.frames.values()]
     expected = sum(t.numel() for t in kept if t is not None) + 4 * seen.grey.numel()
     assert reserved == [expected] == [bytes_needed(opened, wanted, 320)]
 

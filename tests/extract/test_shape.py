@@ -14,6 +14,7 @@ import torch
 from aqa_extract import frames as px
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
 from aqa_extract.decode.shape import displayed_size
+from aqa_extract.job import Job
 from aqa_extract.loading import Prepared, load
 from aqa_shared.records import ExtractSettings, Pixels, Sampling, Video
 
@@ -27,7 +28,13 @@ SETTINGS = ExtractSettings(
 def prepared(decoder: Decoder, path: Path, backend: Literal["auto", "decord", "av"] = "av") -> Prepared:
     video = Video(id="v", path=str(path))
     request = DecodeRequest(path=str(path), video=video, sampling=SETTINGS.sampling, decoder=backend, deadline=60.0)
-    return load(decoder, request, SETTINGS, torch.device("cpu"), 32, lambda _: None)
+    return load(decoder, Job(request.video, None), request, SETTINGS, torch.device("cpu"), 32, lambda _: None)
+
+
+def small(video: Prepared) -> torch.Tensor:
+    """Its frames as the one backbone wants them."""
+    (frames,) = video.frames.values()
+    return frames
 
 
 # name: (how to write it, displayed size, ratio)
@@ -54,12 +61,12 @@ def test_every_frame_is_resized_to_the_displayed_shape(
     path = clips.Clip(**how).write(tmp_path / "clip")
     truth = torch.from_numpy(clips.reference(path)).permute(0, 3, 1, 2)
     taken = prepared(decoder, path)
-    probe = taken.probe
+    probe = taken.video.probe
     assert (probe.width, probe.height) == size
     assert probe.sample_aspect_ratio == ratio
     assert (probe.frame_height, probe.frame_width) == truth.shape[2:]
-    stored = truth[taken.plan.timeline[taken.positions]]
-    assert torch.equal(taken.frames, px.resize(stored, px.size_at_short_side(size[1], size[0], 40)))
+    stored = truth[taken.video.plan.timeline[taken.video.positions]]
+    assert torch.equal(small(taken), px.resize(stored, px.size_at_short_side(size[1], size[0], 40)))
     assert taken.large is not None
     short = min(size)
     assert torch.equal(taken.large, px.resize(stored, px.size_at_short_side(size[1], size[0], short)))
@@ -68,9 +75,9 @@ def test_every_frame_is_resized_to_the_displayed_shape(
 def test_both_decoders_agree(decoder: Decoder, clips: ModuleType, tmp_path: Path) -> None:
     path = clips.Clip(aspect=Fraction(2)).write(tmp_path / "clip")
     by_av, by_decord = prepared(decoder, path), prepared(decoder, path, "decord")
-    assert (by_av.finished.backend, by_decord.finished.backend) == ("av", "decord")
-    assert torch.equal(by_av.frames, by_decord.frames)
-    assert by_decord.frames.shape[-2:] == (40, 107)
+    assert (by_av.video.finished.backend, by_decord.video.finished.backend) == ("av", "decord")
+    assert torch.equal(small(by_av), small(by_decord))
+    assert small(by_decord).shape[-2:] == (40, 107)
 
 
 def test_a_squeezed_recording_looks_like_the_square_one(decoder: Decoder, clips: ModuleType, tmp_path: Path) -> None:
@@ -86,7 +93,7 @@ def test_a_squeezed_recording_looks_like_the_square_one(decoder: Decoder, clips:
     square = clips.Clip(size=(192, 96), **how).write(tmp_path / "square")
     squeezed = clips.Clip(size=(96, 96), aspect=Fraction(2), **how).write(tmp_path / "squeezed")
     ignored = clips.Clip(size=(96, 96), **how).write(tmp_path / "ignored")
-    truth, shown, wrong = (prepared(decoder, path).frames.float() for path in (square, squeezed, ignored))
+    truth, shown, wrong = (small(prepared(decoder, path)).float() for path in (square, squeezed, ignored))
     assert shown.shape == truth.shape == (18, 3, 40, 80)
     assert (shown - truth).abs().mean() < 2  # coding noise and one interpolation
     assert wrong.shape[-2:] == (40, 40)
@@ -123,7 +130,7 @@ def test_limits_of_shape_are_those_of_the_displayed_picture(
     with pytest.raises(DecodeFailure, match="768x64 is more than 10 times as long as wide"):
         prepared(decoder, path)
     path = clips.Clip(size=(512, 32), aspect=Fraction(1, 2)).write(tmp_path / "none")
-    assert prepared(decoder, path).frames.shape[-2:] == (40, 320)
+    assert small(prepared(decoder, path)).shape[-2:] == (40, 320)
 
 
 def test_no_stored_pixel_is_lost() -> None:
