@@ -76,7 +76,11 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
     temporary_folder()  # torch looks for one when the first optimiser is made, after all that takes time here
     store = FeatureStore.open(Path(config.features))
     if not config.streams:
-        config = config.model_copy(update={"streams": tuple(n.replace("_", "-") for n in store.streams)})
+        config = config.model_copy(
+            update={
+                "streams": tuple(str(store.specs[n].attrs.get("stream", n.replace("_", "-"))) for n in store.streams)
+            }
+        )
     _refuse_missing_streams(config, store)
     needed = [array_of(s) for m in config.methods for s in METHODS[m].streams]
     streams = dict.fromkeys([*map(array_of, config.streams), *needed])

@@ -435,9 +435,8 @@ def array_of(stream: str) -> str:
 
 def adds_streams(store: Any, streams: Sequence[str]) -> str:
     """The command that extracts `streams`."""
-    wanted = ",".join(dict.fromkeys(s.split(":")[0].replace("_", "-") for s in streams))
-    maps = " --maps" if any(s.endswith((":map", "_map")) for s in streams) else ""
-    return f"aqa-extract VIDEOS --streams {wanted}{maps} --out {shlex.quote(str(store))} --overwrite"
+    wanted = ",".join(dict.fromkeys(s if "@" in s or ":" in s else s.replace("_", "-") for s in streams))
+    return f"aqa-extract VIDEOS --streams {wanted} --out {shlex.quote(str(store))} --overwrite"
 
 
 def _at(value: Any, rows: Any) -> Any:
