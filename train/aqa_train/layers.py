@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch
 
 Pooling = Literal["mean", "max", "flatten"]
@@ -40,18 +41,15 @@ def reverse_gradient(x: Float[Tensor, "*shape"], scale: float = 1.0) -> Float[Te
     return reversed_
 
 
-def mlp(*widths: int, start: float | None = None) -> nn.Sequential:
+def mlp(*widths: int, start: float | Float[Tensor, "out"] | None = None) -> nn.Sequential:
     """Fully connected layers of these widths with ReLU between them, none after the last.
 
     `start`: where the outputs start, which is the last bias; None leaves that to chance.
     """
-    layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(pairwise(widths)):
-        layers += [nn.ReLU()] if i else []
-        layers.append(nn.Linear(inputs, outputs))
+    linear = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths)]
     if start is not None:
-        nn.init.constant_(layers[-1].bias, start)  # type: ignore[arg-type]
-    return nn.Sequential(*layers)
+        linear[-1].bias.data[:] = start
+    return nn.Sequential(*[m for layer in linear for m in (nn.ReLU(), layer)][1:])
 
 
 class TemporalConv(nn.Module):
@@ -132,3 +130,17 @@ def add_noise(batch: Batch, deviation: float) -> Batch:
         return x + (noise if there is None else noise * there.view(*there.shape, *[1] * (x.ndim - 2)))
 
     return replace(batch, streams={n: noisy(x) for n, x in batch.streams.items()})
+
+
+def refuse_unknown(batch: Batch, column: str) -> None:
+    """Raises UsageError where a video of the batch has no value in a column of numbers, vectors or codes."""
+    x = batch.columns[column]
+    unknown = x.isnan() if x.is_floating_point() else x < 0
+    missing = unknown.flatten(1).any(dim=1) if x.ndim > 1 else unknown
+    if bool(missing.any()):
+        names = [i for i, gone in zip(batch.ids, missing.tolist(), strict=True) if gone]
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise UsageError(
+            f"{', '.join(names[:5])}{more}: no {column}, which this method reads of every such video",
+            fix=f"give it with --labels FILE, a table with the columns id,score,{column}, or use another method",
+        )

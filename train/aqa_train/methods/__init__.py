@@ -49,6 +49,8 @@ class Method:
 _S4AQA = "aqa_train.methods.s4aqa:S4AQA"
 _S4AQA_PAPER = "Zhang et al., TCSVT 2022, doi:10.1109/tcsvt.2022.3143549"
 _S4AQA_RECIPES = {"rhythmic-gymnastics": {"optimiser": "sgd", "lr": 1e-4, "epochs": 500}}
+_USDL_PAPER = "Tang et al., CVPR 2020, arXiv:2006.07665"
+_USDL_RECIPE = {"epochs": 100, "batch": 4, "lr": 1e-4, "weight_decay": 0.0}
 _LABELLED_ONLY = {"recovery_weight": 0.0, "adversarial_weight": 0.0}
 _LINE = "aqa_train.methods.trivial:Line"
 
@@ -82,6 +84,25 @@ METHODS: dict[str, Method] = {
     "svr": Method(
         "aqa_train.methods.linear:SVR", "linear support vector regression on mean features",
         "as compared with in S4AQA; libsvm",
+    ),
+    "i3d+mlp": Method(
+        "aqa_train.methods.mean_mlp:MeanMLP", "three layers on mean features",
+        "as compared with in CoRe, Yu et al., ICCV 2021, arXiv:2108.07797",
+        recipes={"": {"epochs": 200, "lr": 1e-3, "weight_decay": 0.0}},
+    ),
+    "usdl": Method(
+        "aqa_train.methods.usdl:USDL", "a distribution over scores on mean features", _USDL_PAPER,
+        recipes={"": _USDL_RECIPE, "jigsaws": {**_USDL_RECIPE, "epochs": 80}},
+    ),
+    "musdl": Method(
+        "aqa_train.methods.usdl:MUSDL", "a distribution over each judge's mark; drop, sum, times difficulty",
+        _USDL_PAPER, columns={"difficulty": "number"}, labels={"judge_scores": "vector"}, uses_difficulty=True,
+        recipes={"": {**_USDL_RECIPE, "weight_decay": 1e-5}},
+    ),
+    "musdl-jigsaws": Method(
+        "aqa_train.methods.usdl:MUSDL", "MUSDL for the six ratings of JIGSAWS, which add up to the score", _USDL_PAPER,
+        {"bins": 5, "sigma": 1.0, "lowest": 1.0, "highest": 5.0, "drop": 0}, labels={"ratings": "vector"},
+        recipes={"": {**_USDL_RECIPE, "epochs": 80}},
     ),
     "mean-score": Method("aqa_train.methods.trivial:Constant", "the mean labelled score", baseline=True),
     "difficulty-only": Method(
