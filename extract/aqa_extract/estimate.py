@@ -312,7 +312,8 @@ def _try(looks: Sequence[Look], networks: Networks, options: Options, budget: By
         for look in least if len(least) > 1 else least * 2:
             probe = look.opened.probe
             n = min(TRY_FRAMES, probe.n_expected)
-            video = Video(id=look.job.video.id, path=look.job.video.path, start=0, end=n)
+            whole = look.job.video
+            video = Video(id=whole.id, path=whole.path, start=0, end=n, frame_rate=whole.frame_rate)
             request = _request(video, settings, options)
             begun = time.monotonic()
             try:

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+PICTURES = (".jpg", ".jpeg", ".png")
+
 SAMPLE = 1 << 20
 """Bytes hashed at the beginning, the middle and the end: a whole read would double the I/O of long videos."""
 
 
 @dataclass
 class Identity:
-    """Size and time of a file, and a digest of three samples of it, read when it is first asked for."""
+    """Size and time of a file or a folder of pictures, and a digest of samples, read when it is first asked for."""
 
     path: str
     size: int
@@ -33,14 +35,21 @@ class Identity:
     def _digest(self) -> str | None:
         digest = hashlib.blake2b(str(self.size).encode(), digest_size=16)
         try:
-            with Path(self.path).open("rb") as f:
-                for offset in sorted({0, max(self.size // 2 - SAMPLE // 2, 0), max(self.size - SAMPLE, 0)}):
-                    f.seek(offset)
-                    digest.update(f.read(SAMPLE))
-                now = os.fstat(f.fileno())
+            if os.path.isdir(self.path):
+                names = picture_names(self.path)
+                for name in (names[i] for i in sorted({0, len(names) // 2, len(names) - 1}) if names):
+                    digest.update(Path(self.path, name).read_bytes())
+                now = size_and_time(self.path)
+            else:
+                with Path(self.path).open("rb") as f:
+                    for offset in sorted({0, max(self.size // 2 - SAMPLE // 2, 0), max(self.size - SAMPLE, 0)}):
+                        f.seek(offset)
+                        digest.update(f.read(SAMPLE))
+                    status = os.fstat(f.fileno())
+                now = status.st_size, status.st_mtime_ns
         except OSError:
             return None
-        return digest.hexdigest() if (now.st_size, now.st_mtime_ns) == (self.size, self.mtime_ns) else None
+        return digest.hexdigest() if now == (self.size, self.mtime_ns) else None
 
     def record(self) -> dict[str, Any]:
         """For the store's meta."""
@@ -51,19 +60,37 @@ class Identity:
         return known.get("size") == self.size and known.get("fingerprint") == self.fingerprint is not None
 
 
+def picture_names(folder: str) -> list[str]:
+    """The files with a picture's suffix in a folder, sorted; hidden ones are passed over. Raises OSError."""
+    with os.scandir(folder) as entries:
+        found = [e.name for e in entries if e.name.lower().endswith(PICTURES) and e.is_file()]
+    return sorted(name for name in found if not name.startswith("."))
+
+
+def size_and_time(path: str) -> tuple[int, int]:
+    """Bytes and the time of the last change, in ns; of a folder all its pictures', and its own. Raises OSError."""
+    status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_size, status.st_mtime_ns
+    each = [os.stat(os.path.join(path, name)) for name in picture_names(path)]
+    return sum(s.st_size for s in each), max(s.st_mtime_ns for s in (status, *each))
+
+
 def stat_matches(path: str, known: dict[str, Any]) -> bool:
     """Size and time are unchanged: no need to open the file."""
     try:
-        now = os.stat(path)
+        return (known.get("size"), known.get("mtime_ns")) == size_and_time(path)
     except OSError:
         return False
-    return known.get("size") == now.st_size and known.get("mtime_ns") == now.st_mtime_ns
 
 
 def identify(path: str) -> Identity | None:
-    """None where there is no regular, readable file; the decoder's probe says why. Reads nothing of it yet."""
+    """None where there is no regular, readable file and no folder; the probe says why. Reads nothing of it yet."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for its writer
+        kind = os.stat(path).st_mode
+        if stat.S_ISDIR(kind):
+            return Identity(path, *size_and_time(path))
+        if not stat.S_ISREG(kind):  # opening a FIFO would wait for its writer
             return None
         with Path(path).open("rb") as f:
             known = os.fstat(f.fileno())
@@ -73,10 +100,15 @@ def identify(path: str) -> Identity | None:
 
 
 def same_bytes(first: str, second: str) -> bool:
-    """Whether two files are equal to the last byte."""
+    """Whether two files, or the pictures of two folders, are equal to the last byte."""
     try:
         if os.path.samefile(first, second):
             return True
+        if os.path.isdir(first) and os.path.isdir(second):
+            names = picture_names(first)
+            return names == picture_names(second) and all(
+                same_bytes(os.path.join(first, name), os.path.join(second, name)) for name in names
+            )
         with Path(first).open("rb") as a, Path(second).open("rb") as b:
             while True:
                 x, y = a.read(SAMPLE), b.read(SAMPLE)

@@ -75,4 +75,4 @@ def without_twins(jobs: Sequence[Job]) -> list[Job]:
 
 def _size_and_part(job: Job) -> tuple[Any, ...]:
     v = job.video
-    return (job.identity.size if job.identity else None, v.start, v.end, v.start_time, v.end_time)
+    return (job.identity.size if job.identity else None, v.start, v.end, v.start_time, v.end_time, v.frame_rate)

@@ -24,7 +24,7 @@ from aqa_shared.store import disk_errors, peek, refuse_foreign, refuse_other_set
 if TYPE_CHECKING:
     from aqa_extract.run import Options
 
-PART = ("start", "end", "start_time", "end_time")
+PART = ("start", "end", "start_time", "end_time", "frame_rate")
 REFUSALS = {
     "id_conflict": "the store holds this id from another version of the file, or another part of it; --replace ID puts "
     "new features in the place of the old (--replace changed: for all of these); or give it another id in a manifest",
@@ -141,6 +141,8 @@ def _is_another(path: str, recorded: Mapping[str, Any]) -> bool:
 def _would_fail_again(video: Video, failed: Failure, options: Options) -> bool:
     """Whether neither the file nor the option that was at fault has changed."""
     if not faults.would_fail_again(failed, options.decoder, options.timeout, options.accept_damaged):
+        return False
+    if failed.reason == "not_regular_file" and video.frame_rate is not None:  # a folder that has its fps now
         return False
     if failed.size is None:  # there was no regular file; look again only if there is one now
         return identify(video.path) is None

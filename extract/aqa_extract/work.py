@@ -96,7 +96,7 @@ class Work:
         """
         job = done.video.job
         for video, identity in ((job.video, job.identity), *job.twins):
-            part = video.model_dump(include={"path", "start", "end", "start_time", "end_time"})
+            part = video.model_dump(include={"path", "start", "end", "start_time", "end_time", "frame_rate"})
             meta = meta_of(done) | part | {"identity": identity.record() if identity else None}
             try:
                 self.writer.commit(video.id, done.arrays, meta)

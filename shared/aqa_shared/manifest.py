@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -253,15 +254,22 @@ def _from_table(table: Table, named: _Named) -> None:
         if "\\" in row.path and not os.path.lexists(path):  # written on Windows
             path = local_path(row.path.replace("\\", "/"), folder)
         paths.append(path)
+        extra = row.extra
+        # Of a file it is something to know, of a folder of pictures something to read it by.
+        rate: Any = (extra.pop("fps", None) or None) if os.path.isdir(path) else None
         try:
             video = Video(
                 id=shown(row.id) if row.id else id_of(path, folder) + _part(row),
                 path=path,
-                extra=row.extra,
+                frame_rate=rate,
+                extra=extra,
                 **{n: getattr(row, n) for n in Row.model_fields if n not in ("id", "path")},
             )
         except ValidationError as e:
-            problems.add(number, "", None, f"— {e.errors()[0]['msg'].removeprefix('Value error, ')}")
+            error = e.errors()[0]
+            of_rate = error["loc"] == ("frame_rate",)
+            said = f"— {error['msg'].removeprefix('Value error, ')}"
+            problems.add(number, "fps" if of_rate else "", rate if of_rate else None, said)
             continue
         if video.id in named.videos:
             problems.add(number, "id", video.id, f"is the id of {named.origins[video.id]} as well")
@@ -322,7 +330,7 @@ def _nothing(sources: Sequence[str | Path], found: Sequence[Found]) -> NoInputEr
     images = any(PurePath(p).suffix.lower() in (".jpg", ".jpeg", ".png") for f in found for p, _ in f.skipped)
     return NoInputError(
         f"no videos in {named}; seen: {seen}",
-        fix="frames as images are not read: make them into videos, for example with ffmpeg"
+        fix="a folder of pictures is a row of a manifest: its `path`, and pictures per second as `fps`"
         if images
         else f"videos are known by their suffix: {', '.join(sorted(VIDEO_SUFFIXES))}",
     )

@@ -38,6 +38,8 @@ class Video(Record):
     end: int | None = Field(default=None, ge=1)
     start_time: Finite | None = Field(default=None, ge=0)
     end_time: Finite | None = Field(default=None, gt=0)
+    frame_rate: Finite | None = Field(default=None, gt=0, le=1000)
+    """Pictures per second, where `path` is a folder of pictures; None is a file."""
     score: Finite | None = None
     """In the dataset's own units; None is an unlabelled video."""
     difficulty: Finite | None = None

@@ -55,6 +55,7 @@ def clip(clips: ModuleType, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Any:
     """Every test here gives back its descriptors, its processes and its shared memory."""
+    gc.collect()  # what tests of other files left
     descriptors = len(os.listdir("/proc/self/fd"))
     processes = children()
     yield

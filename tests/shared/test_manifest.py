@@ -165,7 +165,7 @@ def test_nothing_found_says_what_was_seen(tmp_path: Path) -> None:
     error = refused(NoInputError, tmp_path)
     assert error.exit_code == ExitCode.NO_INPUT
     assert "3 × .jpg, 1 × no suffix" in error.cause
-    assert "frames as images are not read" in error.fix
+    assert "a folder of pictures is a row of a manifest" in error.fix
     (tmp_path / "empty").mkdir()
     assert "nothing at all" in refused(NoInputError, tmp_path / "empty").cause
     assert ".mkv" in refused(NoInputError, tmp_path / "empty").fix

@@ -11,6 +11,7 @@ shape.py    how a picture is turned, and how wide its pixels are
 colour.py   matrix, range, HDR: to RGB as an SDR screen shows it
 seek.py     where decoding may begin later than at the first frame, and the proof that it did
 damage.py   which pictures are damaged
+pictures.py a folder of pictures as a video
 readers.py  what a frame is, and PyAV's reader
 decord_backend.py  decord's reader, where it may be used, and what proves its frames
 """

@@ -86,7 +86,9 @@ class Opened:
 
     @property
     def skipped(self) -> int:
-        """Frames that PyAV may pass over."""
+        """Frames that PyAV may pass over, or pictures of a folder that need not be read."""
+        if self.probe.container == "pictures":
+            return self.end - len(np.unique(self.delivered[1]))
         return skipped(self.probe.entries, self.delivered[1].tolist())
 
     @property
@@ -276,6 +278,7 @@ def _ask_probe(child: Child, request: DecodeRequest, clock: Clock) -> Probe:
     command = {
         "do": "probe",
         "path": request.path,
+        "frame_rate": request.video.frame_rate,
         "max_bytes": request.max_bytes,
         "max_pixels": request.max_pixels,
         "untagged_matrix": request.untagged_matrix,

@@ -148,18 +148,12 @@ def probe(
     if odd:
         warnings.append("its display matrix is no right angle: frames are left as they are")
     width, height = frame.width, frame.height
-    if min(width, height) < MIN_SIDE:
-        raise DecodeFailure("too_small", "probe", f"frames of {width}x{height}, the least is {MIN_SIDE} a side")
-    if width * height > max_pixels:
-        raise too_large(width, height, max_pixels)
+    shape = displayed_size(width, height, aspect)
+    refuse_shape(width, height, shape, max_pixels)
     interlaced = bool(frame.interlaced_frame)
     if interlaced:
         warnings.append("interlaced: frames are used woven, motion will show combs")
     pix_fmt = frame.format.name
-    shape = displayed_size(width, height, aspect)
-    if max(shape) > WIDEST * min(shape):
-        detail = f"{shape[0]}x{shape[1]} is more than {WIDEST} times as long as wide: no video of a performance"
-        raise DecodeFailure("bad_shape", "probe", detail)
     sideways = turned in (90, 270)
     gaps = np.diff(times)
     vfr = bool(len(gaps)) and bool(gaps.max() > 1.5 * np.median(gaps) or gaps.min() < 0.5 * np.median(gaps))
@@ -194,6 +188,17 @@ def probe(
         entries=table.entries if table else (),
     )
     return found, table
+
+
+def refuse_shape(width: int, height: int, shape: tuple[int, int], max_pixels: int) -> None:
+    """Raises DecodeFailure for frames of a size, or displayed in a `shape`, that no video of a performance has."""
+    if min(width, height) < MIN_SIDE:
+        raise DecodeFailure("too_small", "probe", f"frames of {width}x{height}, the least is {MIN_SIDE} a side")
+    if width * height > max_pixels:
+        raise too_large(width, height, max_pixels)
+    if max(shape) > WIDEST * min(shape):
+        detail = f"{shape[0]}x{shape[1]} is more than {WIDEST} times as long as wide: no video of a performance"
+        raise DecodeFailure("bad_shape", "probe", detail)
 
 
 def _first_frame(source: Source, max_pixels: int) -> tuple[av.VideoFrame, str, tuple[Fraction, str]]:

@@ -53,6 +53,14 @@ class Tally:
         """Pictures that are not as they were coded."""
         return len(self.damage.pictures)
 
+    @property
+    def named(self) -> str:
+        """The first damaged pictures that have a name of their own: those of a folder."""
+        if self.backend != "pillow" or not self.corrupt:
+            return ""
+        names = sorted(map(str, self.damage.pictures))
+        return f": {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+
 
 class Reader(Protocol):
     """What both backends offer: `read` yields each wanted frame in order and fills `tally`."""

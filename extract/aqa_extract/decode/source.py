@@ -98,7 +98,7 @@ def _refuse_special(status: os.stat_result) -> None:
     if stat.S_ISREG(status.st_mode):
         return
     kinds = {
-        stat.S_IFDIR: "a directory",
+        stat.S_IFDIR: "a directory (pictures in it are read where a manifest gives it an fps)",
         stat.S_IFIFO: "a FIFO",
         stat.S_IFSOCK: "a socket",
         stat.S_IFCHR: "a device",

@@ -21,6 +21,7 @@ import av
 import av.error
 import numpy as np
 
+from aqa_extract.decode import pictures
 from aqa_extract.decode.decord_backend import DecordReader, refusal
 from aqa_extract.decode.failure import DecodeFailure, out_of_memory
 from aqa_extract.decode.packets import timeline
@@ -84,7 +85,7 @@ class Worker:
 
     def __init__(self, channel: Channel, buffer: FrameBuffer) -> None:
         self.channel, self.buffer = channel, buffer
-        self.source: Source | None = None
+        self.source: Source | pictures.Folder | None = None
         self.probe: Probe | None = None
         self.table: PacketTable | None = None
         self.max_pixels = 0
@@ -138,9 +139,15 @@ class Worker:
         self.max_pixels, self.untagged_matrix = command["max_pixels"], command["untagged_matrix"]
         self.accept_damaged = command["accept_damaged"]
         # The name travels with its undecodable bytes as surrogates, which JSON keeps.
-        self.source = Source(command["path"])
-        found, self.table = probe(self.source, self.max_pixels, self.untagged_matrix, self.accept_damaged)
-        self.probe = replace(found, decord_refusal=refusal(found, self.source))
+        path, rate = command["path"], command["frame_rate"]
+        if rate is not None and os.path.isdir(path):
+            self.source, self.table = pictures.Folder(path, rate), None
+            found = pictures.probe(self.source, self.max_pixels, self.accept_damaged)
+            self.probe = replace(found, decord_refusal="a folder of pictures")
+        else:
+            self.source = Source(path)
+            found, self.table = probe(self.source, self.max_pixels, self.untagged_matrix, self.accept_damaged)
+            self.probe = replace(found, decord_refusal=refusal(found, self.source))
         values, payload = self.probe.to_message()
         self.channel.send({"event": "probed", **values}, payload)
 
@@ -149,7 +156,9 @@ class Worker:
         assert self.probe is not None
         self.buffer.grow(command["buffer_bytes"])
         reader: Reader
-        if command["backend"] == "decord":
+        if isinstance(self.source, pictures.Folder):
+            reader = pictures.PicturesReader(self.source, self.probe, self.max_pixels)
+        elif command["backend"] == "decord":
             _clear_stderr()
             reader = DecordReader(self.source, self.probe, self.max_pixels, self.untagged_matrix)
         else:
@@ -173,12 +182,12 @@ class Worker:
             return
         reason = too_damaged(tally, expected)
         if reason and not (self.accept_damaged and tally.decoded):
-            detail = f"{tally.decoded} of {expected} frames decoded, {tally.corrupt} damaged"
+            detail = f"{tally.decoded} of {expected} frames decoded, {tally.corrupt} damaged{tally.named}"
             raise DecodeFailure(reason, "decode", f"{detail}; --accept-damaged takes them", tally.backend)
         if tally.complete and tally.decoded != expected:
             self._recount(reader, missing=expected - tally.decoded if reason else 0)
             return
-        warnings = [f"degraded: {tally.corrupt} of {expected} frames damaged"] if tally.corrupt else []
+        warnings = [f"degraded: {tally.corrupt} of {expected} frames damaged{tally.named}"] if tally.corrupt else []
         accepted = {"missing": self.probe.missing, "damaged": tally.corrupt}
         warnings += tally.damage.warnings()
         self.channel.send(
