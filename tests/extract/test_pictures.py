@@ -271,7 +271,7 @@ def test_extraction_of_folders_end_to_end(tmp_path: Path) -> None:
     table = manifest(tmp_path / "m.csv", rows + "e,gaps,,,25,5\nf,no_rate,,,,6\n")
 
     def run() -> subprocess.CompletedProcess[str]:
-        small = ("--segments", "2", "--short-side", "32", "--crop", "32", "--rgb-weights", "i3d-kinetics-400")
+        small = ("--segments", "2", "--short-side", "32", "--crop", "32", "--weights", "rgb=i3d-kinetics-400")
         command = [BIN / "aqa-extract", table, "--out", tmp_path / "f.zarr", *small, "--device", "cpu"]
         return subprocess.run(command, capture_output=True, text=True, timeout=240)
 

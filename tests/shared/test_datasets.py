@@ -87,7 +87,7 @@ def test_mtl_aqa(mtl: Path, tmp_path: Path) -> None:
     videos = {video.id: video for video in find_videos(tmp_path / "out" / "manifest.csv").videos}
     cut, own = videos["01_01"], videos["02_07"]
     assert (cut.path, cut.start, cut.end) == (str(mtl / "whole" / "01.mp4"), 100, 203)
-    assert (own.path, own.start, own.end, own.extra["fps"]) == (str(mtl / "dives" / "02_07"), None, None, "25.0")
+    assert (own.path, own.start, own.end, own.frame_rate) == (str(mtl / "dives" / "02_07"), None, None, 25.0)
     assert (cut.score, cut.difficulty, cut.split, own.split) == (60.0, 3.0, "train", "test")
     assert json.loads(str(cut.extra["caption"])) == ["<sos>", "a", "dive", "<eos>"]
     assert json.loads(str(cut.extra["judge_scores"])) == [6.5, 7.0, 8.0, 6.5, 6.0, 7.5, 5.0]
