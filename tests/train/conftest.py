@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from aqa_shared.records import ExtractSettings, FlowSettings, Sampling, Video
 from aqa_shared.store import ArraySpec, StoreWriter
 from aqa_train.batch import Inputs
+from aqa_train.methods import VIEWS
 
 # The shapes in the annotations are checked while testing.
 _TENSORS = ("methods", "layers", "batch", "features", "pool", "trainer")
@@ -51,7 +52,8 @@ def store_maker(folder: Path) -> MakeStore:
         scale: float = 1.0,
     ) -> Path:
         settings = ExtractSettings(
-            streams=streams,
+            # Other views of a video are arrays like any other, whether aqa-extract makes them or not.
+            streams=tuple(s for s in streams if s.split("-")[0] not in VIEWS),
             sampling=Sampling(segments=segments),
             flow=FlowSettings(mode="parity" if any("flow" in s for s in streams) else "off"),
         )

@@ -69,7 +69,7 @@ def test_every_method_of_the_table_opens(name: str) -> None:
 
 def test_presets_are_the_papers_ablations() -> None:
     weights = {
-        m: (c.recovery_weight, c.adversarial_weight)
+        m: (c.recovery_weight, c.alignment_weight)
         for m in ("s4aqa", "aa", "aa+rda", "aa+msfr")
         for c in [method_config(resolve(None, {**BASE, "methods": (m,)}), m)]
     }

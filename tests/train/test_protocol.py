@@ -220,7 +220,7 @@ def test_a_method_that_was_not_named_fits_the_videos(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"methods": ("s4aqa",)}, {"settings": {"recovery_weight": 4.0}}, {"settings": {"s4aqa.adversarial_weight": 1.0}}],
+    [{"methods": ("s4aqa",)}, {"settings": {"recovery_weight": 4.0}}, {"settings": {"s4aqa.alignment_weight": 1.0}}],
 )
 def test_a_method_that_was_asked_for_is_not_exchanged(make_store: MakeStore, settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="learns from unlabelled videos, and there are none") as e:

@@ -67,7 +67,7 @@ def test_score_loss_by_hand() -> None:
     with torch.no_grad():
         predicted = model(labelled)
     target = predicted - torch.tensor([1.0, -2.0, 3.0])
-    aa = small(S4AQAConfig(**{**vars(SMALL), "recovery_weight": 0.0, "adversarial_weight": 0.0}))
+    aa = small(S4AQAConfig(**{**vars(SMALL), "recovery_weight": 0.0, "alignment_weight": 0.0}))
     aa.load_state_dict(model.state_dict())
     aa.eval()
     terms = aa.losses(replace(labelled, scores=target), batch(2))
@@ -141,7 +141,7 @@ def test_losses_equal_the_papers_formulas() -> None:
         _reference_recovery(model.decoder[0](f_m), target).item(), rel=1e-5
     )
     d_u, d_m, d_l = (torch.sigmoid(model.discriminator(f)).squeeze(-1) for f in (f_u, f_m, f_l))
-    assert terms["adversarial"].item() == pytest.approx(_reference_domain(d_u, d_m, d_l).item(), rel=1e-5)
+    assert terms["alignment"].item() == pytest.approx(_reference_domain(d_u, d_m, d_l).item(), rel=1e-5)
 
 
 def _reference_encoder(model: S4AQA, x: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ def trained_by(term: str, config: S4AQAConfig = SMALL, channels: tuple[int, ...]
 def test_each_loss_trains_exactly_its_parts(channels: tuple[int, ...]) -> None:
     assert trained_by("score", channels=channels) == {"encoder", "regressor"}
     assert trained_by("recovery", channels=channels) == {"encoder", "decoder"}
-    assert trained_by("adversarial", channels=channels) == {"encoder", "discriminator"}
+    assert trained_by("alignment", channels=channels) == {"encoder", "discriminator"}
 
 
 def test_a_learned_mask_is_trained_by_what_sees_it() -> None:
@@ -207,13 +207,13 @@ def test_the_discriminator_improves_where_the_encoder_worsens_it() -> None:
 
     def after_a_step_of(part: Callable[[S4AQA], nn.Module]) -> float:
         model = small(config)
-        before = model.losses(labelled, unlabelled)["adversarial"]
+        before = model.losses(labelled, unlabelled)["alignment"]
         before.backward()
         with torch.no_grad():
             for p in part(model).parameters():
                 if p.grad is not None:
                     p -= 1e-2 * p.grad
-        return model.losses(labelled, unlabelled)["adversarial"].item() - before.item()
+        return model.losses(labelled, unlabelled)["alignment"].item() - before.item()
 
     assert after_a_step_of(lambda m: m.discriminator) < 0
     assert after_a_step_of(lambda m: m.encoder) > 0
@@ -222,14 +222,14 @@ def test_the_discriminator_improves_where_the_encoder_worsens_it() -> None:
 @pytest.mark.parametrize(
     ("weights", "terms"),
     [
-        ((40.0, 0.1), {"score", "recovery", "adversarial"}),
+        ((40.0, 0.1), {"score", "recovery", "alignment"}),
         ((40.0, 0.0), {"score", "recovery"}),
-        ((0.0, 0.1), {"score", "adversarial"}),
+        ((0.0, 0.1), {"score", "alignment"}),
         ((0.0, 0.0), {"score"}),
     ],
 )
 def test_ablations_leave_terms_out(weights: tuple[float, float], terms: set[str]) -> None:
-    config = S4AQAConfig(**{**vars(SMALL), "recovery_weight": weights[0], "adversarial_weight": weights[1]})
+    config = S4AQAConfig(**{**vars(SMALL), "recovery_weight": weights[0], "alignment_weight": weights[1]})
     assert set(small(config).losses(batch(4), batch(4, seed=1))) == terms
 
 

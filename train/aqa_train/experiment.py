@@ -24,7 +24,7 @@ from aqa_train.batch import Batch, Inputs
 from aqa_train.checkpoint import writing
 from aqa_train.config import RunConfig, method_config, training_of, with_methods
 from aqa_train.features import FeatureSet, InMemory, adds_streams, array_of, enough_memory
-from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
+from aqa_train.methods import DEFAULT, METHODS, VIEWS, WITHOUT_UNLABELLED
 from aqa_train.order import Rows
 from aqa_train.predict import save_model
 from aqa_train.scores import identities, learned_from
@@ -76,11 +76,9 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
     temporary_folder()  # torch looks for one when the first optimiser is made, after all that takes time here
     store = FeatureStore.open(Path(config.features))
     if not config.streams:
-        config = config.model_copy(
-            update={
-                "streams": tuple(str(store.specs[n].attrs.get("stream", n.replace("_", "-"))) for n in store.streams)
-            }
-        )
+        plain = [n for n in store.streams if n.split("_")[0] not in VIEWS] or store.streams
+        names = tuple(str(store.specs[n].attrs.get("stream", n.replace("_", "-"))) for n in plain)
+        config = config.model_copy(update={"streams": names})
     _refuse_missing_streams(config, store)
     needed = [array_of(s) for m in config.methods for s in METHODS[m].streams]
     streams = dict.fromkeys([*map(array_of, config.streams), *needed])

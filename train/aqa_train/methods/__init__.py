@@ -48,14 +48,19 @@ class Method:
 
 _S4AQA = "aqa_train.methods.s4aqa:S4AQA"
 _S4AQA_PAPER = "Zhang et al., TCSVT 2022, doi:10.1109/tcsvt.2022.3143549"
-_S4AQA_RECIPES = {"rhythmic-gymnastics": {"optimiser": "sgd", "lr": 1e-4, "epochs": 500}}
+_S4AQA_RECIPES: dict[str, dict[str, Any]] = {
+    "mtl-aqa": {}, "jigsaws": {},  # the defaults; of JIGSAWS the paper says nothing (ours)
+    "rhythmic-gymnastics": {"optimiser": "sgd", "lr": 1e-4, "epochs": 500},
+}  # fmt: skip
 _USDL_PAPER = "Tang et al., CVPR 2020, arXiv:2006.07665"
 _USDL_RECIPE = {"epochs": 100, "batch": 4, "lr": 1e-4, "weight_decay": 0.0}
-_LABELLED_ONLY = {"recovery_weight": 0.0, "adversarial_weight": 0.0}
+_LABELLED_ONLY = {"recovery_weight": 0.0, "alignment_weight": 0.0}
 _LINE = "aqa_train.methods.trivial:Line"
 
 DEFAULT, WITHOUT_UNLABELLED = "s4aqa", "aa"
 """What is trained where no method is named: where there are unlabelled videos, and where there are none."""
+VIEWS = ("still", "rot90", "rot180", "rot270", "mirror")
+"""A video seen in another way, as `still-rgb`: for methods that ask for it, and for others if `--streams` does."""
 CONSTANT, LINEAR = "mean-score", "ridge"
 """What every verdict compares with."""
 
@@ -72,12 +77,21 @@ METHODS: dict[str, Method] = {
         unlabelled=True, recipes=_S4AQA_RECIPES,
     ),
     "aa+msfr": Method(
-        _S4AQA, "S4AQA without alignment", _S4AQA_PAPER, {"adversarial_weight": 0.0},
+        _S4AQA, "S4AQA without alignment", _S4AQA_PAPER, {"alignment_weight": 0.0},
         unlabelled=True, recipes=_S4AQA_RECIPES,
+    ),
+    "keep-first-frame": Method(
+        "aqa_train.methods.s4aqa_variants:KeepFirstFrame", "S4AQA that recovers segments from their first frames",
+        _S4AQA_PAPER, {"masked": 1, "mask_value": "zeros"}, streams=("rgb", "still-rgb"),
+        unlabelled=True, recipes=_S4AQA_RECIPES,
+    ),
+    "vanilla-ssl": Method(
+        "aqa_train.methods.s4aqa_variants:VanillaSSL", "segment recovery first, scores afterwards", _S4AQA_PAPER,
+        {"alignment_weight": 0.0}, unlabelled=True, recipes=_S4AQA_RECIPES,
     ),
     "mean-teacher": Method(
         "aqa_train.methods.mean_teacher:MeanTeacher", "AA that agrees with its moving average",
-        "Tarvainen and Valpola, NeurIPS 2017, arXiv:1703.01780", _LABELLED_ONLY,
+        "Tarvainen and Valpola, NeurIPS 2017, arXiv:1703.01780",
         unlabelled=True, recipes=_S4AQA_RECIPES,
     ),
     "ridge": Method("aqa_train.methods.linear:Ridge", "ridge regression on mean features", baseline=True),

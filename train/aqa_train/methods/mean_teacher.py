@@ -26,12 +26,12 @@ from torch.nn import functional as F
 
 from aqa_train.batch import Batch, Inputs, join
 from aqa_train.layers import add_noise
-from aqa_train.methods.s4aqa import S4AQA, NotNegative, S4AQAConfig
+from aqa_train.methods.s4aqa import AA, AAConfig, NotNegative
 from aqa_train.pool import Pool
 
 
 @dataclass(frozen=True)
-class MeanTeacherConfig(S4AQAConfig):
+class MeanTeacherConfig(AAConfig):
     """Settings of Mean Teacher, and of AA's encoder and regressor."""
 
     consistency_weight: NotNegative = 1.0
@@ -54,7 +54,7 @@ class MeanTeacher(nn.Module):
     def __init__(self, inputs: Inputs, config: MeanTeacherConfig = MeanTeacherConfig()) -> None:
         super().__init__()
         self.config = config
-        self.student = S4AQA(inputs, config)
+        self.student = AA(inputs, config)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.register_buffer("ramp", torch.tensor(0.0))
         self.register_buffer("steps", torch.tensor(0))

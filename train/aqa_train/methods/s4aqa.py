@@ -10,9 +10,11 @@ Recovery. IEEE TCSVT 2022, doi:10.1109/tcsvt.2022.3143549. No public code; choic
 With several streams (RGB and flow) each has its encoder and decoder; the regressor and the discriminator see
 the streams' f concatenated. The paper's ablations are settings: a weight of 0 leaves that part out.
 
-    AA          recovery_weight = 0, adversarial_weight = 0
+    AA          recovery_weight = 0, alignment_weight = 0
     AA + RDA    recovery_weight = 0
-    AA + MSFR   adversarial_weight = 0
+    AA + MSFR   alignment_weight = 0
+
+Keeping the first frame of each segment and recovery before scores (Tables VI and IX) are in s4aqa_variants.py.
 """
 
 from __future__ import annotations
@@ -37,16 +39,13 @@ Positive = Annotated[int, Field(ge=1)]
 Streams = dict[str, Float[Tensor, "batch _ ..."]]
 Videos = tuple[Streams, Bool[Tensor, "batch _"] | None]
 MaskValue = Literal["zeros", "mean", "noise", "learned"]
+Alignment = Literal["gradient-reversal", "mmd-laplacian", "mmd-rbf"]
 
 
 @dataclass(frozen=True)
-class S4AQAConfig:
-    """Settings of S4AQA; the weights and the three convolutions are the paper's, most widths are not in it."""
+class AAConfig:
+    """Settings of E and R; that there are three convolutions is the paper's, most widths are not in it."""
 
-    recovery_weight: NotNegative = 40.0
-    """λ1 of equation 8 (section IV-A)."""
-    adversarial_weight: NotNegative = 0.1
-    """λ2 of equation 8 (section IV-A)."""
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (512, 256, 256)
     """Channels after each temporal convolution; three of them is the paper's, the widths are ours."""
     kernel: Positive = 3
@@ -55,12 +54,29 @@ class S4AQAConfig:
     """In every convolution block (ours)."""
     norm_first: bool = True
     """Conv, batch norm, ReLU, dropout (ours); False puts ReLU before batch norm, the order of the paper's list."""
+    pooling: Pooling = "mean"
+    """How the encoded sequence becomes the vector f (ours); `flatten` keeps where the hidden segment was."""
+    regressor_width: Positive = 128
+    """Hidden width of R (ours)."""
+    start_at_mean: bool = True
+    """R's last bias starts at the labelled mean, so that no epochs are spent on the offset (ours); False leaves it to
+    chance, as the paper, which says nothing of it, supposedly did."""
+
+
+@dataclass(frozen=True)
+class S4AQAConfig(AAConfig):
+    """Settings of S4AQA; the weights are the paper's."""
+
+    recovery_weight: NotNegative = 40.0
+    """λ1 of equation 8 (section IV-A)."""
+    alignment_weight: NotNegative = 0.1
+    """λ2 of equation 8 (section IV-A); the paper names no other for MMD (ours)."""
+    alignment: Alignment = "gradient-reversal"
+    """How labelled and unlabelled videos are brought together (Table VIII); a weight of 0 is its `w/o alignment`."""
     norm: Literal["clean", "joint", "separate"] = "clean"
     """What batch norm normalises over in training (ours). `clean`: labelled and unlabelled videos together, and their
     statistics alone are kept for prediction; masked ones, which prediction never sees, by their own. `joint`: all
     together. `separate`: each set for itself, all of them kept."""
-    pooling: Pooling = "mean"
-    """How the encoded sequence becomes the vector f (ours); `flatten` keeps where the hidden segment was."""
     masked: Positive = 1
     """Segments hidden in each video; with more, the mean of the hidden ones is recovered (Table VI)."""
     mask_value: MaskValue = "zeros"
@@ -68,11 +84,6 @@ class S4AQAConfig:
     video's own mean and deviation, or a learned vector."""
     recover: Literal["unlabelled", "all"] = "unlabelled"
     """Whose segments are recovered: the paper's, or labelled videos' too (Table IX, `w/ labeled data`)."""
-    regressor_width: Positive = 128
-    """Hidden width of R (ours)."""
-    start_at_mean: bool = True
-    """R's last bias starts at the labelled mean, so that no epochs are spent on the offset (ours); False leaves it to
-    chance, as the paper, which says nothing of it, supposedly did."""
     decoder_width: Positive = 512
     """Hidden width of Φ (ours)."""
     discriminator_width: Positive = 128
@@ -81,29 +92,17 @@ class S4AQAConfig:
     """Coefficient of the gradient reversal; λ2 already scales the loss (ours)."""
 
 
-class S4AQA(nn.Module):
-    """Encoder E, regressor R, decoder Φ and discriminator D, trained jointly."""
+class AA(nn.Module):
+    """Encoder E and regressor R, which all methods that S4AQA compares itself with have in common."""
 
-    Config = S4AQAConfig
-
-    def __init__(self, inputs: Inputs, config: S4AQAConfig = S4AQAConfig()) -> None:
+    def __init__(self, inputs: Inputs, config: AAConfig) -> None:
         super().__init__()
-        segments, channels = inputs.segments, list(inputs.widths.values())
-        if config.masked < 1 or (config.recovery_weight > 0 and config.masked >= segments):
-            raise UsageError(
-                f"masked = {config.masked} segments cannot be hidden in videos of {segments} segment(s)",
-                fix=f"set masked between 1 and {max(segments - 1, 1)}, extract more segments, or use method aa",
-            )
         self.config = config
-        self.segments = segments
-        width = config.widths[-1] * (segments if config.pooling == "flatten" else 1)
-        self.encoder = nn.ModuleList(_Encoder(c, config) for c in channels)
+        self.segments = inputs.segments
+        self.width = config.widths[-1] * (inputs.segments if config.pooling == "flatten" else 1)
+        self.encoder = nn.ModuleList(_Encoder(c, config) for c in inputs.widths.values())
         start = inputs.scale.mean if config.start_at_mean else None
-        self.regressor = mlp(width * len(channels), config.regressor_width, 1, start=start)
-        self.decoder = nn.ModuleList(mlp(width, config.decoder_width, c) for c in channels)
-        self.discriminator = mlp(width * len(channels), config.discriminator_width, 1)
-        if config.mask_value == "learned":
-            self.mask_token = nn.ParameterDict({n: nn.Parameter(torch.zeros(w)) for n, w in inputs.widths.items()})
+        self.regressor = mlp(self.width * len(inputs.widths), config.regressor_width, 1, start=start)
 
     def forward(self, batch: Batch) -> Float[Tensor, "batch"]:
         """Scores in training units."""
@@ -132,17 +131,37 @@ class S4AQA(nn.Module):
         there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if present is None else present
         return {n: F.pad(x, (0, 0, 0, missing)) for n, x in streams.items()}, F.pad(there, (0, missing))
 
+    def regress(self, f: list[Float[Tensor, "batch width"]]) -> Float[Tensor, "batch"]:
+        """Scores (equation 2)."""
+        return self.regressor(torch.cat(f, dim=-1)).squeeze(-1)
+
+
+class S4AQA(AA):
+    """AA with decoder Φ and discriminator D, trained jointly."""
+
+    Config = S4AQAConfig
+    config: S4AQAConfig
+
+    def __init__(self, inputs: Inputs, config: S4AQAConfig = S4AQAConfig()) -> None:
+        super().__init__(inputs, config)
+        if config.masked < 1 or (config.recovery_weight > 0 and config.masked >= self.segments):
+            raise UsageError(
+                f"masked = {config.masked} segments cannot be hidden in videos of {self.segments} segment(s)",
+                fix=f"set masked between 1 and {max(self.segments - 1, 1)}, extract more segments, or use method aa",
+            )
+        self.decoder = nn.ModuleList(mlp(self.width, config.decoder_width, c) for c in inputs.widths.values())
+        if config.alignment == "gradient-reversal":
+            self.discriminator = mlp(self.width * len(inputs.widths), config.discriminator_width, 1)
+        if config.mask_value == "learned":
+            self.mask_token = nn.ParameterDict({n: nn.Parameter(torch.zeros(w)) for n, w in inputs.widths.items()})
+
     def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
         """Unweighted terms; the trainer weights them by the settings `<term>_weight`, sums and logs them."""
         config = self.config
-        wants_unlabelled = config.recovery_weight > 0 or config.adversarial_weight > 0
-        if wants_unlabelled and len(unlabelled) == 0:
-            raise UsageError(
-                "S4AQA learns from unlabelled videos, and there are none",
-                fix="use --method aa, add videos without scores, or hide scores to try it (--labelled 0.4)",
-            )
+        if config.recovery_weight > 0 or config.alignment_weight > 0:
+            refuse_none(unlabelled)
         inputs: dict[str, Videos] = {"labelled": (labelled.streams, labelled.present)}
-        if config.adversarial_weight > 0:
+        if config.alignment_weight > 0:
             inputs["unlabelled"] = (unlabelled.streams, unlabelled.present)
         targets = {}
         if config.recovery_weight > 0:
@@ -155,10 +174,9 @@ class S4AQA(nn.Module):
         if config.recovery_weight > 0:
             streams = [torch.cat(parts) for parts in zip(*(f[name] for name in targets), strict=True)]
             terms["recovery"] = self.recovery_error(streams, torch.cat(list(targets.values())))
-        if config.adversarial_weight > 0:
-            unlabelled_f = [f[name] for name in ("unlabelled", "masked unlabelled") if name in f]
-            logits = [self.discriminate(u) for u in unlabelled_f]
-            terms["adversarial"] = domain_loss(self.discriminate(f["labelled"]), logits)
+        if config.alignment_weight > 0:
+            others = [f[name] for name in ("unlabelled", "masked unlabelled") if name in f]
+            terms["alignment"] = self.misalignment(f["labelled"], others)
         return terms
 
     def mask(self, batch: Batch) -> tuple[Videos, Float[Tensor, "batch channels"]]:
@@ -181,9 +199,14 @@ class S4AQA(nn.Module):
         recovered = [decode(stream) for decode, stream in zip(self.decoder, f, strict=True)]
         return F.l1_loss(torch.cat(recovered, dim=-1), target)
 
-    def regress(self, f: list[Float[Tensor, "batch width"]]) -> Float[Tensor, "batch"]:
-        """Scores (equation 2)."""
-        return self.regressor(torch.cat(f, dim=-1)).squeeze(-1)
+    def misalignment(
+        self, labelled: list[Float[Tensor, "labelled width"]], unlabelled: Sequence[list[Tensor]]
+    ) -> Float[Tensor, ""]:
+        """How well labelled f can be told from unlabelled ones, clean and masked: by D, or by their means."""
+        if self.config.alignment == "gradient-reversal":
+            return domain_loss(self.discriminate(labelled), [self.discriminate(f) for f in unlabelled])
+        others = torch.cat([torch.cat(f, dim=-1) for f in unlabelled])
+        return mean_discrepancy(torch.cat(labelled, dim=-1), others, self.config.alignment)
 
     def _summaries_of(self, inputs: dict[str, Videos]) -> dict[str, list[Float[Tensor, "batch width"]]]:
         """f of every input: through the encoder together, or one after the other (`norm`)."""
@@ -213,10 +236,19 @@ class S4AQA(nn.Module):
         return self.discriminator(reversed_).squeeze(-1)
 
 
+def refuse_none(unlabelled: Batch) -> None:
+    """Nothing can be learned from unlabelled videos where there are none."""
+    if len(unlabelled) == 0:
+        raise UsageError(
+            "the method learns from unlabelled videos, and there are none",
+            fix="use --method aa, add videos without scores, or hide scores to try it (--labelled 0.4)",
+        )
+
+
 class _Encoder(nn.Module):
     """Temporal convolutions of one stream."""
 
-    def __init__(self, channels: int, config: S4AQAConfig) -> None:
+    def __init__(self, channels: int, config: AAConfig) -> None:
         super().__init__()
         inputs = (channels, *config.widths[:-1])
         self.blocks = nn.ModuleList(
@@ -240,6 +272,22 @@ def domain_loss(labelled: Float[Tensor, "labelled"], unlabelled: Sequence[Tensor
     """
     of_unlabelled = torch.stack([F.softplus(logits).mean() for logits in unlabelled]).mean()
     return F.softplus(-labelled).mean() + of_unlabelled
+
+
+def mean_discrepancy(x: Float[Tensor, "m width"], y: Float[Tensor, "n width"], kernel: Alignment) -> Float[Tensor, ""]:
+    """Squared maximum mean discrepancy of two sets, with pairs of a video and itself (Gretton et al. 2012, equation 5).
+
+    k is exp(−|a − b|₁ / s), or exp(−|a − b|² / 2s²), summed over five widths around the median distance in this batch:
+    1/4, 1/2, 1, 2 and 4 times s, or s² (ours; the paper names the two kernels only).
+    """
+    both = torch.cat([x, y])
+    apart = both[:, None] - both
+    distance = apart.abs().sum(dim=-1) if kernel == "mmd-laplacian" else apart.square().sum(dim=-1)
+    others = ~torch.eye(len(both), dtype=torch.bool, device=both.device)
+    width = (1 if kernel == "mmd-laplacian" else 2) * distance.detach()[others].median().clamp(min=1e-12)
+    k = torch.stack([torch.exp(-distance / (scale * width)) for scale in (0.25, 0.5, 1.0, 2.0, 4.0)]).sum(dim=0)
+    m = len(x)
+    return k[:m, :m].mean() + k[m:, m:].mean() - 2 * k[:m, m:].mean()
 
 
 def choose_segments(
