@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, ScoreScale
 from aqa_train.layers import TemporalConv, mlp, pool_time, reverse_gradient
-from aqa_train.methods.mean_teacher import MeanTeacher, MeanTeacherConfig
+from aqa_train.methods.mean_teacher import MeanTeacher
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig, choose_segments, domain_loss, hide
 
 from .conftest import inputs
@@ -370,7 +370,7 @@ def test_two_streams_have_their_own_encoder_and_decoder() -> None:
 @pytest.mark.parametrize("cls", [S4AQA, MeanTeacher])
 def test_outputs_start_at_the_labelled_mean_or_by_chance(cls: Any) -> None:
     shape = replace(inputs(4), scale=ScoreScale(0.0, 10.0, mean=3.5))
-    nets = [cls(shape, MeanTeacherConfig(widths=(8,), start_at_mean=s)) for s in (True, False)]
+    nets = [cls(shape, cls.Config(widths=(8,), start_at_mean=s)) for s in (True, False)]
     biases = [{n: p.item() for n, p in m.named_parameters() if n.endswith("regressor.2.bias")} for m in nets]
     assert set(biases[0].values()) == {3.5}
     assert len(biases[0]) == (2 if cls is MeanTeacher else 1)
