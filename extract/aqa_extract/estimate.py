@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aqa_extract import faults
+from aqa_extract.budget import ByteBudget, TooLarge
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest, Opened
-from aqa_extract.engine import ByteBudget, TooLarge
 from aqa_extract.job import Job
 from aqa_extract.plan import Plan, pinned
 from aqa_extract.plan import plan as plan_run
@@ -296,7 +296,7 @@ def _look(
 def _request(video: Video, settings: ExtractSettings, options: Options) -> DecodeRequest:
     from aqa_extract.work import request_for
 
-    return request_for(video, settings, options.decoder, options.timeout, options.accept_damaged)
+    return request_for(video, settings, options)
 
 
 def _try(looks: Sequence[Look], networks: Networks, options: Options, budget: ByteBudget) -> Speed | None:

@@ -12,6 +12,14 @@ from aqa_shared.console import note
 from aqa_shared.records import Failure, Video
 
 
+class JobFailed(Exception):
+    """This video cannot be used; the run goes on."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{failure.id}: {failure.reason}")
+        self.failure = failure
+
+
 @dataclass(frozen=True)
 class Job:
     """A video to extract. `identity` is None where there is no regular, readable file."""

@@ -1,6 +1,6 @@
-"""Extraction as a function: the networks, the engine, the store.
+"""Extraction as a function: the networks, the pipeline, the store.
 
-videos ─▶ plan ─▶ engine ─▶ store ─▶ finalise with labels
+videos ─▶ plan ─▶ pipeline ─▶ store ─▶ finalise with labels
 """
 
 from __future__ import annotations
@@ -158,8 +158,9 @@ def _run(
     """The part that needs torch and the networks; returns the ids it committed."""
     import torch
 
-    from aqa_extract.engine import ByteBudget, Engine
+    from aqa_extract.budget import ByteBudget
     from aqa_extract.networks import Networks
+    from aqa_extract.pipeline import Pipeline
     from aqa_extract.work import Work
 
     device = pick_device(options.device)
@@ -187,17 +188,7 @@ def _run(
             # there, and no moment has neither.
             writer.finalise({})
         writer.forget(todo.damaged | todo.replaced)
-        stop = threading.Event()
-        work = Work(
-            settings,
-            device,
-            networks.detector_size,
-            writer,
-            options.decoder,
-            options.timeout,
-            stop,
-            accept_damaged=options.accept_damaged,
-        )
+        work = Work(networks, writer, options, ByteBudget(memory_budget(device), threading.Event()))
         compute = new_compute(networks, options)
         jobs = {job.video.id: job for job in todo.jobs}
         begun = time.monotonic()
@@ -215,32 +206,18 @@ def _run(
                 pace = f"{seconds / len(work.committed):.1f} s a video, " if work.committed else ""
                 advance(1, note=f"{pace}{compute.frames / seconds:.0f} frames/s")
 
-            engine = Engine(
-                loader=work.loader,
-                device=compute,
-                commit=work.commit,
-                device_failure=lambda p, e: p.video.job.failed(
-                    "internal_error", "features", f"{type(e).__name__}: {e}"
-                ),
-                report=ended,
-                workers=workers,
-                budget=ByteBudget(memory_budget(device), stop),
-                bytes_of=lambda prepared: prepared.reserved,
-                stop=stop,
-                drivers=min(cores, len(todo.jobs)) if device.type == "cpu" else 1,
-                stop_after=options.stop_after,
-                on_stop=work.kill_decoders,
-            )
+            drivers = min(cores, len(todo.jobs)) if device.type == "cpu" else 1
+            pipeline = Pipeline(work, compute, ended, workers=workers, drivers=drivers, stop_after=options.stop_after)
 
             def finish(number: int) -> None:
-                stop.set()
+                work.stop.set()
                 work.kill_decoders()
-                count = f"finishing {engine.in_flight} video{'s' if engine.in_flight != 1 else ''}"
+                count = f"finishing {pipeline.in_flight} video{'s' if pipeline.in_flight != 1 else ''}"
                 how = "again to stop now" if number == signal.SIGINT else f"for at most {GRACE:.0f} s"
                 console.note(f"{count}; {how}")
 
-            signals.hand_to(finish, engine.abandoned.set)
-            outcome = engine.run(todo.jobs)
+            signals.hand_to(finish, pipeline.abandoned.set)
+            outcome = pipeline.run(todo.jobs)
         report.stages = vars(outcome.times)
         report.extracted = len(work.committed)
         report.without_actor = sorted(work.without_actor)

@@ -7,15 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from aqa_extract.budget import ByteBudget, Stopped, TooLarge
 from aqa_extract.compute import Done, device_faults
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
-from aqa_extract.engine import ByteBudget, JobFailed, Stopped, TooLarge
 from aqa_extract.faults import second_try
-from aqa_extract.job import Job
+from aqa_extract.job import Job, JobFailed
 from aqa_extract.loading import Decoded, Prepared, load
 from aqa_extract.streams import needs_actor, needs_flow
 from aqa_shared.console import warn
@@ -23,19 +21,19 @@ from aqa_shared.errors import AqaError
 from aqa_shared.records import ExtractSettings, Video
 from aqa_shared.store import StoreWriter
 
+if TYPE_CHECKING:
+    from aqa_extract.networks import Networks
+    from aqa_extract.run import Options
+
 
 @dataclass
 class Work:
     """The hands of one run: everything that is per video and knows both codec and store."""
 
-    settings: ExtractSettings
-    device: torch.device
-    detector_size: int | None
+    networks: Networks
     writer: StoreWriter
-    decoder: Literal["auto", "decord", "av"]
-    timeout: float
-    stop: threading.Event
-    accept_damaged: bool = False
+    options: Options
+    budget: ByteBudget
     decoders: list[Decoder] = field(default_factory=list)
     """Every decode child alive, so that a signal can end them."""
     committed: set[str] = field(default_factory=set)
@@ -45,15 +43,21 @@ class Work:
     without_actor: list[str] = field(default_factory=list)
     """Ids written by this run of which the full frame was used."""
 
+    @property
+    def stop(self) -> threading.Event:
+        """Set when the run is to end early."""
+        return self.budget.stop
+
     @contextmanager
-    def loader(self, budget: ByteBudget) -> Iterator[Callable[[Job], Prepared]]:
+    def loader(self) -> Iterator[Callable[[Job], Prepared]]:
         """A decode child, and the function that loads a job with it."""
         with Decoder() as decoder:
             self.decoders.append(decoder)
-            yield lambda job: self._load(decoder, budget, job)
+            yield lambda job: self._load(decoder, job)
 
-    def _load(self, decoder: Decoder, budget: ByteBudget, job: Job) -> Prepared:
-        request = request_for(job.video, self.settings, self.decoder, self.timeout, self.accept_damaged)
+    def _load(self, decoder: Decoder, job: Job) -> Prepared:
+        networks, budget = self.networks, self.budget
+        request = request_for(job.video, networks.settings, self.options)
         for last_try in (False, True):
             started = time.monotonic()
             reserved = 0
@@ -69,7 +73,9 @@ class Work:
 
             try:
                 with device_faults():
-                    prepared = load(decoder, job, request, self.settings, self.device, self.detector_size, reserve)
+                    prepared = load(
+                        decoder, job, request, networks.settings, networks.device, networks.detector_size, reserve
+                    )
                 _refuse_changed(prepared.video)
                 reserved = 0  # whoever has the pixels gives it back
                 return prepared
@@ -115,24 +121,18 @@ class Work:
             decoder.interrupt()
 
 
-def request_for(
-    video: Video,
-    settings: ExtractSettings,
-    decoder: Literal["auto", "decord", "av"],
-    timeout: float,
-    accept_damaged: bool,
-) -> DecodeRequest:
+def request_for(video: Video, settings: ExtractSettings, options: Options) -> DecodeRequest:
     """What a run asks of its decoders."""
     return DecodeRequest(
         path=video.path,
         video=video,
         sampling=settings.sampling,
-        decoder=decoder,
+        decoder=options.decoder,
         need_next=needs_flow(settings),
         actor=settings.actor if needs_actor(settings) else None,
-        deadline=timeout,
+        deadline=options.timeout,
         untagged_matrix=settings.pixels.untagged_matrix,
-        accept_damaged=accept_damaged,
+        accept_damaged=options.accept_damaged,
     )
 
 

@@ -20,6 +20,7 @@ from aqa_extract.flow.tvl1 import tvl1
 from aqa_extract.job import Job
 from aqa_extract.loading import load
 from aqa_extract.networks import Networks
+from aqa_extract.run import Options
 from aqa_extract.streams import VIEWS, completed
 from aqa_extract.work import request_for
 from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling, Video
@@ -128,7 +129,7 @@ def test_a_view_is_of_the_clip_that_the_network_would_see(clips: ModuleType, tmp
     compute = Compute(Networks(settings, cpu, dict(networks), None, TVL1Settings(), {}), settings, 1, 8)
     video = Video(id="v", path=str(path))
     with Decoder() as decoder:
-        request = request_for(video, settings, "av", 60, False)
+        request = request_for(video, settings, Options(decoder="av"))
         prepared = load(decoder, Job(video, None), request, settings, cpu, None, lambda _: None)
     assert len(prepared.frames) == 1
     (done,) = [*compute.submit(prepared), *compute.flush()]

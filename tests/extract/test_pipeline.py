@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -16,15 +16,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from aqa_extract.budget import ByteBudget, Stopped, TooLarge
 from aqa_extract.compute import Compute, Done
 from aqa_extract.decode import child, process
 from aqa_extract.decode.child import Decoder, DecodeRequest
-from aqa_extract.engine import ByteBudget, Engine, JobFailed, Stopped, TooLarge
 from aqa_extract.flow.settings import TVL1Settings
 from aqa_extract.identity import identify
-from aqa_extract.job import Job
-from aqa_extract.loading import load
+from aqa_extract.job import Job, JobFailed
+from aqa_extract.loading import Decoded, Prepared, load
 from aqa_extract.networks import Networks
+from aqa_extract.pipeline import Outcome, Pipeline
+from aqa_extract.run import Options
 from aqa_extract.streams import array_specs
 from aqa_extract.work import Work
 from aqa_shared.errors import EnvironmentFault, StoreError
@@ -32,34 +34,38 @@ from aqa_shared.records import ExtractSettings, Failure, Pixels, Sampling, Video
 from aqa_shared.store import StoreWriter
 
 
-def _failure(job: int, reason: str = "bad") -> Failure:
-    return Failure(id=str(job), path="", reason=reason, stage="decode", detail="")
+def _job(number: int) -> Job:
+    return Job(Video(id=str(number), path=""), None)
 
 
-class PairUp:
+def _number(what: Job | Decoded) -> int:
+    return int((what.job if isinstance(what, Decoded) else what).video.id)
+
+
+class PairUp(Compute):
     """A device that finishes jobs two at a time, as batches across videos do."""
 
     def __init__(self, poison: frozenset[int] = frozenset()) -> None:
-        self.held: list[int] = []
+        self.held: list[Done] = []
         self.lock = threading.Lock()
         self.poison = poison
 
-    def submit(self, loaded: int) -> Sequence[int]:
-        if loaded in self.poison:
-            raise ValueError(f"cannot compute {loaded}")
+    def submit(self, prepared: Prepared) -> list[Done]:
+        if _number(prepared.video) in self.poison:
+            raise ValueError("cannot compute this")
         with self.lock:
-            self.held.append(loaded)
+            self.held.append(Done(prepared.video, {}, {}))
             if len(self.held) < 2:
                 return []
             return self.flush()
 
-    def flush(self) -> Sequence[int]:
+    def flush(self) -> list[Done]:
         done, self.held = self.held, []
         return done
 
 
-class Bench:
-    """An engine over integers, with what happened to them."""
+class Bench(Work):
+    """A pipeline of numbered videos without pixels, with what happened to them."""
 
     def __init__(
         self,
@@ -72,48 +78,53 @@ class Bench:
         commit: Callable[[int], None] | None = None,
         limit: int = 3,
     ) -> None:
-        self.committed: list[int] = []
+        self.done: list[int] = []
         self.reports: list[Failure | None] = []
-        self.stop = threading.Event()
         self.opened = 0
         self.closed = 0
         self.bad = bad
-        self.budget = ByteBudget(limit, self.stop)
-        self.engine: Engine[int, int, int] = Engine(
-            loader=self.loader,
-            device=PairUp(poison),
-            commit=commit or self.committed.append,
-            device_failure=lambda job, e: _failure(job, type(e).__name__),
-            report=self.reports.append,
+        self.budget = ByteBudget(limit, threading.Event())
+        self.write = commit or self.done.append
+        self.pipeline = Pipeline(
+            self,
+            PairUp(poison),
+            lambda failure: self.reports.append(failure),
             workers=workers,
             drivers=drivers,
-            budget=self.budget,
-            bytes_of=lambda _: 1,
-            stop=self.stop,
             stop_after=stop_after,
         )
 
+    def run(self, jobs: Iterable[int]) -> Outcome:
+        return self.pipeline.run([_job(number) for number in jobs])
+
     @contextmanager
-    def loader(self, budget: ByteBudget) -> Iterator[Callable[[int], int]]:
+    def loader(self) -> Iterator[Callable[[Job], Prepared]]:
         self.opened += 1
 
-        def load(job: int) -> int:
-            if job in self.bad:
-                raise JobFailed(_failure(job))
-            budget.take(1)
-            return job
+        def load_one(job: Job) -> Prepared:
+            if _number(job) in self.bad:
+                raise JobFailed(job.failed("bad", "decode", ""))
+            self.budget.take(1)
+            video = Decoded(job, *(None,) * 4)  # type: ignore[arg-type]  # nobody looks
+            return Prepared(video, {}, None, None, reserved=1)
 
         try:
-            yield load
+            yield load_one
         finally:
             self.closed += 1
+
+    def commit(self, done: Done) -> None:
+        self.write(_number(done.video))
+
+    def kill_decoders(self) -> None:
+        pass
 
 
 @pytest.mark.parametrize(("workers", "drivers"), [(1, 1), (3, 1), (1, 3), (3, 2)])
 def test_every_job_is_committed_once(workers: int, drivers: int) -> None:
     bench = Bench(workers=workers, drivers=drivers)
-    outcome = bench.engine.run(range(41))
-    assert sorted(bench.committed) == list(range(41))
+    outcome = bench.run(range(41))
+    assert sorted(bench.done) == list(range(41))
     assert outcome.finished == 41
     assert outcome.stopped_by is None
     assert bench.reports == [None] * 41
@@ -124,19 +135,19 @@ def test_every_job_is_committed_once(workers: int, drivers: int) -> None:
 @pytest.mark.parametrize("drivers", [1, 3])
 def test_bad_jobs_are_named_and_the_rest_finish(drivers: int) -> None:
     bench = Bench(bad=frozenset({3, 4}), poison=frozenset({9}), drivers=drivers)
-    outcome = bench.engine.run(range(12))
-    assert sorted(bench.committed) == [0, 1, 2, 5, 6, 7, 8, 10, 11]
+    outcome = bench.run(range(12))
+    assert sorted(bench.done) == [0, 1, 2, 5, 6, 7, 8, 10, 11]
     assert sorted((f.id, f.reason) for f in outcome.failures) == [
         ("3", "bad"),
         ("4", "bad"),
-        ("9", "ValueError"),
+        ("9", "internal_error"),
     ]
     assert bench.budget.used == 0
 
 
 def test_failures_in_a_row_stop_the_run() -> None:
     bench = Bench(bad=frozenset(range(10, 100)), workers=1, stop_after=5)
-    outcome = bench.engine.run(range(100))
+    outcome = bench.run(range(100))
     assert len(outcome.failures) == 5
     assert outcome.stopped_by == "5 failures in a row"
 
@@ -146,12 +157,12 @@ def test_what_the_store_refuses_is_a_failure_of_that_job() -> None:
 
     def picky(job: int) -> None:
         if job == 5:
-            raise JobFailed(_failure(job, "bad_features"))
-        bench.committed.append(job)
+            raise JobFailed(_job(job).failed("bad_features", "commit", ""))
+        bench.done.append(job)
 
-    bench.engine.commit = picky
-    outcome = bench.engine.run(range(9))
-    assert sorted(bench.committed) == [0, 1, 2, 3, 4, 6, 7, 8]
+    bench.write = picky
+    outcome = bench.run(range(9))
+    assert sorted(bench.done) == [0, 1, 2, 3, 4, 6, 7, 8]
     assert [(f.id, f.reason) for f in outcome.failures] == [("5", "bad_features")]
     assert len(bench.reports) == 9
 
@@ -162,46 +173,46 @@ def test_a_fault_of_the_store_ends_the_run_with_that_fault() -> None:
 
     bench = Bench(commit=full)
     with pytest.raises(StoreError, match="no space"):
-        bench.engine.run(range(1000))
+        bench.run(range(1000))
     assert bench.opened == bench.closed
 
 
 def test_a_fault_of_the_device_ends_the_run_with_that_fault() -> None:
     bench = Bench()
 
-    def out_of_memory(_: int) -> Sequence[int]:
+    def out_of_memory(_: Prepared) -> list[Done]:
         raise EnvironmentFault("out of device memory")
 
-    bench.engine.device.submit = out_of_memory  # type: ignore[method-assign]
+    bench.pipeline.compute.submit = out_of_memory  # type: ignore[method-assign]
     with pytest.raises(EnvironmentFault):
-        bench.engine.run(range(10))
+        bench.run(range(10))
 
 
 def test_a_crash_in_a_loader_is_raised_not_swallowed() -> None:
     bench = Bench()
 
     @contextmanager
-    def broken(budget: ByteBudget) -> Iterator[Callable[[int], int]]:
+    def broken() -> Iterator[Callable[[Job], Prepared]]:
         raise OSError("cannot start the decoder")
         yield
 
-    bench.engine.loader = broken
+    bench.loader = broken  # type: ignore[method-assign]
     with pytest.raises(OSError, match="cannot start"):
-        bench.engine.run(range(3))
+        bench.run(range(3))
 
 
 def test_stop_keeps_what_is_committed_and_says_so() -> None:
     bench = Bench(workers=1)
 
     def commit(job: int) -> None:
-        bench.committed.append(job)
-        if len(bench.committed) == 4:
+        bench.done.append(job)
+        if len(bench.done) == 4:
             bench.stop.set()
 
-    bench.engine.commit = commit
-    outcome = bench.engine.run(range(1000))
+    bench.write = commit
+    outcome = bench.run(range(1000))
     assert outcome.stopped_by == "signal"
-    assert 4 <= len(bench.committed) < 1000
+    assert 4 <= len(bench.done) < 1000
 
 
 def test_budget_blocks_until_there_is_room_but_lets_one_large_pass() -> None:
@@ -244,9 +255,9 @@ def test_a_report_that_fails_ends_the_run_instead_of_hanging_it() -> None:
     def closed(_: Failure | None) -> None:
         raise BrokenPipeError
 
-    bench.engine.report = closed
+    bench.pipeline.report = closed
     with pytest.raises(BrokenPipeError):
-        bench.engine.run(range(100))
+        bench.run(range(100))
 
 
 def test_bad_jobs_at_the_very_end_do_not_stop_what_is_already_over() -> None:
@@ -259,11 +270,11 @@ def test_bad_jobs_at_the_very_end_do_not_stop_what_is_already_over() -> None:
         if sum(one is not None for one in bench.reports) == 5:
             five_failed.set()
 
-    bench.engine.report = report
-    bench.engine.commit = lambda job: bench.committed.append(job) if five_failed.wait(30) else None
-    outcome = bench.engine.run(range(15))
+    bench.pipeline.report = report
+    bench.write = lambda job: bench.done.append(job) if five_failed.wait(30) else None
+    outcome = bench.run(range(15))
     assert outcome.stopped_by is None
-    assert len(bench.committed) == outcome.finished == 10
+    assert len(bench.done) == outcome.finished == 10
 
 
 class SmallMemory(nn.Module):
@@ -356,9 +367,10 @@ def test_an_error_of_one_part_is_raised_and_leaves_no_part_behind() -> None:
 
 
 @contextmanager
-def real_work(store: Path, settings: ExtractSettings) -> Iterator[Work]:
+def real_work(store: Path, settings: ExtractSettings, limit: int = 1 << 30) -> Iterator[Work]:
     with StoreWriter.open(store, specs=array_specs(settings), settings=settings, provenance={}) as writer:
-        yield Work(settings, torch.device("cpu"), None, writer, "av", 60.0, threading.Event())
+        budget = ByteBudget(limit, threading.Event())
+        yield Work(networks(settings, SmallMemory(room=2)), writer, Options(decoder="av", timeout=60), budget)
 
 
 def test_a_decoder_that_starts_late_is_tried_again(
@@ -374,10 +386,7 @@ def test_a_decoder_that_starts_late_is_tried_again(
 
     monkeypatch.setattr(child, "Child", late_at_first)
     settings = ExtractSettings(sampling=Sampling(protocol="dense"), pixels=Pixels(short_side=32, crop=32))
-    with (
-        real_work(tmp_path / "store.zarr", settings) as work,
-        work.loader(ByteBudget(1 << 30, work.stop)) as load_one,
-    ):
+    with real_work(tmp_path / "store.zarr", settings) as work, work.loader() as load_one:
         prepared = load_one(Job(Video(id="v", path=str(path)), identify(str(path))))
     assert prepared.video.finished.decoded == 20
     assert starts == [0.0, 60.0]
@@ -387,24 +396,14 @@ def test_a_video_too_long_for_the_memory_is_named_and_the_others_go_on(clips: Mo
     paths = [clips.Clip(frames=n).write(tmp_path / str(n)) for n in (20, 300, 24)]
     jobs = [Job(Video(id=path.stem, path=str(path)), identify(str(path))) for path in paths]
     settings = ExtractSettings(sampling=Sampling(protocol="dense"), pixels=Pixels(short_side=32, crop=32))
-    done: list[str] = []
-    with real_work(tmp_path / "store.zarr", settings) as work:
-        # 64x48 becomes 43x32: the 288 frames of 18 segments take 1.19 MB, more than twice the limit.
-        budget = ByteBudget(500_000, work.stop)
-        outcome = Engine(
-            loader=work.loader,
-            device=Compute(networks(settings, SmallMemory(room=2)), settings, batch=2, flow_batch=8),
-            commit=lambda finished: done.append(finished.video.job.video.id),
-            device_failure=lambda loaded, e: loaded.video.job.failed("internal_error", "features", str(e)),
-            report=lambda failure: None,
-            workers=2,
-            budget=budget,
-            bytes_of=lambda prepared: prepared.reserved,
-            stop=work.stop,
-        ).run(jobs)
-    assert sorted(done) == ["20", "24"]
+    # 64x48 becomes 43x32: the 288 frames of 18 segments take 1.19 MB, more than twice the limit.
+    with real_work(tmp_path / "store.zarr", settings, limit=500_000) as work:
+        compute = Compute(work.networks, settings, batch=2, flow_batch=8)
+        work.commit = lambda done: work.committed.add(done.video.job.video.id)  # type: ignore[method-assign]
+        outcome = Pipeline(work, compute, lambda failure: None, workers=2).run(jobs)
+    assert work.committed == {"20", "24"}
     (failure,) = outcome.failures
     assert (failure.id, failure.reason, failure.stage) == ("300", "too_long", "sampling")
     for said in ("0.00119 GB", "0.001 GB", "start and end", "fewer --segments", "--short-side"):
         assert said in failure.detail
-    assert budget.used == 0
+    assert work.budget.used == 0
