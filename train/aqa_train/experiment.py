@@ -332,7 +332,8 @@ def what_it_reads(
     row = METHODS[method]
     chosen = features.select([array_of(s) for s in row.streams or config.streams])
     labelled, seen = (protocol.rows_of(features, ids) for ids in (split.labelled, split.labelled + split.unlabelled))
-    return chosen.prepared(row.columns, row.labels, seen, labelled, standardise)
+    there = {name: kind for name, kind in row.optional.items() if any(c is not None for c in features.cells(name))}
+    return chosen.prepared({**row.columns, **there}, row.labels, seen, labelled, standardise)
 
 
 def _refuse_missing_streams(config: RunConfig, store: Any) -> None:

@@ -26,6 +26,8 @@ class Method:
     """Those it reads, as `rgb`, `actor-rgb` or `rgb:map`; none named: all features of the run."""
     columns: Mapping[str, Kind] = field(default_factory=dict)
     """Columns of the videos' table that it reads of every video."""
+    optional: Mapping[str, Kind] = field(default_factory=dict)
+    """Those that it reads where there are any."""
     labels: Mapping[str, Kind] = field(default_factory=dict)
     """Columns that belong to the score, as judges' marks: shown to it of labelled videos alone."""
     unlabelled: bool = False
@@ -56,6 +58,32 @@ _USDL_PAPER = "Tang et al., CVPR 2020, arXiv:2006.07665"
 _USDL_RECIPE = {"epochs": 100, "batch": 4, "lr": 1e-4, "weight_decay": 0.0}
 _LABELLED_ONLY = {"recovery_weight": 0.0, "alignment_weight": 0.0}
 _LINE = "aqa_train.methods.trivial:Line"
+_CORE_PAPER = "Yu et al., ICCV 2021, arXiv:2108.07797"
+
+
+def _core(summary: str, *, compare: bool, head: str, difficulty: bool) -> Method:
+    """A row of CoRe's tables; those with difficulty are a league of their own."""
+    return Method(
+        "aqa_train.methods.core:CoRe", summary + (", of score / difficulty" if difficulty else ""), _CORE_PAPER,
+        {"compare": compare, "head": head, "difficulty": difficulty},
+        columns={"difficulty": "number"} if difficulty else {},
+        optional={"category": "category"} if compare else {},
+        uses_difficulty=difficulty,
+        recipes={"": {"lr": 1e-3, "weight_decay": 0.0, "epochs": 200, "batch": 2, "epoch_of": "labelled"}},
+    )  # fmt: skip
+
+
+_CORE_ROWS = {
+    name + ("-dd" if difficulty else ""): _core(summary, compare=compare, head=head, difficulty=difficulty)
+    for difficulty in (False, True)
+    for name, summary, compare, head in (
+        ("i3d+mlp", "three layers on mean features", False, "mlp"),
+        ("i3d+gart", "CoRe's regression tree on the mean feature", False, "gart"),
+        ("core+mlp", "differences to exemplars, regressed", True, "mlp"),
+        ("core", "CoRe: differences to exemplars by a regression tree", True, "gart"),
+    )
+    if difficulty or name != "i3d+mlp"  # which has a file of its own
+}
 
 DEFAULT, WITHOUT_UNLABELLED = "s4aqa", "aa"
 """What is trained where no method is named: where there are unlabelled videos, and where there are none."""
@@ -94,6 +122,7 @@ METHODS: dict[str, Method] = {
         "Tarvainen and Valpola, NeurIPS 2017, arXiv:1703.01780",
         unlabelled=True, recipes=_S4AQA_RECIPES,
     ),
+    **_CORE_ROWS,
     "ridge": Method("aqa_train.methods.linear:Ridge", "ridge regression on mean features", baseline=True),
     "svr": Method(
         "aqa_train.methods.linear:SVR", "linear support vector regression on mean features",

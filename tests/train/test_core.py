@@ -1,0 +1,445 @@
+"""CoRe: groups and losses by hand and against the authors' formulas, exemplars, and that it learns."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aqa_shared.errors import UsageError
+from aqa_shared.store import FeatureStore
+from aqa_train.batch import Batch, Inputs, ScoreScale
+from aqa_train.config import Training
+from aqa_train.features import FeatureSet
+from aqa_train.methods import METHODS
+from aqa_train.methods.core import GART, CoRe, CoReConfig, cut, group_of, pairs
+from aqa_train.metrics import spearman
+from aqa_train.pool import Part, Pool
+from aqa_train.predict import load_checkpoint
+from aqa_train.trainer import Task, fit, predict
+
+from .conftest import MakeStore, inputs, synthetic
+from .runs import aqa_train
+
+CPU = torch.device("cpu")
+ANNOTATIONS = Path(os.environ.get("AQA_SHARED", Path(__file__).parents[3] / "shared")) / "annotations" / "mtl-aqa"
+SMALL = {"width": 8, "depth": 3, "mlp_widths": (8,)}
+SCALE = ScoreScale(0.0, 100.0)
+
+
+def task_for(
+    videos: int = 12, labelled: int = 8, row: str = "core", scale: ScoreScale = SCALE, **columns: Any
+) -> tuple[Task, Inputs]:
+    x, scores = synthetic(videos, 3, 6)
+    found = FeatureSet.from_arrays({"rgb": x}, {n: np.array(v, dtype=object) for n, v in columns.items()})
+    rows = np.arange(labelled)
+    method = METHODS[row]
+    wanted = {**method.columns, **{n: k for n, k in method.optional.items() if n in columns}}
+    read, shape = found.place(CPU, "yes").prepared(wanted, {}, np.arange(videos), rows, "none")
+    task = Task(read, rows, np.arange(labelled, videos), np.arange(0), scale.to_training(scores))
+    return task, replace(shape, scale=scale)
+
+
+def fitted(task: tuple[Task, Inputs], epochs: int = 1, **settings: Any) -> Any:
+    config = CoReConfig(**{**SMALL, **settings})  # type: ignore[arg-type]
+    training = Training(epochs=epochs, batch=8, lr=5e-3, weight_decay=0)
+    return fit(lambda: CoRe(task[1], config), task[0], training, seed=[1], device=CPU)
+
+
+def labelled_of(task: tuple[Task, Inputs], rows: Any) -> Batch:
+    read, scores = task[0].features, task[0].scores
+    return replace(read.load(np.array(rows), CPU), scores=torch.tensor(scores[rows], dtype=torch.float32))
+
+
+# ---- groups
+
+
+def test_groups_by_hand() -> None:
+    # Of 0, 1, 2, …, 8 two groups end at the value at ⌊8 · 1/2⌋ = 4; the outer bounds are given.
+    values = np.array([3.0, 0, 8, 1, 2, 4, 7, 5, 6])
+    assert cut(values, 2, (0.0, 10.0)).tolist() == [0, 4, 10]
+    assert cut(values, 4, (-1.0, 8.0)).tolist() == [-1, 2, 4, 6, 8]
+    bounds = torch.tensor([-10.0, -4, 0, 4, 10])
+    # [0, 4) and [4, 10], mirrored below 0: (−4, 0) and [−10, −4].
+    deltas = torch.tensor([0.0, 3.9, 4, 10, 12, -0.1, -3.9, -4, -10])
+    assert group_of(deltas, bounds).tolist() == [2, 2, 3, 3, 3, 1, 1, 0, 0]
+    # A group of no width is nobody's.
+    assert group_of(torch.tensor([0.0, 1, -1]), torch.tensor([-2.0, 0, 0, 0, 2])).tolist() == [3, 3, 0]
+
+
+def test_pairs_are_of_the_same_class_and_counted_once() -> None:
+    kind = np.array([0, 1, 0, 0])
+    found = pairs(np.array([5.0, 9, 1, 2]), kind[:, None] == kind)
+    assert sorted(found.tolist()) == [-1, 3, 4]
+
+
+def _reference_groups(differences: NDArray[np.float64], leaves: int, top: float) -> list[list[float]]:
+    """As the authors' code builds them: the positive half from sorted absolute differences, then its mirror image."""
+    ordered, half = sorted(np.abs(differences)), leaves // 2
+    right = [float(ordered[int((i + 1) / half * (len(ordered) - 1))]) for i in range(half)]
+    right[-1] = top
+    positive = [[a, b] for a, b in zip([0.0, *right], right, strict=False)]
+    return [[-b, -a] for a, b in reversed(positive)] + positive
+
+
+def _reference_labels(delta: float, groups: list[list[float]]) -> tuple[int, float]:
+    for i, (left, right) in enumerate(groups):
+        if (delta >= 0 and left <= delta < right) or (delta < 0 and left < delta <= right):
+            return i, delta - left if left == right else (delta - left) / (right - left)
+    raise AssertionError(delta)
+
+
+def test_bounds_of_the_differences_in_mtl_aqa_are_the_authors() -> None:
+    if not ANNOTATIONS.is_dir():
+        pytest.skip(f"no annotations in {ANNOTATIONS}")
+    entries = pickle.loads((ANNOTATIONS / "final_annotations_dict_with_dive_number.pkl").read_bytes())
+    dives = [entries[tuple(k)] for k in pickle.loads((ANNOTATIONS / "train_split_0.pkl").read_bytes())]
+    difficulty = np.array([d["difficulty"] for d in dives])
+    differences = pairs(np.array([d["final_score"] for d in dives]) / difficulty, difficulty[:, None] == difficulty)
+    assert len(differences) == 67_562
+    bounds = cut(np.abs(differences), 8, (0.0, 30.0))
+    np.testing.assert_allclose(bounds, [0, 0.91, 1.5, 2.5, 3, 4.5, 6, 8.5, 30], atol=0.005)
+    groups = _reference_groups(differences, 16, 30.0)
+    both = np.concatenate([-bounds[:0:-1], bounds])
+    np.testing.assert_allclose(both[:-1], [g[0] for g in groups])
+    np.testing.assert_allclose(both[1:], [g[1] for g in groups])
+
+
+def test_a_trained_method_has_the_authors_groups_and_labels() -> None:
+    task = task_for(20, 14)
+    model = fitted(task).model
+    known = model.known.numpy().astype(np.float64)
+    groups = _reference_groups(pairs(known, np.ones((14, 14), dtype=bool)), 4, 5.0)
+    np.testing.assert_allclose(model.bounds[:-1], [g[0] for g in groups], rtol=1e-6, atol=1e-12)
+    deltas = (known[:, None] - known)[~np.eye(14, dtype=bool)].astype(np.float32)
+    own = group_of(torch.from_numpy(deltas), model.bounds).tolist()
+    exact = [[float(np.float32(a)), float(np.float32(b))] for a, b in groups]
+    assert own == [_reference_labels(float(d), exact)[0] for d in deltas]
+
+
+# ---- the tree
+
+
+def _reference_tree(tree: GART, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Node by node: the product of the probabilities along every path, and the leaf's own number."""
+
+    def part(conv: Any, node: int, own: Tensor) -> Tensor:
+        rows = conv.weight.shape[0] // conv.groups
+        at = slice(node * rows, (node + 1) * rows)
+        return own @ conv.weight[at, :, 0].T + conv.bias[at]
+
+    level = [(torch.ones(len(x)), F.relu(tree.root(x)))]
+    for split, choose in zip(tree.split, tree.choose, strict=True):
+        following = []
+        for i, (share, node) in enumerate(level):
+            chance = part(choose, i, node).softmax(dim=-1)
+            left, right = F.relu(part(split, i, node)).chunk(2, dim=-1)
+            following += [(share * chance[:, 0], left), (share * chance[:, 1], right)]
+        level = following
+    numbers = [part(tree.place, i, node)[:, 0] for i, (_, node) in enumerate(level)]
+    return torch.stack([share for share, _ in level], dim=1), torch.stack(numbers, dim=1)
+
+
+def test_the_tree_is_the_product_of_its_decisions() -> None:
+    torch.manual_seed(0)
+    tree, x = GART(7, 5, 3), torch.randn(4, 7)
+    log_share, place = tree(x)
+    share, number = _reference_tree(tree, x)
+    assert share.shape == (4, 8)
+    # Float32 sums in another order.
+    torch.testing.assert_close(log_share.exp(), share, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(place, number, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(log_share.exp().sum(dim=1), torch.ones(4))
+    # Depth 5 of the authors' code has 16 leaves, of the paper 32.
+    assert CoRe(inputs(6)).head.leaves == 16  # type: ignore[union-attr]
+    assert CoRe(inputs(6), CoReConfig(variant="paper")).head.leaves == 32  # type: ignore[union-attr]
+
+
+def silent(model: CoRe, place: float) -> None:
+    """All groups equally likely, and every leaf says `place`."""
+    for p in model.head.parameters():
+        nn.init.zeros_(p)
+    assert isinstance(model.head, GART)
+    nn.init.constant_(model.head.place.bias, place)  # type: ignore[arg-type]
+
+
+def test_losses_by_hand() -> None:
+    """Two labelled videos worth 1 and 3: each is the other's exemplar, 2 better or 2 worse."""
+    model = CoRe(inputs(2), CoReConfig(depth=2, width=4)).eval()
+    model.x, model.known = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1.0, 3.0])
+    model.categories, model.difficulties = torch.zeros(2, dtype=torch.int64), torch.zeros(2)
+    batch = Batch({"rgb": model.x[:, None]}, torch.tensor([1.0, 3.0]))
+    model.bounds = torch.tensor([-5.0, 0.0, 5.0])
+    silent(model, 0.5)
+    terms = model.losses(batch, batch)
+    # Both directions: log 2 each. Places are (2 − 0) / 5 = .4 above and (−2 + 5) / 5 = .6 below: .1² in each of two
+    # groups of each of two directions.
+    assert terms["group"].item() == pytest.approx(2 * math.log(2), rel=1e-6)
+    assert terms["position"].item() == pytest.approx(4 * 0.01, rel=1e-5)
+    # The likeliest group is the first: −5 + 5 · .5 added to the other's score.
+    assert model(batch).tolist() == pytest.approx([0.5, -1.5])
+
+    paper = CoRe(inputs(2), CoReConfig(depth=2, width=4, variant="paper")).eval()
+    for name in ("x", "known", "categories", "difficulties"):
+        setattr(paper, name, getattr(model, name))
+    paper.bounds = torch.tensor([-5.0, -1.0, 0.0, 1.0, 5.0])
+    silent(paper, 0.0)
+    terms = paper.losses(batch, batch)
+    # P = 1/4 of four leaves; the sigmoid of 0 is a half, and the places are (2 − 1) / 4 and (−2 + 5) / 4.
+    assert terms["group"].item() == pytest.approx(-math.log(1 / 4) - 3 * math.log(3 / 4), rel=1e-5)
+    assert terms["position"].item() == pytest.approx(0.25**2, rel=1e-5)
+
+
+def test_losses_are_the_authors() -> None:
+    """Likelihood of the path, and of every leaf the mean squared error of its videos, in both directions."""
+    task = task_for(10, 8)
+    model = fitted(task).model
+    batch = labelled_of(task, np.arange(8))
+    torch.manual_seed(3)
+    terms = model.losses(batch, batch)
+    torch.manual_seed(3)
+    other = model.draw(batch, batch.streams["rgb"].mean(dim=1))
+    x, known = batch.streams["rgb"].mean(dim=1), batch.scores
+    exact = [[float(a), float(b)] for a, b in zip(model.bounds, model.bounds[1:], strict=False)]
+    group, position = torch.zeros(()), torch.zeros(())
+    for a, s_a, b, s_b in (
+        (model.x[other], model.known[other], x, known),
+        (x, known, model.x[other], model.known[other]),
+    ):
+        share, place = _reference_tree(model.head, torch.cat([a, b, s_a[:, None] / 5], dim=1))
+        labels = [_reference_labels(float(d), exact) for d in s_b - s_a]
+        group = group - torch.stack([share[i, leaf].log() for i, (leaf, _) in enumerate(labels)]).mean()
+        for leaf in range(4):
+            errors = [(place[i, leaf] - where) ** 2 for i, (own, where) in enumerate(labels) if own == leaf]
+            position = position + (torch.stack(errors).mean() if errors else 0)
+    torch.testing.assert_close(terms["group"], group, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(terms["position"], position, rtol=1e-4, atol=1e-6)
+
+
+def test_numbers_are_regressed_by_hand() -> None:
+    task = task_for(10, 8)
+    alone = fitted(task, head="mlp", compare=False).model
+    batch = labelled_of(task, np.arange(8))
+    for p in alone.head.parameters():
+        nn.init.zeros_(p)
+    nn.init.constant_(alone.head[-1].bias, 2.0)
+    assert alone.losses(batch, batch)["score"].item() == pytest.approx(
+        float((batch.scores - 2).square().mean()), rel=1e-5
+    )
+    both = fitted(task, head="mlp").model
+    for p in both.head.parameters():
+        nn.init.zeros_(p)
+    torch.manual_seed(0)
+    found = both.losses(batch, batch)["difference"].item()
+    torch.manual_seed(0)
+    delta = batch.scores - both.known[both.draw(batch, batch.streams["rgb"].mean(dim=1))]
+    assert found == pytest.approx(2 * float(delta.square().mean()), rel=1e-5)
+
+
+def test_a_head_without_exemplars_starts_at_the_labelled_mean() -> None:
+    task = task_for(10, 8)
+    mean = task[0].scores[:8].mean()
+
+    def first(**settings: Any) -> float:
+        model = CoRe(task[1], CoReConfig(**SMALL, compare=False, head="mlp", **settings))  # type: ignore[arg-type]
+        none = Part(task[0].features, np.arange(0), np.empty(0), CPU)
+        known = Part(task[0].features, np.arange(8), task[0].scores[:8], CPU)
+        with torch.no_grad():
+            model.prepare(Pool(known, none, 0, 1, np.random.default_rng(0)))
+        return model.head[-1].bias.item()  # type: ignore[index,union-attr,no-any-return]
+
+    assert first() == pytest.approx(mean, rel=1e-6)
+    assert first(start_at_mean=False) != pytest.approx(mean, rel=1e-2)
+
+
+# ---- what each loss trains
+
+
+def test_each_loss_trains_exactly_its_parts() -> None:
+    task = task_for(10, 8)
+    batch = labelled_of(task, np.arange(8))
+    model = fitted(task).model.train()
+    for term, parts in {"group": {"root", "split", "choose"}, "position": {"root", "split", "place"}}.items():
+        model.zero_grad()
+        model.losses(batch, batch)[term].backward()
+        moved = {n.split(".")[1] for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        assert moved == parts
+    # The last features are the leaves', which classification never sees.
+    model.zero_grad()
+    model.losses(batch, batch)["group"].backward()
+    assert model.head.split[-1].weight.grad is None or not model.head.split[-1].weight.grad.any()
+
+
+# ---- exemplars
+
+
+def test_exemplars_have_the_category_and_the_nearest_difficulty() -> None:
+    category = list("aaaabbbb") + list("aabb")
+    difficulty = [2, 2, 3, 3, 2, 2, 2.5, 3, 2, 2.6, 2.5, 9]
+    task = task_for(row="core-dd", category=category, difficulty=difficulty)
+    model = fitted(task, difficulty=True, voters=2).model
+    assert len(model.known) == 8
+
+    def chosen(video: int, **settings: Any) -> set[tuple[str, float]]:
+        model.config = replace(model.config, **settings)
+        batch = task[0].features.load(np.array([video]), CPU)
+        places, counts = model.voters(batch, batch.streams["rgb"].mean(dim=1))
+        words = task[1].columns["category"].words
+        found = [int(p) for p, c in zip(places[0], counts[0], strict=True) if c]
+        return {(words[int(model.categories[p])], round(float(model.difficulties[p]), 1)) for p in found}
+
+    assert chosen(8) == {("a", 2.0)}
+    # Of 2.6 there is none: of the four of the category the nearest two.
+    assert chosen(9) == {("a", 3.0)}
+    # One has the same difficulty, and is alone asked though two might.
+    assert chosen(10) == {("b", 2.5)}
+    assert chosen(11, voters=3) == {("b", 3.0), ("b", 2.5), ("b", 2.0)}
+
+
+def test_a_video_is_never_its_own_exemplar_in_training() -> None:
+    task = task_for(row="core", category=list("aaabbbbb") + list("abab"))
+    model = fitted(task).model
+    batch = labelled_of(task, np.arange(8))
+    torch.manual_seed(0)
+    drawn = torch.stack([model.draw(batch, batch.streams["rgb"].mean(dim=1)) for _ in range(300)])
+    for i in range(8):
+        own = {round(float(v), 4) for v in model.known[drawn[:, i]]}
+        others = range(3) if i < 3 else range(3, 8)
+        assert own == {round(float(batch.scores[j]), 4) for j in others if j != i}
+
+
+def test_voters_are_drawn_by_the_seed_and_the_mean_of_what_they_say_counts() -> None:
+    task = task_for(16, 12)
+    model = fitted(task, voters=4).model
+    batch = task[0].features.load(np.array([13]), CPU)
+    x = batch.streams["rgb"].mean(dim=1)
+    places, counts = model.voters(batch, x)
+    assert places.shape == (1, 4)
+    assert counts.all()
+    said = [model._read(model.pair(model.x[p][None], x, model.known[p][None])) + model.known[p] for p in places[0]]
+    torch.testing.assert_close(model(batch)[0], torch.cat(said).mean())
+    again = fitted(task, voters=4).model
+    assert torch.equal(model.known, again.known)
+    with torch.no_grad():
+        assert torch.equal(model(batch), again(batch))
+    config = CoReConfig(**SMALL)  # type: ignore[arg-type]
+    other = fit(lambda: CoRe(task[1], config), task[0], Training(epochs=1), seed=[2], device=CPU).model
+    assert not torch.equal(model.known, other.known)  # type: ignore[arg-type]
+
+
+def test_scores_are_compared_divided_by_difficulty() -> None:
+    """Head says 0: every video is as good as its exemplars, and its score is that times its own difficulty."""
+    difficulty = [2, 2, 2, 2, 4, 4, 4, 4, 2, 4, 3, 3]
+    scale = ScoreScale(10.0, 90.0)
+    task = task_for(row="core-dd", scale=scale, difficulty=difficulty)
+    raw = scale.to_scores(task[0].scores)
+    model = fitted(task, difficulty=True, head="mlp", quality_max=30.0).model
+    for p in model.head.parameters():
+        nn.init.zeros_(p)
+    told = scale.to_scores(predict(model, task[0].features, np.arange(8, 12), CPU))
+    quality = raw[:8] / difficulty[:8]
+    expected = [2 * quality[:4].mean(), 4 * quality[4:].mean(), *[3 * quality.mean()] * 2]
+    np.testing.assert_allclose(told, expected, rtol=1e-5)
+    # 30 is 5 in training units.
+    np.testing.assert_allclose(sorted(model.known), sorted(quality / 6), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "message", "fix"),
+    [
+        ({"category": list("aaaaaaab") + list("aaaa")}, {}, "000007 .*only labelled video of the category b", "across"),
+        ({"category": list("aaaaaaaa") + list("aaba")}, {}, "000010 .*no labelled video is of the category", "across"),
+        ({"category": [None, *"aaaaaaa", *"aaaa"]}, {}, "000000 .*category is not known", "correct it in the labels"),
+        ({"difficulty": [2.0] * 11 + [None]}, {"difficulty": True}, "000011 has the difficulty nan", "--labels FILE"),
+        ({"difficulty": [0.0] + [2.0] * 11}, {"difficulty": True}, "000000 has the difficulty 0", "--labels FILE"),
+    ],
+)  # fmt: skip
+def test_a_video_without_exemplar_is_refused_before_training(
+    columns: dict[str, Any], settings: dict[str, Any], message: str, fix: str
+) -> None:
+    task = task_for(row="core-dd" if settings else "core", **columns)
+    with pytest.raises(UsageError, match=message) as e:
+        fitted(task, **settings)
+    assert fix in e.value.fix
+    if "category" in columns:
+        assert np.isfinite(predict(fitted(task, across=True).model, task[0].features, np.arange(12), CPU)).all()
+
+
+def test_one_labelled_video_is_too_few() -> None:
+    with pytest.raises(UsageError, match="the only labelled video") as e:
+        fitted(task_for(4, 1))
+    assert "label at least two" in e.value.fix
+
+
+# ---- invariance, learning, and the command
+
+
+FORMS = {"i3d+mlp": (False, "mlp"), "i3d+gart": (False, "gart"), "core+mlp": (True, "mlp"), "core": (True, "gart")}
+
+
+@pytest.mark.parametrize("name", list(FORMS))
+def test_a_video_scores_the_same_alone_shuffled_and_padded(name: str) -> None:
+    compare, head = FORMS[name]
+    task = task_for(14, 8)
+    model = fitted(task, epochs=3, compare=compare, head=head).model
+    batch = task[0].features.load(np.arange(14), CPU)
+    with torch.no_grad():
+        whole = model(batch)
+        turned = model(batch.take(torch.arange(13, -1, -1)))
+        alone = torch.cat([model(batch.take(torch.tensor([i]))) for i in range(14)])
+        padded = model(
+            Batch({"rgb": F.pad(batch.streams["rgb"], (0, 0, 0, 2))}, batch.scores, torch.arange(5).expand(14, 5) < 3)
+        )
+        order = batch.streams["rgb"][:, [2, 0, 1]]
+        permuted = model(replace(batch, streams={"rgb": order}))
+    for other in (turned.flip(0), alone, padded, permuted):
+        torch.testing.assert_close(other, whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "variant"), [*((name, "code") for name in FORMS), ("core", "paper")])
+def test_eight_videos_are_learned(name: str, variant: str) -> None:
+    compare, head = FORMS[name]
+    x, scores = synthetic(8, 3, 48)
+    found = FeatureSet.from_arrays({"rgb": x}, {}).place(CPU, "yes")
+    rows = np.arange(8)
+    read, shape = found.prepared({}, {}, rows, rows, "none")
+    task = Task(read, rows, np.arange(0), np.arange(0), SCALE.to_training(scores))
+    config = CoReConfig(
+        width=32, depth=3 if variant == "code" else 2, mlp_widths=(32,), compare=compare, head=head, variant=variant
+    )  # type: ignore[arg-type]
+    training = Training(epochs=250, batch=8, lr=1e-2, weight_decay=0, schedule="cosine")
+    model = fit(lambda: CoRe(replace(shape, scale=SCALE), config), task, training, seed=[0], device=CPU).model
+    value = spearman(predict(model, read, rows, CPU), scores)
+    assert value is not None
+    assert value > 0.95
+
+
+def test_all_rows_are_trained_saved_and_predicted_with(make_store: MakeStore, tmp_path: Path) -> None:
+    labels = [{"difficulty": 2.0 + 0.5 * (i % 2), "category": "ab"[i // 2 % 2]} for i in range(24)]
+    store, out = make_store(videos=24, labels=labels), tmp_path / "run"
+    methods = [f + dd for dd in ("", "-dd") for f in FORMS if f + dd != "i3d+mlp"]
+    aqa_train("--features", store, "--method", ",".join(methods), "--labelled", 0.8, "--seeds", 1, "--test-fraction",
+              0.25, "--epochs", 2, "--jobs", 1, "--device", "cpu", "--set", "width=8", "--set", "mlp_widths=8",
+              "--out", out)  # fmt: skip
+    opened = FeatureStore.open(store)
+    for name in methods:
+        model = load_checkpoint(out / "models" / name / "fold0-seed0")
+        assert model.meta["training"]["lr"] == 1e-3
+        assert model.meta["training"]["weight_decay"] == 0
+        whole = model.score(opened)
+        columns = {n: np.array([labels[5][n]], dtype=object) for n in ("difficulty", "category")}
+        alone = model.score({"rgb": opened.read("rgb").reshape(24, 4, 16)[5:6], **columns})
+        assert alone[0] == pytest.approx(whole[5], rel=1e-4)
+        if name.startswith("core"):
+            with pytest.raises(UsageError, match="its category is not known"):
+                model.score({"rgb": opened.read("rgb").reshape(24, 4, 16)[5:6], **columns, "category": np.array(["c"])})
