@@ -19,7 +19,7 @@ from aqa_extract.backbones import Canvas
 from aqa_extract.decode.child import Chunk, Decoder, DecodeRequest, Finished, Opened
 from aqa_extract.decode.probe import Probe
 from aqa_extract.job import Job
-from aqa_extract.sampling import Plan
+from aqa_extract.sampling import FramePlan
 from aqa_extract.streams import canvases, flow_canvases
 from aqa_shared.records import ExtractSettings
 
@@ -33,7 +33,7 @@ class Decoded:
 
     job: Job
     probe: Probe
-    plan: Plan
+    plan: FramePlan
     finished: Finished
     positions: np.ndarray
     """int32 (n,), sorted: the timeline positions that segments use, and their successors where flow needs them."""

@@ -37,7 +37,7 @@ class SamplingError(ValueError):
 
 
 @dataclass(frozen=True)
-class Plan:
+class FramePlan:
     """The frames of one video's segments."""
 
     timeline: Int32[np.ndarray, "positions"]
@@ -65,7 +65,9 @@ class Plan:
         return used.astype(np.int32)
 
 
-def plan_segments(sampling: Sampling, times: Float64[np.ndarray, "n"], fps: float, video: Video | None = None) -> Plan:
+def plan_segments(
+    sampling: Sampling, times: Float64[np.ndarray, "n"], fps: float, video: Video | None = None
+) -> FramePlan:
     """The plan for one video.
 
     Args:
@@ -90,7 +92,7 @@ def plan_segments(sampling: Sampling, times: Float64[np.ndarray, "n"], fps: floa
         raise SamplingError("too_short", f"{len(np.unique(kept))} frame to sample from, {MIN_FRAMES} is the least")
     timeline, starts, padded = _PROTOCOLS[sampling.protocol](kept, sampling)
     segments = starts[:, None] + np.arange(sampling.frames)
-    return Plan(timeline.astype(np.int32), segments.astype(np.int32), padded)
+    return FramePlan(timeline.astype(np.int32), segments.astype(np.int32), padded)
 
 
 SMALL_SHARE = 0.5
@@ -100,7 +102,8 @@ SMALL_SHARE = 0.5
 def coverage(looked_at: Sequence[tuple[int, int]], sampling: Sampling) -> str:
     """What share of the frames the segments of many videos look at, and what to do where it is small; "" for none.
 
-    `looked_at` are `Plan.looked_at` of each. Only `even` is judged: the other protocols say themselves what they use.
+    `looked_at` are `FramePlan.looked_at` of each. Only `even` is judged: the other protocols say themselves what they
+    use.
     """
     if not looked_at or sampling.protocol != "even" or sampling.segments == "auto":
         return ""

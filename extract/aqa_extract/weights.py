@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aqa_extract import weights_cache
-from aqa_extract.weights_fetch import Say, Source, SourceFailed, check_digest, file_digest
+from aqa_extract.weights_fetch import Origin, Say, SourceFailed, check_digest, file_digest
 from aqa_extract.weights_registry import DEFAULTS, INFLATED, READERS, REGISTRY, Entry
 from aqa_shared.console import note
 from aqa_shared.errors import EnvironmentFault, UsageError, did_you_mean
@@ -221,7 +221,7 @@ def _cached(entry: Entry) -> Loaded | None:
     return Loaded(load(found[0]), found[1])
 
 
-def _convert(entry: Entry, source: Source, file: Path, say: Say) -> Loaded:
+def _convert(entry: Entry, source: Origin, file: Path, say: Say) -> Loaded:
     from safetensors.torch import load, save
 
     data = save(pkgutil.resolve_name(entry.converter)(file))
@@ -283,7 +283,7 @@ def _record(
     }
 
 
-def _placed(entry: Entry) -> tuple[Path, Source] | None:
+def _placed(entry: Entry) -> tuple[Path, Origin] | None:
     """An original file that somebody put into the cache folder by hand."""
     for source in entry.sources:
         if (file := weights_cache.weights_folder() / source.filename).is_file():

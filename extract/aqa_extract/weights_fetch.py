@@ -204,7 +204,7 @@ class Package:
         return why
 
 
-Source = Url | TorchvisionUrl | Package
+Origin = Url | TorchvisionUrl | Package
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class Entry:
     converter: str
     """`module:function`, from the original file's path to a state dict."""
     licence: str
-    sources: tuple[Source, ...] = ()
+    sources: tuple[Origin, ...] = ()
     """Tried in order; each must give the very file of its digest."""
     note: str = ""
     by_default: bool = True

@@ -39,7 +39,7 @@ class Work:
     committed: set[str] = field(default_factory=set)
     """Ids written by this run."""
     looked_at: list[tuple[int, int]] = field(default_factory=list)
-    """`Plan.looked_at` of every video written."""
+    """`FramePlan.looked_at` of every video written."""
     without_actor: list[str] = field(default_factory=list)
     """Ids written by this run of which the full frame was used."""
 

@@ -101,7 +101,7 @@ def server() -> Iterator[Server]:
 def registered(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Adds a small detector `tiny` with the given sources to the registry."""
 
-    def add(*sources: weights_fetch.Source, name: str = "tiny", **changes: Any) -> Entry:
+    def add(*sources: weights_fetch.Origin, name: str = "tiny", **changes: Any) -> Entry:
         entry = replace(REGISTRY["ssdlite320"], name=name, sources=sources, **changes)
         monkeypatch.setitem(REGISTRY, name, entry)
         return entry

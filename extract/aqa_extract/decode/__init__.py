@@ -1,6 +1,6 @@
 """Video files to frames: everything that opens a file runs in a child process that can be killed.
 
-child.py    the parent's side: `Decoder.decode(request)`            imported by the engine
+child.py    the parent's side: `Decoder.decode(request)`            imported by the loaders
 worker.py   the child's side: `python -m aqa_extract.decode.worker`  imports NumPy, PyAV, decord; never torch
 process.py  that process as the parent holds it: started, timed, killed, buried
 wire.py     messages and the shared frame buffer between the two

@@ -21,7 +21,7 @@ from aqa_extract.decode.probe import Probe
 from aqa_extract.decode.process import Child, Clock, Reported
 from aqa_extract.decode.seek import skipped
 from aqa_extract.decode.wire import SLOTS
-from aqa_extract.sampling import Plan, SamplingError, plan_segments
+from aqa_extract.sampling import FramePlan, SamplingError, plan_segments
 from aqa_shared.records import ActorSettings, Sampling, UntaggedMatrix, Video
 
 __all__ = ["Chunk", "DecodeFailure", "DecodeRequest", "Decoder", "Finished", "Opened", "decord_seconds"]
@@ -60,7 +60,7 @@ class Opened:
     """The video is what it is, and these frames will come. Everything received before is void."""
 
     probe: Probe
-    plan: Plan
+    plan: FramePlan
     wanted: np.ndarray
     """int32 (n,), sorted unique timeline positions that will be delivered."""
     looks: np.ndarray
