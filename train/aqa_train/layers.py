@@ -121,6 +121,11 @@ def mean_feature(batch: Batch) -> Float[Tensor, "batch channels"]:
     return torch.cat([pool_time(x.flatten(2), batch.present) for x in batch.streams.values()], dim=-1)
 
 
+def segments_of(batch: Batch) -> Float[Tensor, "batch time channels"]:
+    """Every segment as one vector, of all streams side by side."""
+    return torch.cat([x.flatten(2) for x in batch.streams.values()], dim=-1)
+
+
 def add_noise(batch: Batch, deviation: float) -> Batch:
     """The same videos with normal noise, `deviation` times as wide as the features of the stream in this batch."""
 
@@ -136,7 +141,7 @@ def refuse_unknown(batch: Batch, column: str) -> None:
     """Raises UsageError where a video of the batch has no value in a column of numbers, vectors or codes."""
     x = batch.columns[column]
     unknown = x.isnan() if x.is_floating_point() else x < 0
-    missing = unknown.flatten(1).any(dim=1) if x.ndim > 1 else unknown
+    missing = unknown.flatten(1).all(dim=1) if x.ndim > 1 else unknown
     if bool(missing.any()):
         names = [i for i, gone in zip(batch.ids, missing.tolist(), strict=True) if gone]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""

@@ -48,6 +48,11 @@ class Method:
         return self.recipes.get(dataset, self.recipes.get("", {}))
 
 
+def _trained(dataset: str, **settings: Any) -> dict[str, dict[str, Any]]:
+    """A recipe for the dataset that the authors had, and for lack of others for any."""
+    return {dataset: settings, "": settings}
+
+
 _S4AQA = "aqa_train.methods.s4aqa:S4AQA"
 _S4AQA_PAPER = "Zhang et al., TCSVT 2022, doi:10.1109/tcsvt.2022.3143549"
 _S4AQA_RECIPES: dict[str, dict[str, Any]] = {
@@ -55,8 +60,11 @@ _S4AQA_RECIPES: dict[str, dict[str, Any]] = {
     "rhythmic-gymnastics": {"optimiser": "sgd", "lr": 1e-4, "epochs": 500},
 }  # fmt: skip
 _USDL_PAPER = "Tang et al., CVPR 2020, arXiv:2006.07665"
-_USDL_RECIPE = {"epochs": 100, "batch": 4, "lr": 1e-4, "weight_decay": 0.0}
+_USDL_RECIPE: dict[str, Any] = {"batch": 4, "lr": 1e-4, "weight_decay": 0.0}
 _LABELLED_ONLY = {"recovery_weight": 0.0, "alignment_weight": 0.0}
+_C3D_PAPER = "Parmar and Morris, CVPR 2019, arXiv:1904.04346"
+_C3D_RECIPE = _trained("mtl-aqa", epochs=100, batch=3, lr=1e-4, weight_decay=0.0)
+_GYMNASTICS = _trained("rhythmic-gymnastics", epochs=400, optimiser="sgd", lr=0.01, schedule="cosine")
 _LINE = "aqa_train.methods.trivial:Line"
 _CORE_PAPER = "Yu et al., ICCV 2021, arXiv:2108.07797"
 
@@ -131,21 +139,43 @@ METHODS: dict[str, Method] = {
     "i3d+mlp": Method(
         "aqa_train.methods.mean_mlp:MeanMLP", "three layers on mean features",
         "as compared with in CoRe, Yu et al., ICCV 2021, arXiv:2108.07797",
-        recipes={"": {"epochs": 200, "lr": 1e-3, "weight_decay": 0.0}},
+        recipes=_trained("mtl-aqa", epochs=200, lr=1e-3, weight_decay=0.0),
     ),
     "usdl": Method(
         "aqa_train.methods.usdl:USDL", "a distribution over scores on mean features", _USDL_PAPER,
-        recipes={"": _USDL_RECIPE, "jigsaws": {**_USDL_RECIPE, "epochs": 80}},
+        recipes=_trained("mtl-aqa", epochs=100, **_USDL_RECIPE) | {"jigsaws": {"epochs": 80, **_USDL_RECIPE}},
     ),
     "musdl": Method(
         "aqa_train.methods.usdl:MUSDL", "a distribution over each judge's mark; drop, sum, times difficulty",
         _USDL_PAPER, columns={"difficulty": "number"}, labels={"judge_scores": "vector"}, uses_difficulty=True,
-        recipes={"": {**_USDL_RECIPE, "weight_decay": 1e-5}},
+        recipes=_trained("mtl-aqa", epochs=100, **{**_USDL_RECIPE, "weight_decay": 1e-5}),
     ),
     "musdl-jigsaws": Method(
         "aqa_train.methods.usdl:MUSDL", "MUSDL for the six ratings of JIGSAWS, which add up to the score", _USDL_PAPER,
         {"bins": 5, "sigma": 1.0, "lowest": 1.0, "highest": 5.0, "drop": 0}, labels={"ratings": "vector"},
-        recipes={"": {**_USDL_RECIPE, "epochs": 80}},
+        recipes=_trained("jigsaws", epochs=80, **_USDL_RECIPE),
+    ),
+    "gdlt": Method(
+        "aqa_train.methods.gdlt:GDLT", "a transformer whose queries are grades, kept apart by triplets",
+        "Xu et al., CVPR 2022, github.com/xuangch/CVPR22_GDLT",
+        recipes=_GYMNASTICS,
+    ),
+    "action-net": Method(
+        "aqa_train.methods.action_net:ActionNet", "ACTION-NET's dynamic branch: graph context and attention",
+        "Zeng et al., ACM MM 2020, arXiv:2008.05977",
+        recipes=_GYMNASTICS,
+    ),
+    "c3d-avg-stl": Method(
+        "aqa_train.methods.c3d_avg:C3DAVGSTL", "one layer on mean features, squared and absolute error", _C3D_PAPER,
+        recipes=_C3D_RECIPE,
+    ),
+    "c3d-avg-mtl": Method(
+        "aqa_train.methods.c3d_avg:C3DAVG", "the same with a dive's five classes and its commentary", _C3D_PAPER,
+        labels={
+            "position": "category", "armstand": "category", "rotation_type": "category", "ss_no": "category",
+            "tw_no": "category", "caption": "tokens",
+        },
+        recipes=_C3D_RECIPE,
     ),
     "mean-score": Method("aqa_train.methods.trivial:Constant", "the mean labelled score", baseline=True),
     "difficulty-only": Method(
