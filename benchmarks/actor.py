@@ -118,7 +118,6 @@ def measured(
         "coverage": track.coverage,
         "side": float((crops[flight, 2] - crops[flight, 0]).mean() / min(size)),
         "looks": len(watched.times),
-        "second_looks": watched.found.second_looks,
     }
 
 
@@ -153,7 +152,6 @@ def summary(rows: list[dict]) -> dict[str, float]:
         "coverage_least": min(r["coverage"] for r in rows),
         "coverage_mean": float(np.mean([r["coverage"] for r in rows])),
         "side": float(np.mean([r["side"] for r in rows])),
-        "second_looks": float(np.mean([r["second_looks"] / r["looks"] for r in rows])),
     }
 
 

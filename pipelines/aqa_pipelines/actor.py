@@ -103,7 +103,6 @@ def record(watched: Watched) -> dict[str, Any]:
     return {
         "frames": looks.positions.tolist(),
         "times": watched.times.tolist(),
-        "second_looks": watched.found.second_looks,
         "tracks": tracks,
     }
 
@@ -111,7 +110,7 @@ def record(watched: Watched) -> dict[str, Any]:
 def text(watched: Watched) -> str:
     """For people."""
     tracks, count = watched.found.tracks, len(watched.times)
-    head = f"{count} frames looked at, {watched.found.second_looks} places looked at again"
+    head = f"{count} frames looked at"
     if not tracks:
         return f"{head}: no actor, the full frame would be used"
     at = watched.found.looks.positions - watched.found.looks.positions[0]

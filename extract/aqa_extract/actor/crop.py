@@ -1,7 +1,8 @@
 """A track's boxes on single looks → one square for every frame, steady, and wide enough for the body to unfold in.
 
-Places are filled in against the background and shown in the picture: while the actor is lost, the square goes where
-he was going and slows down, wider from look to look, and moves with the hall when the camera pans.
+Places are those of the smoothed way (smooth.py) against the background, shown in the picture: where the actor is lost,
+the square is where he must be between the looks before and after, or goes on as he did; it grows with the doubt, and
+moves with the hall when the camera pans.
 """
 
 from __future__ import annotations
@@ -10,24 +11,22 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from aqa_extract.actor.link import Detections, velocity
+from aqa_extract.actor.link import Detections
+from aqa_extract.actor.smooth import NOISE, way
 
 Floats = NDArray[np.float64]
 
-COAST = 8.0
-"""Looks' worth of way that a lost actor still goes in all: his speed falls by a factor of e in so many looks."""
-GAP = 2
-"""Looks from one place to the next up to which an outlier among them can be told."""
-WIDEN = 0.25
-"""By how much the square grows with every look that the actor is lost."""
+DOUBT = 1.5
+"""Standard deviations of the body's place that the square is larger at each side, where they exceed a sure box's,"""
+WIDEN = 0.08
+"""and by how much it grows with every look that the actor is lost."""
 WIDEST = 2.0
-HOLD = 1
+HOLD = 2
 """Looks before and after whose size counts: a body that unfolds between two looks must not leave the square."""
 
 
 def crops(
     rows: NDArray[np.int64],
-    parts: NDArray[np.int64],
     found: Detections,
     positions: NDArray[np.integer],
     offset: Float[np.ndarray, "looks 2"],
@@ -38,8 +37,8 @@ def crops(
 ) -> Float[np.ndarray, "length 4"]:
     """Squares x1, y1, x2, y2 in pixels of the picture, one a frame.
 
-    `rows` (n,) are the track's detections and `parts` (n,) the tracklet each is in; `positions` (looks,) the frames
-    looked at; `offset` in pixels where the background is; `cuts` before which looks the camera changed.
+    `rows` (n,) are the track's detections; `positions` (looks,) the frames looked at;
+    `offset` in pixels where the background is; `cuts` before which looks the camera changed.
     """
     timeline = np.arange(length)
     values = np.empty((length, 3))
@@ -59,7 +58,7 @@ def crops(
         low = 0 if i == 0 else int(np.searchsorted(epoch, run))
         high = len(positions) if last == length else int(np.searchsorted(epoch, held[i + 1]))
         looks = np.arange(low, high)
-        centre, side = _at_looks(rows[mine], parts[mine], found, positions, looks)
+        centre, side = _at_looks(rows[mine], found, positions, looks)
         shown = np.concatenate([centre + offset[looks], np.log(side)[:, None]], axis=1)
         for column in range(3):
             known = np.interp(timeline[first:last], positions[looks], shown[:, column])
@@ -70,45 +69,23 @@ def crops(
 
 def _at_looks(
     rows: NDArray[np.int64],
-    parts: NDArray[np.int64],
     found: Detections,
     positions: NDArray[np.integer],
     looks: NDArray[np.int64],
 ) -> tuple[Floats, Floats]:
     """Centre against the background (looks, 2), and the body's longer side (looks,) widened where he was lost."""
-    seen, time = found.look[rows], positions[looks].astype(np.float64)
-    when = positions[seen].astype(np.float64)
-    # Not across a longer gap: the last place before it is where the body went, wherever the next one is.
-    runs = np.split(found.centres[rows], np.flatnonzero(np.diff(seen) > GAP) + 1)
-    centres = np.concatenate([np.stack([_median(run[:, axis]) for axis in range(2)], axis=-1) for run in runs])
-    centre = np.stack([np.interp(time, when, centres[:, axis]) for axis in range(2)], axis=-1)
-    step = float(np.median(np.diff(positions))) if len(positions) > 1 else 1.0
-    head, tail = rows[parts == parts[0]], rows[parts == parts[-1]]
-    for outside, at, speed in (
-        (time > when[-1], when[-1], velocity(found, tail, positions)),
-        (time < when[0], when[0], velocity(found, head, positions, last=False)),
-    ):
-        away = time[outside] - at
-        centre[outside] += (
-            np.sign(away)[:, None] * speed * (COAST * step) * -np.expm1(-np.abs(away) / (COAST * step))[:, None]
-        )
-    side = np.exp(np.interp(time, when, np.log(found.sides[rows])))
-    lost = np.abs(looks[:, None] - seen[None]).min(axis=1)
-    side = _largest(side, HOLD) * np.minimum(1 + WIDEN * lost, WIDEST)
-    return centre, side
+    seen = found.look[rows]
+    place, off, unit = way(found, rows, positions, looks)
+    body = np.exp(np.interp(positions[looks], positions[seen], np.log(found.sides[rows])))
+    body = _largest(body, HOLD)
+    lost = np.abs(looks[:, None] - seen).min(axis=1)
+    side = body * (1 + WIDEN * lost) + 2 * DOUBT * unit * np.maximum(off - NOISE, 0)
+    return place * unit, np.minimum(side, WIDEST * body)
 
 
 def _largest(values: Floats, reach: int) -> Floats:
     padded = np.pad(values, reach, mode="edge")
     return np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).max(axis=-1)
-
-
-def _median(values: Floats, window: int = 3) -> Floats:
-    """Running median; the ends see themselves repeated."""
-    if len(values) < window:
-        return values
-    padded = np.pad(values, window // 2, mode="edge")
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=-1)
 
 
 def _smooth(values: Floats, reach: int) -> Floats:

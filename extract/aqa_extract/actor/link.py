@@ -159,7 +159,7 @@ def _unmixed(found: Detections, rows: NDArray[np.int64], positions: NDArray[np.i
 
 
 def _alike(found: Detections, before: NDArray[np.int64], after: NDArray[np.int64]) -> float:
-    return float(_mean_colours(found, before[-MEMORY:]) @ _mean_colours(found, after[:MEMORY]))
+    return float(mean_colours(found, before[-MEMORY:]) @ mean_colours(found, after[:MEMORY]))
 
 
 def _another(
@@ -203,7 +203,7 @@ def _agreement(
     factor = np.where([len(track) > 1 for track in alive], GROWN, GROWN_FIRST)[:, None, None]
     expected = found.fixed[tails] + np.tile(shift, 2)
     overlap = iou(grown(expected[:, None], factor), grown(found.fixed[here][None], factor))
-    known = np.stack([_mean_colours(found, np.array(track[-MEMORY:])) for track in alive])
+    known = np.stack([mean_colours(found, np.array(track[-MEMORY:])) for track in alive])
     alike = known @ found.colours[here].T
     still = iou(grown(found.boxes[tails][:, None], factor), grown(found.boxes[here][None], factor))
     overlap = np.maximum(overlap, np.where(alike >= ALIKE_FOLLOWED, FOLLOWED * still, 0.0))
@@ -222,7 +222,7 @@ def join(
     """
     first = np.array([found.look[part[0]] for part in parts], np.int64)
     last = np.array([found.look[part[-1]] for part in parts], np.int64)
-    means = np.stack([_mean_colours(found, part) for part in parts]) if parts else np.zeros((0, 1))
+    means = np.stack([mean_colours(found, part) for part in parts]) if parts else np.zeros((0, 1))
     alike = means @ means.T
     counts = np.array([len(part) for part in parts])
     lively = [float(motion(found, part).mean()) if len(part) > 1 else 0.0 for part in parts]
@@ -270,8 +270,8 @@ def _seam(found: Detections, a: NDArray[np.int64], b: NDArray[np.int64]) -> tupl
     return a, b[min(begun, len(b) - 1) :]
 
 
-def _mean_colours(found: Detections, rows: NDArray[np.int64]) -> Floats:
-    """Of a tracklet, of unit length; sure boxes count more."""
+def mean_colours(found: Detections, rows: NDArray[np.int64]) -> Floats:
+    """Of a track, of unit length; sure boxes count more."""
     squared = (found.scores[rows, None] * found.colours[rows] ** 2).sum(axis=0)
     return np.sqrt(squared / max(float(squared.sum()), 1e-12))
 

@@ -1,7 +1,7 @@
 """From people found on some frames to the actor followed through all of them.
 
-    looks: people, small grey frames ─▶ camera motion ─▶ tracklets ─▶ tracks ─▶ the actor ─▶ a square a frame
-                                        camera.py        link.py              choose.py     crop.py
+    looks: people, small grey frames ─▶ camera motion ─▶ tracks ─▶ filled ─▶ the actor ─▶ a square a frame
+                                        camera.py        link.py   fill.py   choose.py    crop.py
 
 What is computed from pixels (the camera's way, colours) is handed to `follow`, which is NumPy on a few hundred
 boxes: no device, no state, no randomness.
@@ -16,23 +16,19 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aqa_extract.actor import camera, choose, crop, link
+from aqa_extract.actor import camera, choose, crop, fill, link
 from aqa_extract.actor.appearance import colours
 from aqa_shared.records import ActorSettings
 
 Floats = NDArray[np.float64]
 
+FAINT = 0.05
+"""Boxes below are nobody."""
 WEAK = 0.15
-"""Boxes below are nobody. Between this and `min_score` a box may be a curved body or a curtain: it can continue a
-person's track, and never makes one."""
-SUSPECTS = 2
-"""Tracks that get a second look,"""
-HOPE = 0.75
-"""and the share of `min_score` that two of their detections need before: a square around nothing is looked at until
-something is seen in it. Whole frames of FFmpeg's `testsrc2` have up to 0.25, squares cut out of it up to 0.7."""
-ZOOM = 1.6
-"""Side of the square of a second look over the body's: there the detectors find 99 % of rendered divers in flight
-with a score of 0.2, against 87 % on the whole frame."""
+"""Boxes below are somebody only where a person's track wants one. Between this and `min_score` a box may be a curved
+body or a curtain: it can be part of a track, and never makes one."""
+CANDIDATES = 4
+"""Tracks, and as many as `actors` asks for, that are filled before the actor is chosen."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +79,8 @@ def look_at(
 ) -> Looks:
     """Everything that `follow` needs of the frames on which the detector found `boxes`."""
     boxes, scores = np.clip(np.asarray(boxes, np.float64), 0, 1), np.asarray(scores, np.float64)
-    people = scores >= WEAK
-    motion = camera.movement(views.grey, views.grey_positions, views.positions, boxes, people)
-    look, person = np.nonzero(people)
+    motion = camera.movement(views.grey, views.grey_positions, views.positions, boxes, scores >= WEAK)
+    look, person = np.nonzero(scores >= FAINT)
     described = colours(views.frames, look, boxes[look, person])
     each = np.zeros((*scores.shape, described.shape[-1]))
     each[look, person] = described
@@ -98,80 +93,32 @@ def follow(looks: Looks, length: int, size: tuple[int, int], settings: ActorSett
     The timeline has `length` frames of `size` = (height, width) pixels. Raises ValueError for arrays that do not fit
     together.
     """
-    ways = _ways(looks, length, size)
+    _check(looks.positions, looks.boxes, looks.scores, length, size)
     scale = np.array([size[1], size[0], size[1], size[0]], np.float64)
+    offset, count = looks.motion.offset * scale[:2], len(looks.positions)
+    found, firm = _people(looks, scale)
+    people = link.Detections(
+        found.look[firm], *(a[firm] for a in (found.boxes, found.fixed, found.scores, found.colours))
+    )
+    parts = link.tracklets(people, looks.positions)
+    tracks = [np.concatenate(chain) for chain in link.join(people, parts, looks.positions, looks.motion.cuts)]
+    hopeful = settings.model_copy(update={"min_coverage": 0.0, "actors": settings.actors + CANDIDATES})
+    best = choose.ranked(tracks, people, size, count, hopeful)
+    whole = [fill.filled(found, firm[rows], looks.positions, looks.motion.cuts) for rows in best]
     result = []
-    for rows in choose.ranked(ways.tracks, ways.found, size, len(looks.positions), settings):
-        own = np.full((len(looks.positions), 4), np.nan)
-        own[ways.found.look[rows]] = ways.found.boxes[rows] / scale
+    for rows in choose.ranked(whole, found, size, count, settings):
+        own = np.full((count, 4), np.nan)
+        own[found.look[rows]] = found.boxes[rows] / scale
+        squares = crop.crops(rows, found, looks.positions, offset, looks.motion.cuts, length, size, settings.enlarge)
         result.append(
             Track(
-                (ways.squares(rows, length, size, settings.enlarge) / scale).astype(np.float32),
-                _scores(rows, ways.found, looks.positions, length),
-                len(rows) / len(looks.positions),
+                (squares / scale).astype(np.float32),
+                _scores(rows, found, looks.positions, length),
+                len(rows) / count,
                 own.astype(np.float32),
             )
         )
     return result
-
-
-def doubtful(
-    looks: Looks, length: int, size: tuple[int, int], settings: ActorSettings
-) -> tuple[NDArray[np.int64], Floats]:
-    """Where a second look may find the actor: rows of `looks`, rising, and squares (n, 4) in 0..1.
-
-    Of the best `SUSPECTS` tracks that may be somebody: the looks next to a detection on which they were lost, and
-    those on which they were found with less than `min_score`.
-    """
-    ways = _ways(looks, length, size)
-    scale = np.array([size[1], size[0], size[1], size[0]], np.float64)
-    least = HOPE * settings.min_score
-    hopeful = settings.model_copy(update={"min_score": least, "min_coverage": 0.0, "actors": SUSPECTS})
-    where: list[tuple[int, Floats]] = []
-    for rows in choose.ranked(ways.tracks, ways.found, size, len(looks.positions), hopeful):
-        scores = np.zeros(len(looks.positions))
-        scores[ways.found.look[rows]] = ways.found.scores[rows]
-        near = np.convolve(scores > 0, np.ones(3), mode="same") > 0
-        squares = ways.squares(rows, length, size, ZOOM) / scale
-        poor = scores < settings.min_score
-        where += [(int(k), squares[looks.positions[k]]) for k in np.flatnonzero(near & poor)]
-    where.sort(key=lambda pair: pair[0])
-    return np.array([k for k, _ in where], np.int64), np.array([s for _, s in where]).reshape(-1, 4)
-
-
-@dataclass(frozen=True)
-class _Ways:
-    """Everybody's tracks, and what their squares are made of."""
-
-    found: link.Detections
-    tracks: list[NDArray[np.int64]]
-    """Rows of `found`."""
-    part: NDArray[np.int64]
-    """Which tracklet each row of `found` is in."""
-    looks: Looks
-    offset: Floats
-
-    def squares(self, rows: NDArray[np.int64], length: int, size: tuple[int, int], enlarge: float) -> Floats:
-        """(length, 4) in pixels."""
-        motion, positions = self.looks.motion, self.looks.positions
-        return crop.crops(rows, self.part[rows], self.found, positions, self.offset, motion.cuts, length, size, enlarge)
-
-
-def _ways(looks: Looks, length: int, size: tuple[int, int]) -> _Ways:
-    _check(looks.positions, looks.boxes, looks.scores, length, size)
-    scale = np.array([size[1], size[0], size[1], size[0]], np.float64)
-    look, person = _people(looks, scale)
-    boxes = looks.boxes[look, person] * scale
-    offset = looks.motion.offset * scale[:2]
-    found = link.Detections(
-        look, boxes, boxes - np.tile(offset[look], 2), looks.scores[look, person], looks.colours[look, person]
-    )
-    parts = link.tracklets(found, looks.positions)
-    part = np.empty(len(look), np.int64)
-    for i, rows in enumerate(parts):
-        part[rows] = i
-    chains = link.join(found, parts, looks.positions, looks.motion.cuts)
-    return _Ways(found, [np.concatenate(chain) for chain in chains], part, looks, offset)
 
 
 def full_frame(length: int, size: tuple[int, int], looks: int) -> Track:
@@ -186,19 +133,21 @@ def full_frame(length: int, size: tuple[int, int], looks: int) -> Track:
     )
 
 
-def _people(looks: Looks, scale: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(look, person) of everybody who can be followed, look by look, the surest first."""
+def _people(looks: Looks, scale: Floats) -> tuple[link.Detections, NDArray[np.int64]]:
+    """Everybody, look by look, the surest first; and the rows of those who can make a track."""
     with np.errstate(invalid="ignore"):
         sides = (looks.boxes[..., 2:] - looks.boxes[..., :2]) * scale[:2]
-        usable = (looks.scores >= WEAK) & np.isfinite(looks.boxes).all(-1) & (sides >= 1).all(-1)
-    rows: list[tuple[int, int]] = []
-    for k in range(len(looks.positions)):
-        here = np.flatnonzero(usable[k])
-        here = here[np.argsort(-looks.scores[k, here], kind="stable")]
-        here = here[link.distinct(looks.boxes[k, here], looks.scores[k, here])]
-        rows += [(k, int(person)) for person in here]
-    pairs = np.array(rows, np.int64).reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1]
+        usable = (looks.scores >= FAINT) & np.isfinite(looks.boxes).all(-1) & (sides >= 1).all(-1)
+    look, person = np.nonzero(usable)
+    order = np.lexsort((-looks.scores[look, person], look))
+    look, person = look[order], person[order]
+    boxes, scores = looks.boxes[look, person] * scale, looks.scores[look, person]
+    fixed = boxes - np.tile((looks.motion.offset * scale[:2])[look], 2)
+    firm = scores >= WEAK
+    for k in np.unique(look[firm]):
+        here = np.flatnonzero(firm & (look == k))
+        firm[here] = link.distinct(boxes[here], scores[here])
+    return link.Detections(look, boxes, fixed, scores, looks.colours[look, person]), np.flatnonzero(firm)
 
 
 def _scores(
