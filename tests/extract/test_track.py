@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aqa_extract.actor.camera import Motion
-from aqa_extract.actor.track import Looks, Track, doubtful, follow
+from aqa_extract.actor.track import Looks, Track, follow
 from aqa_shared.records import ActorSettings
 
 LENGTH = 103
@@ -66,7 +66,7 @@ def test_one_person_who_walks() -> None:
     track = run(looks((person(along(0.2, 0.8), 0.5), 0.6)))
     np.testing.assert_allclose(centres(track)[:, 0], 0.2 + 0.6 * TRUTH, atol=0.006)
     np.testing.assert_allclose(centres(track)[:, 1], 0.5, atol=1e-6)
-    np.testing.assert_allclose(sides(track), 1.25 * 0.3 * 360, rtol=1e-5)
+    np.testing.assert_allclose(sides(track), 1.3 * 0.3 * 360, rtol=1e-5)
     np.testing.assert_allclose(track.scores, 0.6, atol=1e-6)
     assert track.coverage == 1
     assert track.boxes.dtype == track.scores.dtype == np.float32
@@ -111,9 +111,22 @@ def test_low_scores_continue_a_track_and_never_make_one() -> None:
     fall = 0.15 + 0.6 * ((LOOKS / (LENGTH - 1)) ** 2)
     scores = np.where((LOOKS > 30) & (LOOKS < 80), 0.2, 0.7)
     track = run(looks((person(0.5, fall, 0.25), scores)))
-    np.testing.assert_allclose(centres(track)[:, 1], np.clip(0.15 + 0.6 * TRUTH**2, 0.25 * 1.25 / 2, None), atol=0.02)
+    np.testing.assert_allclose(centres(track)[:, 1], np.clip(0.15 + 0.6 * TRUTH**2, 0.25 * 1.3 / 2, None), atol=0.02)
     assert track.coverage == 1
     assert follow(looks((person(0.5, fall, 0.25), 0.39)), LENGTH, SIZE, ActorSettings()) == []
+
+
+@pytest.mark.parametrize(("off", "clothes", "found"), [(0.0, 0, True), (0.3, 0, False), (0.0, 1, False)])
+def test_a_gap_is_filled_with_faint_boxes_on_the_way(off: float, clothes: int, found: bool) -> None:
+    """A tenth of a sure score, in the actor's clothes, where the actor must be between the looks before and after."""
+    way = along(0.2, 0.8)
+    seen = looks(
+        (person(way, 0.5), np.where((np.arange(COUNT) >= 10) & (np.arange(COUNT) < 14), 0, 0.6)),
+        (person(way, 0.5 + off), during(10, 14, 0.06)),
+        clothes=(0, clothes),
+    )
+    assert run(seen).coverage == pytest.approx(1 if found else 1 - 4 / COUNT)
+    assert np.isfinite(run(seen).found[10:14]).all() == found
 
 
 def test_missed_looks_count_against_the_coverage() -> None:
@@ -177,16 +190,9 @@ def test_the_last_place_before_a_gap_holds() -> None:
     assert centres(track)[LOOKS[12], 1] > jump[12] - 0.015
 
 
-@pytest.mark.parametrize("score", [0.25, 0.35])
-def test_second_looks_are_for_what_may_be_somebody(score: float) -> None:
-    """A square cut out around a shape that moves makes a person of it: at a quarter's chance it is not looked at."""
-    rows, squares = doubtful(looks((person(along(0.2, 0.8), 0.5), score)), LENGTH, SIZE, ActorSettings())
-    assert len(rows) == len(squares) == (COUNT if score > 0.3 else 0)
-
-
 def test_a_lost_actor_s_crop_goes_on_slows_down_and_widens() -> None:
     """A fall out of sight past somebody who stands where it ends: the crop stays with the fall."""
-    fall = np.minimum(0.1 + 0.05 * np.arange(COUNT), 2)
+    fall = np.minimum(0.1 + 0.035 * np.arange(COUNT), 2)
     stranger = person(0.8, 0.7), during(11, COUNT, 0.9)
     track = run(looks((person(0.3, fall, 0.2), during(0, 12)), stranger))
     assert track.coverage == pytest.approx(12 / COUNT)
@@ -218,7 +224,7 @@ def test_motion_is_motion_against_the_background() -> None:
     actor = person(0.5, 0.5), 0.5
     crowd = person(np.clip(0.9 + camera[:, 0], 0.05, 1), 0.4), during(0, 16, 0.9)
     seen = looks(actor, crowd, camera=camera)
-    np.testing.assert_allclose(centres(run(seen)), 0.5, atol=1e-3)
+    np.testing.assert_allclose(centres(run(seen)), 0.5, atol=0.0125)
     still = looks(actor, crowd)
     assert centres(run(still))[10, 0] > 0.7
 
@@ -307,7 +313,7 @@ def test_one_frame() -> None:
     (one,) = follow(single(np.array([0.4, 0.3, 0.6, 0.7])), 1, SIZE, ActorSettings())
     assert one.coverage == 1
     assert one.scores.tolist() == [pytest.approx(0.8)]
-    side = 0.4 * 360 * 1.25
+    side = 0.4 * 360 * 1.3
     half = np.array([side / 640, side / 360]) / 2
     np.testing.assert_allclose(one.boxes[0], [*(0.5 - half), *(0.5 + half)], atol=1e-6)
 
@@ -315,9 +321,9 @@ def test_one_frame() -> None:
 @pytest.mark.parametrize(
     ("box", "crop"),
     [  # of a 640x360 frame, pixels
-        ((0, 0, 64, 100), (0, 0, 125, 125)),  # shifted in from the corner
-        ((600, 300, 640, 360), (565, 285, 640, 360)),
-        ((270, 5, 370, 355), (140, 0, 500, 360)),  # 437 wanted: the margin is given up, the short side is it
+        ((0, 0, 64, 100), (0, 0, 130, 130)),  # shifted in from the corner
+        ((600, 300, 640, 360), (562, 282, 640, 360)),
+        ((270, 5, 370, 355), (140, 0, 500, 360)),  # 455 wanted: the margin is given up, the short side is it
         ((100, 100, 500, 250), (100, -20, 500, 380)),  # a body longer than the short side keeps its whole length
         ((0, 0, 640, 360), (0, -140, 640, 500)),
     ],

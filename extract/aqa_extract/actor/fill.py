@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from aqa_extract.actor.link import Detections, mean_colours
 from aqa_extract.actor.smooth import noise, way
 
-NEAR = 2
+NEAR = 3
 """Looks from a detection within which the way is known well enough,"""
 SURE_WAY = 0.5
 """if its standard deviation is at most so many body lengths."""
 FAR = 2.5
 """Standard deviations that a box may be off the way."""
+FAR_OUTSIDE, ALIKE_OUTSIDE = 2.0, 0.75
+"""Before the first detection and after the last, where only one side tells: there somebody else is easily taken."""
 LEAST_RATIO = 0.6
 """Of the box's longer side and the body's there."""
 ALIKE = 0.65
@@ -61,7 +63,9 @@ def _fitting(
         distance = np.hypot(*(found.centres[here] / unit - place[k]).T) / uncertain
         size = np.abs(np.log(found.sides[here] / unit) - side[k])
         alike = found.colours[here] @ colours
-        fits = (distance <= FAR) & (size <= -np.log(LEAST_RATIO)) & (alike >= ALIKE)
+        outside = not seen[0] < looks[k] < seen[-1]
+        far, least = (FAR_OUTSIDE, ALIKE_OUTSIDE) if outside else (FAR, ALIKE)
+        fits = (distance <= far) & (size <= -np.log(LEAST_RATIO)) & (alike >= least)
         if fits.any():
             merit = DOUBT * np.log(found.scores[here]) - distance**2 / 2 - (size / SIZE) ** 2 / 2 - COLOUR * (1 - alike)
             more.append(here[np.where(fits, merit, -np.inf).argmax()])
