@@ -10,6 +10,8 @@ Shares printed:
     flight    joints on screen inside the crop, from take-off to the first touch of the water
     entry     of the joints above the water, from then until all are under
     point     dives whose place of entry is inside the crop on the first frame after the touch, where it is on screen
+    side      mean side of the crop in flight, over the frame's short side
+    area      mean area of the crop up to the touch, over the short side's square
     switches  dives on which, before the entry, a detection taken for the diver was somebody else's
 """
 
@@ -31,7 +33,8 @@ from aqa_dives.dataset import Look, encode, perform, shot_of
 from aqa_dives.film import Bystander, Shot, dress, film
 from aqa_extract.actor.ssd import PersonDetector
 from aqa_extract.actor.track import Track, full_frame
-from aqa_pipelines.actor import Watched, load_on, watch
+from aqa_extract.decode.child import Decoder
+from aqa_pipelines.actor import Watched, load_on, watch_with
 from aqa_shared.records import ActorSettings
 
 PATTERNS = (
@@ -116,13 +119,20 @@ def measured(
         "point_of": int(point_shown),
         "switched": int(wrong > 0),
         "coverage": track.coverage,
+        "area": float(np.mean((crops[: first + 1, 2] - crops[: first + 1, 0]) ** 2) / min(size) ** 2),
         "side": float((crops[flight, 2] - crops[flight, 0]).mean() / min(size)),
         "looks": len(watched.times),
     }
 
 
 def dives(
-    look: Look, indices: range, scene: str, folder: Path, actor: ActorSettings, detector: PersonDetector
+    look: Look,
+    indices: range,
+    scene: str,
+    folder: Path,
+    actor: ActorSettings,
+    decoder: Decoder,
+    detector: PersonDetector,
 ) -> Iterator[dict]:
     for index in indices:
         shot, rng = shot_of(look, index)
@@ -134,7 +144,7 @@ def dives(
         routine, _ = perform(look, index)
         step = int(np.argmin(np.abs(routine.times - routine.entry_time)))
         x = float(routine.points[step, [14, 17], 0].mean())
-        watched = watch(path, actor, detector)
+        watched = watch_with(decoder, path, actor, detector)
         yield {"dive": index} | measured(shot, routine.entry_time, x, (look.width, look.height), watched)
 
 
@@ -152,6 +162,7 @@ def summary(rows: list[dict]) -> dict[str, float]:
         "coverage_least": min(r["coverage"] for r in rows),
         "coverage_mean": float(np.mean([r["coverage"] for r in rows])),
         "side": float(np.mean([r["side"] for r in rows])),
+        "area": float(np.mean([r["area"] for r in rows])),
     }
 
 
@@ -202,7 +213,7 @@ def main() -> None:
     result: dict[str, object] = {"seed": arguments.seed, "size": arguments.size, "actor": actor.model_dump()}
     result["weights"] = arguments.weights
     detector = load_on(arguments.weights, "cpu")
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, Decoder() as decoder:
         folder = arguments.videos / f"seed{arguments.seed}-{arguments.size}" if arguments.videos else Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         for scene in SCENES:
@@ -210,7 +221,7 @@ def main() -> None:
             count = arguments.dives if scene == "dives" else arguments.others
             indices = range(arguments.first, arguments.first + count)
             rows: list[dict] = []
-            for row in dives(look, indices, scene, folder, actor, detector):
+            for row in dives(look, indices, scene, folder, actor, decoder, detector):
                 rows.append(row)
                 result[scene] = summary(rows) | {"each": rows}
                 if arguments.out:
@@ -220,7 +231,7 @@ def main() -> None:
                 print(scene, said, f"{time.monotonic() - started:.0f} s", flush=True)
         nobody = {}
         for name in (*PATTERNS, "noise-grey", "noise-colour") if arguments.patterns else ():
-            watched = watch(pattern(name, folder / f"{name}.mp4"), actor, detector)
+            watched = watch_with(decoder, pattern(name, folder / f"{name}.mp4"), actor, detector)
             tracks = watched.found.tracks
             best = float(watched.found.looks.scores.max())
             nobody[name] = {"coverage": tracks[0].coverage if tracks else 0.0, "best_score": best}

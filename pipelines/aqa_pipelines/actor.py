@@ -50,13 +50,18 @@ def load_on(weights: str, device: str) -> PersonDetector:
 
 def watch(path: Path, actor: ActorSettings, detector: PersonDetector) -> Watched:
     """Decode a video and follow its actor, as `aqa-extract` would. Raises DecodeFailure."""
+    with Decoder() as decoder:
+        return watch_with(decoder, path, actor, detector)
+
+
+def watch_with(decoder: Decoder, path: Path, actor: ActorSettings, detector: PersonDetector) -> Watched:
+    """The same, by a decoder that is there already."""
     torch.set_num_threads(1)
     where = detector.anchors.device
     settings = ExtractSettings(streams=("actor-rgb",), sampling=Sampling(segments=1), actor=actor)
     video = Video(id=path.name, path=str(path.resolve()))
     request = DecodeRequest(path=video.path, video=video, sampling=settings.sampling, actor=actor)
-    with Decoder() as decoder:
-        prepared = load(decoder, Job(video, None), request, settings, where, detector.size, lambda _: None)
+    prepared = load(decoder, Job(video, None), request, settings, where, detector.size, lambda _: None)
     assert prepared.views is not None, "a stream that follows the actor was asked for"
     looks, size = prepared.views.positions, (prepared.video.probe.height, prepared.video.probe.width)
     with torch.inference_mode():
