@@ -72,7 +72,12 @@ def prepare(
 
 @app.command(epilog="aqa datasets check rhythmic-gymnastics --root RG")
 def check(
-    name: Name, root: Root, json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False
+    name: Name,
+    root: Root,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Also open every video: damaged ones, and those of another length.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Say what is missing or wrong: videos, lengths, score rules, ids in two splits; exit code 3 if there is any.
 
@@ -85,6 +90,10 @@ def check(
 
     data = read(name, root)
     found = findings(data)
+    if open_:
+        from aqa_pipelines.datasets_open import open_videos
+
+        found = [*open_videos(data, root), *found]
     problems = sum(not finding.known for finding in found)
     if json:
         console.out.print_json(data=[asdict(finding) for finding in found])

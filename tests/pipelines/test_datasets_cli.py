@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from tests.extract.clips import Clip
 
 from aqa_shared.datasets import DATASETS
 from aqa_train.split_files import FileFold, read_split_file
@@ -91,6 +93,26 @@ def test_a_copy_with_a_fault_exits_with_3_and_lists_it(gymnastics: Path) -> None
         "done": "put it anywhere in the folder",
         "known": False,
     }
+
+
+def test_videos_are_opened_where_that_is_asked(gymnastics: Path) -> None:
+    """Of the thousand only four stay; two of them are videos, one as long as its row says."""
+    kept = {"Ball_001": 90 * 5, "Hoop_002": 80 * 5, "Clubs_003": 0, "Ribbon_004": None}
+    for path in gymnastics.glob("*.mp4"):
+        frames = kept.get(path.stem)
+        if frames is None:
+            path.unlink()
+        elif frames:
+            Clip(frames=frames, fps=Fraction(5)).write(path)
+    done = aqa("check", "rhythmic-gymnastics", "--root", gymnastics, "--open")
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.splitlines()[:2] == [
+        "Clubs_003.mp4: cannot be read: empty_file — the file has no bytes; copy or download it again; "
+        "aqa-extract would refuse it",
+        "Hoop_002: Hoop_002.mp4 lasts 80.0 s, and the annotation says 90 s; the video or the annotation is of another "
+        "copy",
+    ]
+    assert "open: 3/3" in done.stderr
 
 
 def test_errors_say_what_to_do(gymnastics: Path, tmp_path: Path) -> None:

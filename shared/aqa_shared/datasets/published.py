@@ -56,6 +56,8 @@ class Performance(Record):
     """The part [start, end) of `path`, in frames; None is all of it."""
     frames: int | None = None
     """How many frames the annotation says that the performance has."""
+    seconds: Finite | None = None
+    """How long the annotation says that it is, where it does not say it in frames."""
     pictures: int | None = None
     """How many pictures the folder holds; None for a video."""
     score: Finite | None = None

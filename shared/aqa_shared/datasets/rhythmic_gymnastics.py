@@ -47,6 +47,7 @@ def read(root: Path) -> Published:
                     Performance(
                         id=name,
                         **tree.media(name).fields(),
+                        seconds=seconds,
                         score=total,
                         split=role,
                         category=name.rsplit("_", 1)[0],
