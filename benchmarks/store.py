@@ -1,16 +1,19 @@
-"""What the store costs: reading all features of MTL-AQA's size (1412 videos × 10 segments × 1024), and writing.
+"""What the store costs: commits, appending, reading all of MTL-AQA's size (1412 videos × 10 × 1024), a large index.
 
-    python benchmarks/store.py [--videos 1412]
+    python benchmarks/store.py [--videos 1412] [--many 100000]
 
-Prints, from one run on one machine: the whole read through the store (checksums verified, every chunk known to be
-there) beside a plain `numpy.load` of the same array and beside Zarr's defaults (zstd, one chunk per video); one
-video; the same through Dask; a commit with and without fsync of its files; and the finalise.
+Prints, from one run on one machine: a commit (into a folder, and into fsspec's memory); the finalise; appending one
+video to what is there; the whole read through the store (checksums verified, no chunk missing) beside a plain
+`numpy.load` of the same array and beside Zarr's defaults (zstd, one chunk per video); one video; the same through
+Dask; opening a store of very many videos, in a process of its own, with the memory that takes; and planning on it.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,14 +23,13 @@ import numpy as np
 import zarr
 
 from aqa_shared.records import ExtractSettings
-from aqa_shared.store import ArraySpec, FeatureStore, StoreWriter
-from aqa_shared.store_disk import sync_tree
-from aqa_shared.store_layout import video_key
+from aqa_shared.store import ArraySpec, FeatureStore, StoreWriter, compact, contents
 
 SPECS = (
     ArraySpec("rgb", ("channel",), (1024,), "float32", role="feature"),
     ArraySpec("frame_index", ("frame",), (16,), "int32", role="coordinate"),
 )
+ONE = (ArraySpec("rgb", ("channel",), (1,), "float32", role="feature"),)
 
 
 def median_ms(call: Callable[[], object], repeats: int = 7) -> float:
@@ -41,28 +43,84 @@ def median_ms(call: Callable[[], object], repeats: int = 7) -> float:
     return statistics.median(times) * 1e3
 
 
+def timed(call: Callable[[], object]) -> float:
+    """Milliseconds of one call."""
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1e3
+
+
+def writer(where: Path | str, specs: tuple[ArraySpec, ...] = SPECS) -> StoreWriter:
+    return StoreWriter.open(where, specs=specs, settings=ExtractSettings(), provenance={})
+
+
+def commit(to: StoreWriter, i: int, rgb: np.ndarray) -> None:
+    to.commit(f"{i:06}.mp4", {"rgb": rgb, "frame_index": np.zeros((len(rgb), 16), np.int32)}, {"fps": 25.0})
+
+
+def many(path: Path, videos: int) -> None:
+    """A store of very many short videos, made without committing each: a block as finalise writes it."""
+    from aqa_shared.store.blocks import Index, write_blocks
+    from aqa_shared.store.layout import array_digest
+    from aqa_shared.store.log import publish, write_root
+
+    class Made:
+        arrays, replaces = ("rgb",), frozenset[str]()
+
+        def __init__(self) -> None:
+            self.ids = [f"folder/{i:07}.mp4" for i in range(videos)]
+            self.lengths = np.full(videos, 10, np.int64)
+            self.data = np.zeros((10, 1), np.float32)
+            self.of_data = array_digest(self.data)
+
+        def digest(self, name: str, item: int) -> str:
+            return self.of_data
+
+        def meta(self, item: int) -> dict[str, object]:
+            identity = {"size": 10**6 + item, "mtime_ns": 10**18 + item, "fingerprint": f"{item:032x}"}
+            return {"path": f"/videos/{self.ids[item]}", "fps": 25.0, "n_frames": 103, "identity": identity}
+
+        def rows(self, name: str, item: int) -> np.ndarray:
+            return self.data
+
+        def release(self) -> None: ...
+
+    with writer(path, ONE) as to:
+        state, objects = to._contents.state, to.objects
+        blocks = write_blocks(objects, Index([Made()]), state.arrays, f"{state.number + 1:08}-")
+        after = state.next(blocks=tuple(blocks))
+        publish(objects, after)
+        write_root(objects, after)
+
+
+OPEN = """
+import re, sys, time
+from pathlib import Path
+from aqa_shared.store import FeatureStore
+started = time.perf_counter()
+store = FeatureStore.open(sys.argv[1])
+videos, rows = len(store.ids), int(store.lengths.sum())
+seconds, status = time.perf_counter() - started, Path("/proc/self/status").read_text()
+print(seconds, int(re.search("VmHWM: *.([0-9]+)", status)[1]) / 1e3, videos, rows)
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=int, default=1412)
-    videos = parser.parse_args().videos
+    parser.add_argument("--many", type=int, default=100_000)
+    options = parser.parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        commits, synced, whole = [], [], []
-        with StoreWriter.open(root / "s.zarr", specs=SPECS, settings=ExtractSettings(), provenance={}) as writer:
-            for i in range(videos):
-                rgb = rng.standard_normal((10, 1024), dtype=np.float32)
-                whole.append(rgb)
-                started = time.perf_counter()
-                writer.commit(f"{i:06}.mp4", {"rgb": rgb, "frame_index": np.zeros((10, 16), np.int32)}, {"fps": 25.0})
-                commits.append(time.perf_counter() - started)
-                if i >= videos - 30:  # at the end, so that the fsync of one does not slow the commit of the next
-                    started = time.perf_counter()
-                    sync_tree(root / "s.zarr/videos" / video_key(f"{i:06}.mp4"))
-                    synced.append(time.perf_counter() - started)
-            started = time.perf_counter()
-            writer.finalise({})
-            finalise = time.perf_counter() - started
+        commits, whole = [], []
+        with writer(root / "s.zarr") as to:
+            for i in range(options.videos):
+                whole.append(rng.standard_normal((10, 1024), dtype=np.float32))
+                commits.append(timed(lambda i=i: commit(to, i, whole[-1])))  # type: ignore[misc]
+            finalise = timed(lambda: to.finalise({}))
+        with writer("memory://bench.zarr") as to:
+            remote = [timed(lambda i=i: commit(to, i, whole[i])) for i in range(100)]  # type: ignore[misc]
         data = np.concatenate(whole)
         np.save(root / "plain.npy", data)
         default = zarr.create_array(str(root / "default.zarr"), shape=data.shape, chunks=(10, 1024), dtype="f4")
@@ -70,23 +128,56 @@ def main() -> None:
         store = FeatureStore.open(root / "s.zarr")
         if not np.array_equal(store.read("rgb"), data):
             raise SystemExit("the store did not give back what was written")
-
         rows = {
             "numpy.load, no checksum": median_ms(lambda: np.load(root / "plain.npy")),
             "store.read('rgb')": median_ms(lambda: store.read("rgb")),
             "open the store, then read": median_ms(lambda: FeatureStore.open(root / "s.zarr").read("rgb")),
             "store.dask('rgb').compute()": median_ms(lambda: store.dask("rgb").compute()),
             "Zarr's defaults, chunk per video": median_ms(lambda: default[...], repeats=3),
-            "one video of the store": median_ms(lambda: store.video(store.ids[videos // 2], "rgb")),
+            "one video of the store": median_ms(lambda: store.video(store.ids[options.videos // 2], "rgb")),
         }
         base = rows["numpy.load, no checksum"]
-        print(f"{data.nbytes / 1e6:.0f} MB, {videos} videos")
+        print(f"{data.nbytes / 1e6:.0f} MB, {options.videos} videos")
         for name, ms in rows.items():
-            print(f"{name:34} {ms:8.1f} ms   {ms / base:6.2f} × numpy.load")
-        commit, sync = statistics.median(commits[:-30]) * 1e3, statistics.median(synced) * 1e3
-        print(f"{'commit of one video':34} {commit:8.1f} ms")
-        print(f"{'… and fsync of its files':34} {sync:8.1f} ms   {sync / commit:6.2f} × the commit")
-        print(f"{'finalise':34} {finalise * 1e3:8.0f} ms   {finalise / videos * 1e3:6.2f} ms a video")
+            print(f"{name:40} {ms:8.1f} ms   {ms / base:6.2f} × numpy.load")
+        print(f"{'commit of one video, in a folder':40} {statistics.median(commits):8.1f} ms")
+        print(f"{'commit of one video, fsspec memory':40} {statistics.median(remote):8.1f} ms")
+        print(f"{'finalise':40} {finalise:8.0f} ms   {finalise / options.videos:6.2f} ms a video")
+        for i in range(options.videos, options.videos + 3):
+            before = size(root / "s.zarr")
+            with writer(root / "s.zarr") as to:
+                one = timed(lambda i=i: (commit(to, i, whole[0]), to.finalise({})))  # type: ignore[misc]
+            more = (size(root / "s.zarr") - before) / 1e3
+            print(f"{'append one video and finalise':40} {one:8.1f} ms   {more:6.0f} kB more on disk")
+        print(f"{'compact':40} {timed(lambda: compact(root / 's.zarr')):8.0f} ms")
+        many(root / "many.zarr", options.many)
+        said = subprocess.run(
+            [sys.executable, "-c", OPEN, root / "many.zarr"], capture_output=True, text=True, check=True
+        )
+        seconds, peak, videos, segments = said.stdout.split()
+        print(
+            f"{f'open {videos} videos ({segments} segments)':40} {float(seconds) * 1e3:8.0f} ms   "
+            f"{float(peak):6.0f} MB at most"
+        )
+        plan(root / "many.zarr", options.many)
+
+
+def size(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+
+def plan(path: Path, videos: int) -> None:
+    """What planning takes of the store: which videos it has, and what it recorded of each."""
+    found = contents(path)
+    assert found is not None
+
+    def look() -> None:
+        known = found.having(["rgb"])
+        for video_id in known:
+            _ = known[video_id]["identity"]
+
+    once = timed(lambda: contents(path))
+    print(f"{f'contents of {videos} videos':40} {once:8.0f} ms; what is recorded of each: {timed(look):.0f} ms")
 
 
 if __name__ == "__main__":

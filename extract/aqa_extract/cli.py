@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -26,7 +28,7 @@ Input, Segments, Streams, Flow, Pixels, Actor, Networks, Run = map(
 """Options by the heading under which `--help` shows them."""
 
 PROTOCOLS = get_args(Protocol)
-_ABOUT_CONFIG = ("config", "preset", "print_config", "dry_run", "replace")
+_ABOUT_CONFIG = ("config", "preset", "print_config", "dry_run", "replace", "shard")
 
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -89,7 +91,7 @@ def extract(
             rich_help_panel="Input and output",
         ),
     ],
-    out: Annotated[Path, Input(help="Store to create, or to go on with.", show_default=False)],
+    out: Annotated[str, Input(help="Store to create, or to go on with: a folder or a URL.", show_default=False)],
     labels: Annotated[
         Path | None,
         Input(help="Table (CSV, JSON) with id or path, and score; default: labels.csv beside the videos."),
@@ -184,6 +186,10 @@ def extract(
         ),
     ] = None,
     overwrite: Annotated[bool, Run(help="Replace an existing store.")] = False,
+    shard: Annotated[
+        str | None,
+        Run(metavar="I/N", help="Only the I-th of N parts of the videos; `aqa finalise STORE` ends the work of all."),
+    ] = None,
     dry_run: Annotated[bool, Run(help="Say what would be done and what it would cost; write nothing.")] = False,
     print_config: Annotated[
         bool, Run(help="Print the options as --config reads them and stop.", is_eager=True, callback=_asks_only)
@@ -270,6 +276,8 @@ def extract(
         repair=repair,
         replace=tuple(replace or ()),
         overwrite=overwrite,
+        shard=_shard(shard, overwrite),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
     if dry_run:
         from aqa_extract.estimate import estimate
@@ -295,6 +303,18 @@ def _weights(given: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--weights {text!r}", fix="give NETWORK=NAME, as rgb=rgb_imagenet or flow=my_weights.pt")
         found[network] = name
     return found
+
+
+def _shard(text: str | None, overwrite: bool) -> tuple[int, int] | None:
+    """`3/8` as (3, 8)."""
+    if text is None:
+        return None
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise UsageError(f"--shard {text!r}", fix="give part/parts, the parts counted from 1, as 3/8")
+    if overwrite:
+        raise UsageError("--shard with --overwrite would remove what the other parts do", fix="remove the store first")
+    return int(i), int(n)
 
 
 def _whole(option: str, text: str, what: str) -> int:

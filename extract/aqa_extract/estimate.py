@@ -6,13 +6,11 @@ videos ─▶ plan ─▶ device, folder, weights (refused as the run would) ─
 from __future__ import annotations
 
 import math
-import os
 import random
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,18 +19,17 @@ from aqa_extract import faults
 from aqa_extract.budget import ByteBudget, TooLarge
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest, Opened
 from aqa_extract.job import Job
-from aqa_extract.plan import Plan, pinned
-from aqa_extract.plan import plan as plan_run
+from aqa_extract.plan import Plan, only, pinned, read_plan, shard
 from aqa_extract.run import Options, decode_children, memory_budget, new_compute
 from aqa_extract.sampling import coverage, part
-from aqa_extract.streams import array_specs, by_network, completed, needs_actor
+from aqa_extract.streams import array_specs, by_network, completed, identified, needs_actor
 from aqa_shared import console
 from aqa_shared.console import as_time
 from aqa_shared.errors import ExitCode, StoreError
 from aqa_shared.files import free_bytes
 from aqa_shared.machine import available_cores, pick_device
 from aqa_shared.records import ExtractSettings, Failure, Video
-from aqa_shared.store import disk_errors, peek, refuse_other_weights
+from aqa_shared.store import Contents, Objects, Where, disk_errors, refuse_other
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +90,7 @@ class Estimate:
 
     plan: Plan
     settings: ExtractSettings
+    store: Where = ""
     looks: list[Look] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     """Videos that could not be opened: a run would quarantine them."""
@@ -103,7 +101,7 @@ class Estimate:
     speed: Speed | None = None
     in_store: int = 0
     """Bytes that the store has now."""
-    free: int = 0
+    free: float = math.inf
 
     @property
     def exit_code(self) -> ExitCode:
@@ -128,8 +126,8 @@ class Estimate:
 
     @property
     def room(self) -> float:
-        """Bytes that must be free: for new videos as they come, and for a second copy of the store at the end."""
-        return 2 * self.new_bytes + self.in_store if self.plan.jobs else 0.0
+        """Bytes that must be free: for new videos as they come, and again where they are put together at the end."""
+        return 2 * self.new_bytes
 
     @property
     def duration(self) -> float | None:
@@ -146,14 +144,14 @@ class Estimate:
         """Raises StoreError where the disk would be full before the end."""
         if self.room > self.free:
             raise StoreError(
-                f"{self.plan.store}: the run needs {_size(self.room)}, {_size(self.free)} are free",
+                f"{self.store}: the run needs {_size(self.room)}, {_size(self.free)} are free",
                 fix="free some space, choose another --out, or extract fewer segments or streams",
             )
 
     def text(self) -> str:
         """The whole as a person reads it."""
         jobs, all_ids = self.plan.jobs, sum(len(job.ids) for job in self.plan.jobs)
-        rows = [("store", f"{self.plan.store} ({_size(self.in_store) if self.in_store else 'new'})")]
+        rows = [("store", f"{self.store} ({_size(self.in_store) if self.in_store else 'new'})")]
         if jobs:
             seconds = self.scale * sum(look.seconds for look in self.looks)
             frames = self.scale * sum(look.frames for look in self.looks)
@@ -221,23 +219,30 @@ class Estimate:
         return rows
 
 
-def estimate(videos: Sequence[Video], out: Path, settings: ExtractSettings, options: Options) -> Estimate:
+def estimate(videos: Sequence[Video], out: Where, settings: ExtractSettings, options: Options) -> Estimate:
     """What `extract` would do with the same arguments. Raises what it would raise; writes nothing, fetches nothing."""
     settings = completed(settings)
-    result = Estimate(plan_run(videos, out, settings, options, dry=True), settings)
-    result.in_store = 0 if options.overwrite else _bytes_below(out)
+    if options.shard is not None:
+        videos = shard(videos, *options.shard)
+    todo, known = read_plan(videos, out, settings, options)
+    missing = [s for s in settings.streams if any(s in streams for streams in todo.passes)]
+    settings = only(settings, missing or settings.streams)
+    result = Estimate(todo, settings, out)
+    objects = Objects.at(out)
+    result.in_store = objects.size() if known is not None else 0
     if not result.plan.jobs:
         return result
     device = pick_device(options.device)
     result.device, result.cores = device.type, available_cores()
     result.children = decode_children(options, device, len(result.plan.jobs))
-    with disk_errors(out, "open the store for writing"):
-        result.free = free_bytes(out)
-    settings = pinned(settings, out, options, dry=True)
+    if objects.folder is not None:
+        with disk_errors(out, "open the store for writing"):
+            result.free = free_bytes(objects.folder)
+    settings = pinned(settings, known)
     result.weights = _outlooks(settings)
     networks = None
     if all(found.ready for found in result.weights.values()):
-        networks = _networks(settings, out, device, options)
+        networks = _networks(settings, out, known, device)
     budget = ByteBudget(memory_budget(device), threading.Event())
     _look(result, settings, options, budget, networks.detector_size if networks is not None else None)
     if networks is not None and result.looks:
@@ -253,7 +258,7 @@ def _outlooks(settings: ExtractSettings) -> dict[str, Outlook]:
     return {name: outlook(asked.get(name, "default"), name, asked.get("rgb", "default")) for name in names}
 
 
-def _networks(settings: ExtractSettings, out: Path, device: torch.device, options: Options) -> Networks:
+def _networks(settings: ExtractSettings, out: Where, known: Contents | None, device: torch.device) -> Networks:
     """Loaded as the run would, and refused where the store has features of others."""
     import torch
 
@@ -261,9 +266,8 @@ def _networks(settings: ExtractSettings, out: Path, device: torch.device, option
 
     torch.set_num_threads(1)
     networks = Networks.load(settings, device, lambda _: None)
-    known = None if options.overwrite else peek(out, repair=False)
     if known is not None:
-        refuse_other_weights(out, known.provenance, {"weights": networks.weights})
+        refuse_other(out, known.state.arrays, identified(settings, networks.weights))
     return networks
 
 
@@ -337,11 +341,9 @@ def _try(looks: Sequence[Look], networks: Networks, options: Options, budget: By
     return Speed(len(counted), load_seconds / pixels, compute_seconds / segments)
 
 
-def _bytes_below(folder: Path) -> int:
-    return sum(os.path.getsize(os.path.join(top, name)) for top, _, names in os.walk(folder) for name in names)
-
-
 def _size(count: float) -> str:
+    if not math.isfinite(count):
+        return "any number of bytes"
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,25 +1,26 @@
 """What a run has to do: videos as they are asked for, beside what the store and its quarantine hold.
 
-videos ─▶ in the store already / of another file or part / quarantined before / to do
+videos ─▶ in the store already / of another file or part / quarantined before / to do, by the streams that are missing
 """
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from aqa_extract import faults, quarantine
 from aqa_extract.identity import Identity, identify, stat_matches
 from aqa_extract.job import Job, without_twins
-from aqa_extract.streams import completed
+from aqa_extract.streams import identified, parse
 from aqa_shared import console
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import ExtractSettings, Failure, Video
-from aqa_shared.store import disk_errors, peek, refuse_foreign, refuse_other_settings, verify
+from aqa_shared.store import Contents, Where, contents, refuse_other, verify
 
 if TYPE_CHECKING:
     from aqa_extract.run import Options
@@ -40,10 +41,10 @@ REFUSALS = {
 class Plan:
     """What a run would do."""
 
-    store: Path
-    jobs: list[Job]
-    already: list[str]
-    kept_out: list[Failure]
+    passes: dict[tuple[str, ...], list[Job]] = field(default_factory=dict)
+    """By the streams that are to be made of them: videos that have some of a store's streams lack only the others."""
+    already: list[str] = field(default_factory=list)
+    kept_out: list[Failure] = field(default_factory=list)
     """Failed before and unchanged since."""
     refused: list[Failure] = field(default_factory=list)
     """In the store, but not known to be from this part of this file."""
@@ -52,43 +53,108 @@ class Plan:
     replaced: set[str] = field(default_factory=set)
     """In the store from another version of the file or another part; extracted again."""
 
+    @property
+    def jobs(self) -> list[Job]:
+        """Of all passes."""
+        return list(chain.from_iterable(self.passes.values()))
 
-def plan(videos: Sequence[Video], out: Path, settings: ExtractSettings, options: Options, *, dry: bool = False) -> Plan:
-    """Compare what is asked with what the store holds; opens no video with a decoder and loads no network.
 
-    Raises StoreError for a folder that is no store, or a store of other settings, UsageError for ids to replace that
-    are not among the videos. `dry` writes nothing at all.
+def read_plan(
+    videos: Sequence[Video], out: Where, settings: ExtractSettings, options: Options
+) -> tuple[Plan, Contents | None]:
+    """The plan for a store, and what the store holds, which is read once; writes nothing, opens no video.
+
+    Raises StoreError for what is no store, or a store of other settings, UsageError for ids to replace that are not
+    among the videos.
     """
-    named, changed = _to_replace([video.id for video in videos], options.replace)
-    with disk_errors(out, "read the store"):
-        refuse_foreign(out)  # also before --overwrite
-    known = None if options.overwrite else peek(out, repair=not dry)
+    known = contents(out)  # also before --overwrite: it refuses what is no store of ours
+    if options.overwrite:
+        known = None
     if known is not None:
-        refuse_other_settings(out, known.settings, completed(settings))
+        refuse_other(out, known.state.arrays, identified(settings), weights=False)
     before = quarantine.read(out) if known else {}
     damaged = {damage.id for damage in verify(out)} if known and options.repair else set()
-    result = Plan(out, [], [], [], damaged=damaged)
-    fresh: list[Job] = []
-    look = cache(identify)  # a manifest may have hundreds of rows of one file
-    recorded = {i: meta for i, meta in known.committed.items() if i not in damaged} if known else {}
+    return plan(videos, known, before, damaged, settings, options), known
+
+
+def plan(
+    videos: Sequence[Video],
+    known: Contents | None,
+    before: Mapping[str, Failure],
+    damaged: set[str],
+    settings: ExtractSettings,
+    options: Options,
+    look: Callable[[str], Identity | None] = identify,
+) -> Plan:
+    """Compare what is asked with what a store holds: a function of its arguments alone.
+
+    `before` are the failures of earlier runs, `look` says what file is at a path. Raises UsageError for ids to
+    replace that are not among the videos.
+    """
+    named, changed = _to_replace([video.id for video in videos], options.replace)
+    result = Plan(damaged=damaged)
+    fresh: dict[tuple[str, ...], list[Job]] = {}
+    look = cache(look)  # a manifest may have hundreds of rows of one file
+    names = {s: parse(s).array(parse(s).outputs[0]) for s in settings.streams}
+    live = {video.id: known.live(video.id).keys() for video in videos} if known else {}
+    recorded = {i: known.meta(i) for i, has in live.items() if has and i not in damaged} if known else {}
     refusals = _refusals([video for video in videos if video.id in recorded], recorded, look)
     for video in videos:
         failed = before.get(video.id)
         reason = refusals.get(video.id)
+        wanted = settings.streams
         if (reason in ("id_conflict", "id_taken") and video.id in named) or (reason == "id_conflict" and changed):
             result.replaced.add(video.id)
-            fresh.append(Job(video, look(video.path)))
         elif reason:
             detail = REFUSALS[reason].format(other=recorded[video.id].get("path"))
             result.refused.append(Job(video, look(video.path)).failed(reason, "probe", detail))
+            continue
         elif video.id in recorded:
-            result.already.append(video.id)
-        elif failed is not None and not options.retry_failed and _would_fail_again(video, failed, options):
+            wanted = tuple(s for s in settings.streams if names[s] not in live[video.id])
+            if not wanted:
+                result.already.append(video.id)
+                continue
+        if not (failed is None or options.retry_failed or video.id in result.replaced) and _would_fail_again(
+            video, failed, options
+        ):
             result.kept_out.append(failed)
-        else:
-            fresh.append(Job(video, look(video.path)))
-    result.jobs = without_twins(fresh)
+            continue
+        fresh.setdefault(wanted, []).append(Job(video, look(video.path)))
+    result.passes = {streams: without_twins(jobs) for streams, jobs in fresh.items()}
     return result
+
+
+def shard(videos: Sequence[Video], i: int, n: int) -> list[Video]:
+    """The i-th (from 1) of n parts of about equal work, in the order of `videos`; the parts together are all of them.
+
+    A function of the videos alone: whatever the store holds by now, every run cuts them in the same way. Longer files
+    and parts are given out first, each to the part that has the least so far.
+    """
+    weights = [_work(video) for video in videos]
+    order = sorted(range(len(videos)), key=lambda k: (-weights[k], videos[k].id))
+    parts = [(0.0, part) for part in range(1, n + 1)]
+    mine = set()
+    for k in order:
+        load, part = heapq.heappop(parts)
+        heapq.heappush(parts, (load + weights[k], part))
+        if part == i:
+            mine.add(k)
+    return [video for k, video in enumerate(videos) if k in mine]
+
+
+def _work(video: Video) -> float:
+    """About how many frames a video has, as far as that can be told without opening it.
+
+    Files of a data set are of a kind, so their sizes compare; 10 kB a frame and 25 frames a second are ordinary.
+    """
+    if video.start_time is not None and video.end_time is not None:
+        return 25 * (video.end_time - video.start_time)
+    if video.end is not None:
+        return float(video.end - (video.start or 0))
+    try:
+        return 1 + os.path.getsize(video.path) / 10_000
+    except OSError:
+        return 1.0
 
 
 def _to_replace(ids: Sequence[str], asked: Sequence[str]) -> tuple[set[str], bool]:
@@ -149,12 +215,20 @@ def _would_fail_again(video: Video, failed: Failure, options: Options) -> bool:
     return stat_matches(video.path, {"size": failed.size, "mtime_ns": failed.mtime_ns})
 
 
-def pinned(settings: ExtractSettings, out: Path, options: Options, *, dry: bool = False) -> ExtractSettings:
+def only(settings: ExtractSettings, streams: Sequence[str]) -> ExtractSettings:
+    """`settings` for fewer streams; flow that none of them needs is not computed for those that are there already."""
+    changes: dict[str, Any] = {"streams": tuple(streams)}
+    had_flow, has_flow = (any(parse(s).modality == "flow" for s in of) for of in (settings.streams, streams))
+    if had_flow and not has_flow:
+        changes["flow"] = settings.flow.model_copy(update={"mode": "off"})
+    return settings.model_copy(update=changes)
+
+
+def pinned(settings: ExtractSettings, known: Contents | None) -> ExtractSettings:
     """`settings` with every `default` weight replaced by what the store was begun with, where it was begun.
 
-    Else a store begun offline could not be continued once better weights can be reached. `dry` writes nothing.
+    Else a store begun offline could not be continued once better weights can be reached.
     """
-    known = None if options.overwrite else peek(out, repair=not dry)
     if known is None:
         return settings
     begun_with = known.provenance.get("weights", {})

@@ -8,24 +8,23 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from aqa_extract import faults, quarantine
 from aqa_extract.faults import Fault
 from aqa_extract.job import Job
-from aqa_extract.plan import Plan, pinned, plan
+from aqa_extract.plan import Plan, only, pinned, read_plan, shard
 from aqa_extract.sampling import coverage
 from aqa_extract.signals import GRACE, Interrupted, Signals, caught
-from aqa_extract.streams import array_specs, completed
+from aqa_extract.streams import completed, identified
 from aqa_shared import __version__, console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, NoInputError
 from aqa_shared.machine import available_cores, available_memory, pick_device
 from aqa_shared.records import ExtractSettings, Failure, Video
-from aqa_shared.store import StoreWriter, peek
+from aqa_shared.store import Run, StoreWriter, Where, expect, finalise, label
 
 if TYPE_CHECKING:
     import torch
@@ -59,13 +58,17 @@ class Options:
     """Ids, each its own entry or several separated by commas, of which a file or part that changed takes the place of
     what the store holds; `changed` means all of those."""
     overwrite: bool = False
+    shard: tuple[int, int] | None = None
+    """(i, n): only the i-th of n parts, from 1; what it commits waits for `finalise`."""
+    command: str = "aqa-extract with the same arguments"
+    """What makes the rest, should this run not come to its end."""
 
 
 @dataclass
 class Report:
     """What a run did."""
 
-    store: Path
+    store: Where
     extracted: int = 0
     already: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -107,7 +110,7 @@ def listed(ids: Sequence[str], most: int = 5) -> str:
 
 def extract(
     videos: Sequence[Video],
-    out: Path,
+    out: Where,
     settings: ExtractSettings,
     options: Options = Options(),
     *,
@@ -115,47 +118,52 @@ def extract(
 ) -> Report:
     """Extract `videos` into the store at `out`, going on where an earlier run stopped.
 
-    Where `labelled`, the labels (scores, splits …) of the videos replace those in the store, empty ones too; else
-    the store keeps what it has. None means: if any video carries a label. Raises StoreError (incompatible, damaged,
-    not writable), EnvironmentFault (device, weights, too many failures in a row) and Interrupted after a signal;
-    whatever was finished by then is committed.
+    A store that has other streams gets those of `settings` as well; what it has is not made again. Where `labelled`,
+    the labels (scores, splits …) of the videos replace those in the store, empty ones too; else the store keeps what
+    it has. None means: if any video carries a label. With `options.shard` only a part of the videos, and nothing is
+    finalised. Raises StoreError (incompatible, damaged, not writable), EnvironmentFault (device, weights, too many
+    failures in a row) and Interrupted after a signal; whatever was finished by then is committed.
     """
     started = time.monotonic()
     if not videos:
         raise NoInputError("no videos were given", fix="name a folder, files, a list or a manifest; see --help")
     settings = completed(settings)
+    labelled = any(video.has_labels for video in videos) if labelled is None else labelled
+    if options.shard is not None:
+        videos = shard(videos, *options.shard)
     with caught() as signals:
-        todo = plan(videos, out, settings, options)
-        settings = pinned(settings, out, options)
+        todo, known = read_plan(videos, out, settings, options)
         report = Report(out, 0, len(todo.already), todo.kept_out + todo.refused, {f.id for f in todo.kept_out})
-        # What is known about a new version of a file says nothing about the features of the old one.
-        refused = {failure.id for failure in todo.refused}
-        labels = {video.id: video for video in videos if video.id not in refused}
-        if not (any(video.has_labels for video in videos) if labelled is None else labelled):
-            labels = {}
-        in_store = set(todo.already)
-        if todo.jobs:
-            in_store |= _run(todo, settings, options, labels, report, signals)
-        elif (known := peek(out)) is not None:
-            # Nothing to extract, but the labels may have changed.
-            with StoreWriter.open(
-                out, specs=array_specs(settings), settings=settings, provenance=known.provenance
-            ) as writer:
-                writer.finalise(labels)
-        quarantine.settle(out, report.failures, in_store)
+        committed: set[str] = set()
+        overwrite = options.overwrite
+        for streams, jobs in todo.passes.items():
+            one = only(pinned(settings, known), streams)
+            committed |= _run(jobs, todo, one, options, overwrite, [v.id for v in videos], report, signals)
+            overwrite = False
+        if known is not None or todo.jobs:
+            # What is known about a new version of a file says nothing about the features of the old one, which stay
+            # where the new one is refused or could not be used.
+            others = {failure.id for failure in todo.refused} | (todo.replaced - committed)
+            if labelled:
+                label(out, {video.id: video for video in videos if video.id not in others})
+            if options.shard is None:
+                finalise(out)
+            quarantine.release(out, committed.union(todo.already))
     report.seconds = time.monotonic() - started
     return report
 
 
 def _run(
+    jobs: Sequence[Job],
     todo: Plan,
     settings: ExtractSettings,
     options: Options,
-    labels: Mapping[str, Video],
+    overwrite: bool,
+    asked: Sequence[str],
     report: Report,
     signals: Signals,
 ) -> set[str]:
-    """The part that needs torch and the networks; returns the ids it committed."""
+    """One pass: the part that needs torch and the networks; returns the ids it committed."""
     import torch
 
     from aqa_extract.budget import ByteBudget
@@ -166,7 +174,7 @@ def _run(
     device = pick_device(options.device)
     cores = available_cores()
     torch.set_num_threads(1)
-    workers = decode_children(options, device, len(todo.jobs))
+    workers = decode_children(options, device, len(jobs))
     networks = Networks.load(settings, device, console.note)
     if why := networks.slow_flow:
         console.warn(f"flow takes ten times as long as it could, as torch computes it: {why} (docs/flow.md)")
@@ -176,37 +184,32 @@ def _run(
         "tool": f"aqa {__version__}",
         "flow_engine": networks.flow_engine,
     }
+    specs = identified(settings, networks.weights)
     with StoreWriter.open(
-        report.store,
-        specs=array_specs(settings),
-        settings=settings,
-        provenance=provenance,
-        overwrite=options.overwrite,
+        report.store, specs=specs, settings=settings, provenance=provenance, overwrite=overwrite
     ) as writer:
-        if todo.replaced:
-            # What is only staged becomes part of the store first: so the old features stay until the new ones are
-            # there, and no moment has neither.
-            writer.finalise({})
-        writer.forget(todo.damaged | todo.replaced)
+        expect(report.store, Run(options.command, tuple(s.name for s in specs), tuple(asked), options.shard))
+        writer.forget(todo.damaged)
+        writer.replace(todo.replaced)
         work = Work(networks, writer, options, ByteBudget(memory_budget(device), threading.Event()))
         compute = new_compute(networks, options)
-        jobs = {job.video.id: job for job in todo.jobs}
+        by_id = {job.video.id: job for job in jobs}
         begun = time.monotonic()
 
-        with console.progress("extract", len(todo.jobs)) as advance:
+        with console.progress("extract", len(jobs)) as advance:
 
             def ended(failed: Failure | None) -> None:
-                for one in _with_twins(jobs[failed.id], failed) if failed is not None else ():
+                for one in _with_twins(by_id[failed.id], failed) if failed is not None else ():
                     if one.id not in work.committed:
                         if faults.fault(one.reason) is not Fault.OURS:
-                            quarantine.append(report.store, one)
+                            quarantine.write(report.store, one)
                         report.failures.append(one)
                         console.warn(f"{one.id}: {one.reason} — {console.printable(one.detail)}")
                 seconds = max(time.monotonic() - begun, 1e-9)
                 pace = f"{seconds / len(work.committed):.1f} s a video, " if work.committed else ""
                 advance(1, note=f"{pace}{compute.frames / seconds:.0f} frames/s")
 
-            drivers = min(cores, len(todo.jobs)) if device.type == "cpu" else 1
+            drivers = min(cores, len(jobs)) if device.type == "cpu" else 1
             pipeline = Pipeline(work, compute, ended, workers=workers, drivers=drivers, stop_after=options.stop_after)
 
             def finish(number: int) -> None:
@@ -217,10 +220,10 @@ def _run(
                 console.note(f"{count}; {how}")
 
             signals.hand_to(finish, pipeline.abandoned.set)
-            outcome = pipeline.run(todo.jobs)
+            outcome = pipeline.run(jobs)
         report.stages = vars(outcome.times)
-        report.extracted = len(work.committed)
-        report.without_actor = sorted(work.without_actor)
+        report.extracted += len(work.committed)
+        report.without_actor = sorted({*report.without_actor, *work.without_actor})
         if signals.received:
             raise Interrupted(
                 signals.received[0],
@@ -234,13 +237,10 @@ def _run(
                 fix=f"remove the cause (`aqa doctor` examines this machine) and rerun {rerun}, "
                 "or go on regardless with --stop-after 0",
             )
-        lost = {id for job in todo.jobs for id in job.ids} - work.committed - {f.id for f in report.failures}
+        lost = {id for job in jobs for id in job.ids} - work.committed - {f.id for f in report.failures}
         if lost:
             raise AqaError(f"{len(lost)} videos were neither extracted nor quarantined: {', '.join(sorted(lost)[:5])}")
         # A signal that comes only now finds the work done: the run ends as if it had not come.
-        # Where a new version of a file could not be used, the old one's features keep the old one's labels.
-        kept_old = todo.replaced - work.committed
-        writer.finalise({id: video for id, video in labels.items() if id not in kept_old})
         if said := coverage(work.looked_at, settings.sampling):
             console.note(said)
     return work.committed

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from aqa_extract.backbones import BACKBONES, DEFAULT, Backbone, Canvas, Input, Modality
@@ -277,6 +277,12 @@ def identities(
         for output in stream.outputs:
             found[stream.array(output)] = decides(stream, settings) | digests(stream.networks)
     return found
+
+
+def identified(settings: ExtractSettings, weights: Mapping[str, Mapping[str, Any]] | None = None) -> list[ArraySpec]:
+    """`array_specs`, each with its identity."""
+    found = identities(settings, weights)
+    return [replace(spec, identity=found[spec.name]) for spec in array_specs(settings)]
 
 
 def _sampled(settings: ExtractSettings, frames: int) -> dict[str, Any]:

@@ -35,7 +35,9 @@ app = App(
 app.add_typer(datasets_cli.app, name="datasets")
 app.add_typer(weights_cli.app, name="weights")
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Store written by aqa-extract.", show_default=False)]
+StorePath = Annotated[
+    str, typer.Argument(metavar="STORE", help="Store of aqa-extract: a folder or a URL.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
 
@@ -177,7 +179,10 @@ def streams(json: Json = False) -> None:
 
 @app.command(epilog="aqa info feats.zarr --json")
 def info(store: StorePath, json: Json = False) -> None:
-    """Say what a store holds: videos, arrays, labels, settings, weights."""
+    """Say what a store holds: which videos have which streams, labels, what is missing and how to make only that.
+
+    --json has everything that is known: arrays, settings, weights, versions.
+    """
     from aqa_pipelines.show import info_text
     from aqa_shared.store import describe
 
@@ -186,6 +191,45 @@ def info(store: StorePath, json: Json = False) -> None:
         console.out.print_json(data=record)
     else:
         console.out.print(info_text(record), markup=False)
+
+
+@app.command(epilog="aqa finalise s3://bucket/feats.zarr")
+def finalise(store: StorePath, json: Json = False) -> None:
+    """Put together what runs have committed, as after aqa-extract --shard; say what is missing and how to make it.
+
+    Exit codes: 0 nothing is missing, 3 something is, 6 the store cannot be read or written.
+    """
+    from aqa_pipelines.show import missing_text
+    from aqa_shared.store import finalise as put_together
+    from aqa_shared.store import missing
+
+    state = put_together(store)
+    lacking = missing(store)
+    if json:
+        console.out.print_json(data={"number": state.number, "missing": lacking})
+    else:
+        console.out.print(missing_text(store, lacking), markup=False)
+    if lacking:
+        raise typer.Exit(int(ExitCode.QUARANTINED))
+
+
+@app.command(epilog="aqa compact feats.zarr")
+def compact(store: StorePath) -> None:
+    """Merge all blocks of a store into as few as can be, and remove what no longer counts.
+
+    Equal videos then give equal bytes. Needs room for a second copy of the features; run it when nothing extracts into
+    the store, and open the store again where it is being read.
+    """
+    from aqa_shared.store import Objects
+    from aqa_shared.store import compact as merge
+
+    objects = Objects(store)
+    before = objects.size()
+    state = merge(store)
+    after = objects.size()
+    blocks = f"{len(state.blocks)} block{'s' if len(state.blocks) != 1 else ''}"
+    name = console.printable(store)
+    console.out.print(f"{name}: {blocks}, {after / 1e6:.1f} MB, {before / 1e6:.1f} MB before", markup=False)
 
 
 @app.command(epilog="aqa verify feats.zarr")

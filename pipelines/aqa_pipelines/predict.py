@@ -64,20 +64,21 @@ def predict_videos(
 
     Raises UsageError, NoInputError, EnvironmentFault, and StoreError for features of another kind.
     """
-    from aqa_shared.store import FeatureStore, root_or_none
+    from aqa_shared.store import FeatureStore, is_store
     from aqa_train.predict import open_ensemble
 
     ensemble = open_ensemble(run, method)
     model = {"run": str(run), "method": ensemble.method, "models": len(ensemble.files)}
     console.note(f"model: {ensemble}")
     where = str(pick_device(device))
-    stores = [v for v in videos if root_or_none(Path(v)) is not None]
+    stores = [v for v in videos if is_store(v)]
     if stores:
         if len(videos) > 1:
             raise UsageError(f"{stores[0]} is a store, given beside others", fix="give one store, or videos")
         if decoder != "auto" or workers is not None:
             raise UsageError(f"{stores[0]} is a store, of which nothing is decoded", fix="omit --decoder and --workers")
         store = FeatureStore.open(stores[0])
+        store = store.select(*(name for name in ensemble.first.channels if name in store.specs))
         return Predictions(model, _scored(ensemble.score(store, where), store), [])
     found, failures = _extracted(ensemble, videos, device, where, decoder, workers)
     return Predictions(model, found, failures)

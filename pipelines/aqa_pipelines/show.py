@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from aqa_shared.console import printable
@@ -11,40 +10,64 @@ from aqa_shared.store import Damage
 
 
 def info_text(record: Mapping[str, Any]) -> str:
-    """`describe(store)` as indented lines, everything it says and nothing twice."""
-    return "\n".join(_lines(record, 0))
+    """The short form of `describe(store)`: a screen at most."""
+    videos, lengths = record["videos"], record["segments_per_video"]
+    each = "" if not lengths else f" of {lengths[0]}" + (f" to {lengths[1]}" if lengths[1] > lengths[0] else "")
+    waiting = f"; {record['pending']} committed and not finalised" if record["pending"] else ""
+    rows = [
+        ("store", f"{record['path']}: {record['bytes'] / 1e6:.1f} MB in {_count(record['blocks'], 'block')}"),
+        ("videos", f"{videos}{each} segments{waiting}"),
+    ]
+    for name, array in record["arrays"].items():
+        if array["role"] != "coordinate":
+            shape = " × ".join(map(str, array["shape"][1:]))
+            lacking = f", {videos - array['videos']} lack it" if array["videos"] < videos else ""
+            rows.append((name, f"{array['videos']} videos{lacking}; {array['role']} of {shape}, {array['dtype']}"))
+    rows += [(f"{role} weights", _weights(found)) for role, found in record["weights"].items()]
+    low_high = record["score_range"]
+    span = f", {low_high[0]:g} to {low_high[1]:g}" if low_high else ""
+    rows.append(("scores", f"{record['labelled']} of {videos}{span}"))
+    for name in ("splits", "categories"):
+        if record[name]:
+            rows.append((name, ", ".join(f"{value} {count}" for value, count in record[name].items())))
+    if record["quarantined"]:
+        rows.append(
+            ("quarantined", f"{_count(record['quarantined'], 'video')}; aqa-extract --retry-failed tries again")
+        )
+    rows += [("missing", text) for text in map(_missing, record["missing"])]
+    if record["changes"] > 1:
+        rows.append(("changes", f"{record['changes']} are kept; aqa compact removes what only earlier ones use"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {printable(text)}" for name, text in rows)
 
 
-def _lines(value: Mapping[str, Any], depth: int) -> list[str]:
-    width = max((len(str(k)) for k in value), default=0)
-    rows = []
-    for key, item in value.items():
-        indent = "  " * depth
-        name = printable(str(key))
-        if isinstance(item, Mapping) and item:
-            rows.append(f"{indent}{name}")
-            rows += _lines(item, depth + 1)
-        elif isinstance(item, list) and item and all(isinstance(i, Mapping) for i in item):
-            rows.append(f"{indent}{name}")
-            rows += [f"{indent}  {_inline(i)}" for i in item]
-        else:
-            rows.append(f"{indent}{name:{width}}  {_inline(item)}")
-    return rows
+def missing_text(store: str, lacking: Sequence[Mapping[str, Any]]) -> str:
+    """What runs were asked for and the store does not have, a command for each."""
+    if not lacking:
+        return f"{printable(store)}: whole, nothing is missing"
+    return "\n".join(printable(f"missing: {_missing(row)}") for row in lacking)
 
 
-def _inline(value: Any) -> str:
-    if value is None or value == "" or value == {} or value == []:
-        return "–"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{printable(str(k))} {_inline(v)}" for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_inline(v) for v in value)
-    return f"{value:.6g}" if isinstance(value, float) else printable(str(value))
+def _missing(row: Mapping[str, Any]) -> str:
+    part = f"part {row['shard'][0]} of {row['shard'][1]}" if row["shard"] else ""
+    if row["missing"] is None:
+        return f"{part} never began; run: {row['command']}"
+    some = ", ".join(row["ids"]) + (" …" if row["missing"] > len(row["ids"]) else "")
+    return f"{_count(row['missing'], 'video')}{part and ' of ' + part} ({some}); run: {row['command']}"
 
 
-def damage_text(store: Path, damage: Sequence[Damage]) -> str:
+def _weights(record: Any) -> str:
+    name, digest = (record.get(k, "") for k in ("name", "sha256")) if isinstance(record, Mapping) else (record, "")
+    return f"{name} {digest[:12]}".strip() or "not known"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def damage_text(store: str, damage: Sequence[Damage]) -> str:
     """One line for each damaged array of each video, and what to do."""
-    name = printable(str(store))
+    name = printable(store)
     if not damage:
         return f"{name}: whole"
     videos = sorted({d.id for d in damage if d.id})

@@ -14,7 +14,7 @@ class ExitCode(IntEnum):
     INTERNAL = 1
     USAGE = 2
     QUARANTINED = 3
-    """Finished, but some videos could not be used; quarantine.jsonl says why."""
+    """Finished, but some videos could not be used; the store says why."""
     NO_INPUT = 4
     ENVIRONMENT = 5
     """No device as asked, weights missing or wrong."""

@@ -177,9 +177,23 @@ class ExtractSettings(Record):
             raise ValueError(f"streams must name each stream once, got {self.streams}")
         return self
 
+    def joined(self, later: ExtractSettings) -> ExtractSettings:
+        """Of a store to which a later run added streams: of each part the settings of the run that used it."""
+        changes: dict[str, object] = {
+            "streams": tuple(dict.fromkeys((*self.streams, *later.streams))),
+            "weights": {**later.weights, **self.weights},
+        }
+        if self.flow.mode == "off":
+            changes["flow"] = later.flow
+        if not any("actor" in s for s in self.streams):
+            changes["actor"] = later.actor
+        if not any("rgb" in s for s in self.streams):
+            changes["pixels"] = later.pixels
+        return self.model_copy(update=changes)
+
 
 class Failure(Record):
-    """Why a video is not in the store: one line of quarantine.jsonl."""
+    """Why a video is not in the store."""
 
     id: str
     path: str

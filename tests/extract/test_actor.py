@@ -22,7 +22,7 @@ from aqa_extract.loading import bytes_needed, load
 from aqa_extract.run import Options, extract
 from aqa_shared.errors import EnvironmentFault
 from aqa_shared.records import ActorSettings, ExtractSettings, FlowSettings, Pixels, Sampling, Video
-from aqa_shared.store import FeatureStore, peek
+from aqa_shared.store import FeatureStore, contents
 
 LOOK = Look(seed=5, frames=40)
 WEIGHTS = "ssd-mobilenet-v3"
@@ -81,10 +81,10 @@ def test_a_video_without_an_actor_is_listed(tmp_path: Path, i3d_rgb_weights: str
     )
     assert report.without_actor == ["noise"]
     assert "no actor in noise: the full frame was used" in report.text()
-    store, known = FeatureStore.open(tmp_path / "s.zarr"), peek(tmp_path / "s.zarr")
+    store, known = FeatureStore.open(tmp_path / "s.zarr"), contents(tmp_path / "s.zarr")
     assert known is not None
     assert store.table["actor_coverage"][0] == 0
-    assert any(w.startswith("no_actor") for w in known.committed["noise"]["warnings"])
+    assert any(w.startswith("no_actor") for w in known.meta("noise")["warnings"])
     central = [(64 - 48) / 2 / 64, 0, (64 + 48) / 2 / 64, 1]
     np.testing.assert_allclose(store.video("noise", "actor_box")[0, 0], central, atol=1e-6)
     assert store.video("noise", "other_box").shape == (2, 2, 12, 4)

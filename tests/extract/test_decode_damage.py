@@ -18,7 +18,7 @@ from tests.extract.clips import Clip, Taken, copy_from, reference, take
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
 from aqa_shared.errors import ExitCode
 from aqa_shared.records import Sampling, Video
-from aqa_shared.store import peek
+from aqa_shared.store import contents
 
 EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
 
@@ -224,8 +224,8 @@ def test_a_run_accepts_what_it_had_quarantined_and_says_so(tmp_path: Path, i3d_r
     accepted = run("--accept-damaged")
     assert accepted.returncode == ExitCode.OK, accepted.stderr
     assert "cut.mp4: accepted with" in accepted.stderr
-    known = peek(tmp_path / "s.zarr")
+    known = contents(tmp_path / "s.zarr")
     assert known is not None
-    assert known.committed["whole.mp4"]["accepted_damage"] is None
-    assert known.committed["cut.mp4"]["accepted_damage"]["missing"] > 10
+    assert known.meta("whole.mp4")["accepted_damage"] is None
+    assert known.meta("cut.mp4")["accepted_damage"]["missing"] > 10
     assert run().returncode == ExitCode.OK  # what the store has, it keeps

@@ -18,6 +18,7 @@ import pytest
 from aqa_extract.estimate import Estimate, Look, Speed, estimate
 from aqa_extract.run import Options, extract
 from aqa_extract.sampling import coverage
+from aqa_extract.streams import identified
 from aqa_extract.weights import resolve
 from aqa_extract.weights_fetch import SourceFailed, Url
 from aqa_extract.weights_outlook import outlook
@@ -25,7 +26,7 @@ from aqa_extract.weights_registry import REGISTRY
 from aqa_shared.errors import AqaError, ExitCode, StoreError
 from aqa_shared.manifest import find_videos
 from aqa_shared.records import ExtractSettings, Pixels, Sampling
-from aqa_shared.store import FeatureStore, refuse_other_weights
+from aqa_shared.store import ArraySpec, FeatureStore, refuse_other
 
 from .clips import Clip, probe
 
@@ -158,10 +159,10 @@ def hand_made(clips: Path, device: str) -> Estimate:
     from dataclasses import replace
 
     from aqa_extract.decode.child import Decoder, Opened
-    from aqa_extract.plan import plan
+    from aqa_extract.plan import read_plan
     from aqa_extract.sampling import plan_segments
 
-    found = Estimate(plan(find_videos(clips).videos, clips / "none.zarr", SETTINGS, Options(), dry=True), SETTINGS)
+    found = Estimate(read_plan(find_videos(clips).videos, clips / "none.zarr", SETTINGS, Options())[0], SETTINGS)
     with Decoder() as decoder:
         small = probe(decoder, clips / "clip0.mp4")
     times, none = np.arange(100) / 25, np.empty(0, np.int64)
@@ -256,9 +257,11 @@ def test_a_server_is_asked_for_the_size_only() -> None:
 
 
 def test_a_store_of_other_weights_is_refused() -> None:
-    def of(digest: str) -> dict[str, dict[str, dict[str, str]]]:
-        return {"weights": {"rgb": {"sha256": digest, "source": "anywhere"}}}
+    def of(digest: str) -> list[ArraySpec]:
+        return identified(SETTINGS, {"rgb": {"sha256": digest, "source": "anywhere"}})
 
-    refuse_other_weights(Path("s.zarr"), of("a"), of("a"))
-    with pytest.raises(StoreError, match="sha256"):
-        refuse_other_weights(Path("s.zarr"), of("a"), of("b"))
+    there = {spec.name: spec for spec in of("a")}
+    refuse_other("s.zarr", there, of("a"))
+    refuse_other("s.zarr", there, of("b"), weights=False)
+    with pytest.raises(StoreError, match=r"weights\.rgb\.sha256: a in the store, b now \(rgb\)"):
+        refuse_other("s.zarr", there, of("b"))

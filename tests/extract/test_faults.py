@@ -83,7 +83,7 @@ def test_a_library_that_changed_or_is_missing_is_no_videos_fault(
     assert "2 failed through no fault of theirs" in done.stdout
     assert words in done.stderr
     assert "aqa doctor" in done.stderr
-    assert not (tmp_path / "s.zarr" / "quarantine.jsonl").exists()
+    assert quarantine.read(tmp_path / "s.zarr") == {}
     mended = run_command(videos)
     assert mended.returncode == ExitCode.OK, mended.stderr
     assert "2 extracted, 0 already there" in mended.stdout
@@ -142,7 +142,7 @@ def test_a_disk_that_gives_no_bytes_is_not_taken_for_a_damaged_video(videos: Pat
     assert done.returncode == ExitCode.ENVIRONMENT, done.stdout + done.stderr
     assert "a.mp4: read_error" in done.stdout
     assert "1 extracted" in done.stdout
-    assert not (tmp_path / "s.zarr" / "quarantine.jsonl").exists()
+    assert quarantine.read(tmp_path / "s.zarr") == {}
 
 
 def test_every_reason_in_the_code_is_in_the_table_and_documented() -> None:

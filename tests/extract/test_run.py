@@ -9,24 +9,27 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import zarr
 from tests.extract.clips import Clip
 
 from aqa_extract import quarantine
 from aqa_extract.estimate import Estimate
-from aqa_extract.plan import pinned, plan
+from aqa_extract.plan import Plan, pinned, read_plan
 from aqa_extract.run import Options, Report, extract
 from aqa_shared.errors import EnvironmentFault, ExitCode, StoreError, UsageError
 from aqa_shared.manifest import find_videos
 from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling, Video
-from aqa_shared.store import FeatureStore, peek, verify
+from aqa_shared.store import FeatureStore, compact, finalise, missing, verify
+from aqa_shared.store import contents as contents_of
+from aqa_shared.store.stage import failure_key
 
 BIN = Path(sys.executable).parent
 SMALL = ("--segments", "2", "--short-side", "32", "--crop", "32", "--weights", "rgb=i3d-kinetics-400")
@@ -59,13 +62,21 @@ def run_command(clips: Path, store: Path, *extra: str, **environment: str) -> su
 
 
 def contents(store: Path) -> dict[str, bytes]:
-    """Every file of every array; the root document holds the time of creation and is compared by its arrays."""
-    skipped = {"zarr.json", "quarantine.jsonl"}
-    return {
-        str(path.relative_to(store)): path.read_bytes()
-        for path in sorted(store.rglob("*"))
-        if path.is_file() and path.name != "lock" and not (path.parent == store and path.name in skipped)
-    }
+    """Every object of a compacted copy of the store but those that say when it was made, or how long a failure took."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(store, Path(folder) / "s"))
+        compact(copy)
+        files = {p.relative_to(copy).as_posix(): p for p in sorted(copy.rglob("*")) if p.is_file()}
+        return {k: p.read_bytes() for k, p in files.items() if not k.startswith(("zarr.json", "log/", "failures/"))}
+
+
+def committed(store: Path) -> int:
+    """How many videos are staged."""
+    return len(list(store.glob("staged/*.npz")))
+
+
+def plan(videos: Sequence[Video], store: Path, settings: ExtractSettings, options: Options) -> Plan:
+    return read_plan(videos, store, settings, options)[0]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +173,7 @@ def test_killed_at_any_moment_and_run_again_equals_an_undisturbed_run(
             [BIN / "aqa-extract", clips, "--out", store, *SMALL], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         # At no particular moment after the start, or after so many videos: somewhere in loading, computing, committing.
-        while process.poll() is None and len(list(store.glob("videos/*/zarr.json"))) < wanted:
+        while process.poll() is None and committed(store) < wanted:
             time.sleep(0.002)
         time.sleep(randomness.uniform(0, 0.05 if wanted else 1.5))
         if process.poll() is None:
@@ -206,14 +217,16 @@ def test_sigterm_keeps_what_is_finished_and_says_how_to_go_on(clips: Path, undis
     process = subprocess.Popen(
         [BIN / "aqa-extract", clips, "--out", store, *SMALL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while process.poll() is None and not list(store.glob("videos/*/zarr.json")):
+    while process.poll() is None and not committed(store):
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     if process.returncode != ExitCode.QUARANTINED:  # it may have been done before the signal came
         assert process.returncode == ExitCode.TERMINATED, stderr
         assert "rerun the same command" in stderr
-    assert peek(store).committed
+    found = contents_of(store)
+    assert found is not None
+    assert found.having(["rgb"])
     assert run_command(clips, store).returncode == ExitCode.QUARANTINED
     assert contents(store) == contents(undisturbed)
 
@@ -243,21 +256,23 @@ def test_a_signal_before_the_first_video_ends_in_order(
     assert "rerun the same command" in stderr
 
 
-def test_a_signal_ends_a_callers_planning_in_order(undisturbed: Path, clips: Path, tmp_path: Path) -> None:
-    shutil.copytree(undisturbed, tmp_path / "s")
-    (tmp_path / "s" / "quarantine.jsonl").unlink()
-    os.mkfifo(tmp_path / "s" / "quarantine.jsonl")
+def test_a_signal_ends_a_callers_planning_in_order(undisturbed: Path, clips: Path) -> None:
+    """Planning is held where it has read the store, as a slow disk would hold it."""
     code = (
-        "from pathlib import Path; from aqa_extract.run import extract; from aqa_shared.manifest import find_videos\n"
-        "from aqa_extract.signals import Interrupted; from aqa_shared.store import peek\n"
-        f"store = Path({str(tmp_path / 's')!r})\n"
+        "import time; from aqa_extract import plan; from aqa_extract.run import extract\n"
+        "from aqa_extract.signals import Interrupted; from aqa_shared.manifest import find_videos\n"
+        "from aqa_shared.store import FeatureStore\n"
+        "def hold(*_): print('held', flush=True); time.sleep(600)\n"
+        f"store = {str(undisturbed)!r}\n"
+        "settings, plan.quarantine.read = FeatureStore.open(store).settings, hold\n"
         "try:\n"
-        f"    extract(find_videos({str(clips)!r}).videos, store, peek(store).settings)\n"
+        f"    extract(find_videos({str(clips)!r}).videos, store, settings)\n"
         "except Interrupted as e:\n"
         "    raise SystemExit(int(e.exit_code))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code])
-    with (tmp_path / "s" / "quarantine.jsonl").open("wb"):
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
         process.send_signal(signal.SIGUSR1)
         assert process.wait(timeout=60) == ExitCode.TERMINATED
 
@@ -269,6 +284,49 @@ def test_videos_appended_later_give_the_same_store(clips: Path, undisturbed: Pat
     report = extract(videos, store, SETTINGS)
     assert report.already == 3
     assert contents(store) == contents(undisturbed)
+
+
+def test_two_parts_and_a_finalise_are_one_run(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
+    store = tmp_path / "parts.zarr"
+    videos = find_videos(clips).videos
+    extract(videos, store, SETTINGS, Options(shard=(2, 2), command="aqa-extract --shard 2/2"))
+    assert FeatureStore.open(store).ids == []
+    finalise(store)
+    (never,) = missing(store)
+    assert (never["missing"], never["command"]) == (None, "aqa-extract --shard 1/2")
+    extract(videos, store, SETTINGS, Options(shard=(1, 2), command="aqa-extract --shard 1/2"))
+    finalise(store)
+    assert missing(store) == []
+    assert contents(store) == contents(undisturbed)
+    assert sorted(quarantine.read(store)) == ["broken.mp4"]
+
+
+def test_a_stream_added_later_leaves_the_first_one_as_it_is(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    shutil.copytree(undisturbed, store)
+    before = {p.relative_to(store): p.read_bytes() for p in store.glob("blocks/**/*") if p.is_file()}
+    flow = SETTINGS.model_copy(
+        update={
+            "streams": ("rgb", "flow"),
+            "flow": FlowSettings(mode="parity"),
+            "weights": {**SETTINGS.weights, "flow": "inflated-from-rgb"},
+        }
+    )
+    videos = find_videos(clips).videos[1:3]
+    assert extract(videos, store, flow).extracted == 2
+    assert all((store / name).read_bytes() == data for name, data in before.items())
+    found = FeatureStore.open(store)
+    assert (found.coverage["rgb"], found.coverage["flow"]) == (5, 2)
+    assert found.settings is not None
+    assert set(found.settings.streams) == {"rgb", "flow"}
+    assert set(found.provenance["weights"]) == {"rgb", "flow"}
+    assert np.isfinite(found.select("rgb", "flow").read("flow")).all()
+    assert extract(videos, store, flow).already == 2
+    compact(store)
+    assert len(list(store.glob("blocks/*/zarr.json"))) == 2  # three videos of rgb alone, two of both
+    original = FeatureStore.open(undisturbed)
+    np.testing.assert_array_equal(FeatureStore.open(store).read("rgb"), original.read("rgb"))
+    assert verify(store) == []
 
 
 def test_features_do_not_depend_on_batch_workers_or_neighbours(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -363,7 +421,7 @@ def test_a_copied_folder_is_known_by_content(clips: Path, undisturbed: Path, tmp
     for path in (tmp_path / "in").rglob("*.mp4"):
         os.utime(path, ns=(1, 1))
     videos = [v for v in find_videos(tmp_path / "in").videos if v.id != "broken.mp4"]
-    intended = plan(videos, undisturbed, SETTINGS, Options(), dry=True)
+    intended = plan(videos, undisturbed, SETTINGS, Options())
     assert (len(intended.already), intended.jobs, intended.refused) == (5, [], [])
 
 
@@ -496,7 +554,7 @@ def test_shape_and_colours_are_recorded(tmp_path: Path, i3d_rgb_weights: str) ->
     Clip().write(tmp_path / "v" / "plain")
     videos, store = find_videos(tmp_path / "v").videos, tmp_path / "s.zarr"
     extract(videos, store, SETTINGS)
-    hdr, plain = (json.loads(text) for text in zarr.open_group(store, mode="r")["meta"][:])  # type: ignore[index,union-attr]
+    hdr, plain = FeatureStore.open(store).metas
     assert (hdr["width"], hdr["height"], hdr["sample_aspect_ratio"]) == (128, 48, "2:1")
     assert [hdr[f"color_{name}"] for name in ("primaries", "transfer", "matrix", "range")] == [
         "bt2020",
@@ -572,22 +630,22 @@ def test_names_that_are_no_text_can_be_quarantined(tmp_path: Path, i3d_rgb_weigh
     assert len(extract(videos, store, SETTINGS).failures) == 3
 
 
-def test_a_torn_quarantine_line_is_left_alone_and_not_glued_to(tmp_path: Path, i3d_rgb_weights: str) -> None:
+def test_a_torn_failure_is_left_alone(tmp_path: Path, i3d_rgb_weights: str) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.mp4").write_bytes(b"half a download")
     videos = find_videos(tmp_path / "in").videos
     store = tmp_path / "s.zarr"
     extract(videos, store, SETTINGS)
-    with (store / "quarantine.jsonl").open("ab") as f:
-        f.write(b'{"id": "torn')
-    quarantine.append(store, quarantine.read(store)["a.mp4"].model_copy(update={"id": "b.mp4"}))
+    (store / failure_key("torn")).write_bytes(b'{"id": "torn')
+    quarantine.write(store, quarantine.read(store)["a.mp4"].model_copy(update={"id": "b.mp4"}))
     assert sorted(quarantine.read(store)) == ["a.mp4", "b.mp4"]
+    assert [d.array for d in verify(store)] == [failure_key("torn")]
 
 
 def test_what_verify_finds_damaged_is_extracted_again(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
     shutil.copytree(undisturbed, store)
-    chunk = next(p for p in (store / "rgb").rglob("*") if p.is_file() and p.name != "zarr.json")
+    chunk = next(p for p in store.glob("blocks/*/rgb/*") if p.name != "zarr.json")
     data = bytearray(chunk.read_bytes())
     data[100] ^= 1
     chunk.write_bytes(data)
@@ -652,9 +710,9 @@ def test_a_failure_of_the_machine_is_tried_again(tmp_path: Path, i3d_rgb_weights
     videos, store = find_videos(tmp_path / "in").videos, tmp_path / "s.zarr"
     failed = extract(videos, store, SETTINGS).failures[0]
     assert plan(videos, store, SETTINGS, Options()).kept_out == [failed]
-    quarantine.append(store, failed.model_copy(update={"reason": "decoder_not_started"}))
+    quarantine.write(store, failed.model_copy(update={"reason": "decoder_not_started"}))
     assert len(plan(videos, store, SETTINGS, Options()).jobs) == 1
-    quarantine.settle(store, [], ())
+    quarantine.release(store, ["a.mp4"])
     assert quarantine.read(store) == {}
 
 
@@ -719,7 +777,7 @@ def test_logits_and_maps_on_request(clips: Path, tmp_path: Path) -> None:
 
 def test_a_store_begun_with_a_default_goes_on_with_those_weights(clips: Path, undisturbed: Path) -> None:
     asked = SETTINGS.model_copy(update={"weights": {}})
-    assert pinned(asked, undisturbed, Options()).weights == {"rgb": "i3d-kinetics-400"}
+    assert pinned(asked, contents_of(undisturbed)).weights == {"rgb": "i3d-kinetics-400"}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from tests.extract.clips import Clip
 
 from aqa_shared.errors import ExitCode
-from aqa_shared.store import peek, verify
+from aqa_shared.store import contents, verify
 
 GRACE = 4
 COMMAND = f"import aqa_extract.signals as s; s.GRACE = {GRACE}; from aqa_extract.cli import main; main()"
@@ -124,9 +124,9 @@ def test_a_terminated_run_ends_within_its_grace(
         assert run.process.wait(timeout=GRACE + 10) == ExitCode.TERMINATED
         assert time.monotonic() - sent > GRACE - 1
         run.wait_for("rerun the same command", 5)
-    known = peek(tmp_path / "s.zarr")
+    known = contents(tmp_path / "s.zarr")
     assert known is not None
-    assert known.committed == {}
+    assert dict(known.having(["rgb"])) == {}
     assert verify(tmp_path / "s.zarr") == []
 
 

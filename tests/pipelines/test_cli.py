@@ -121,7 +121,7 @@ def test_verify_is_silent_about_a_whole_store(store: Path) -> None:
 
 
 def test_verify_names_the_damage(store: Path) -> None:
-    chunk = max((p for p in (store / "rgb").rglob("*") if p.name != "zarr.json" and p.is_file()), key=_size)
+    chunk = max((p for p in store.glob("blocks/*/rgb/*") if p.name != "zarr.json" and p.is_file()), key=_size)
     data = bytearray(chunk.read_bytes())
     data[len(data) // 3] ^= 0x10
     chunk.write_bytes(data)

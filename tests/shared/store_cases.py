@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from aqa_shared.records import ExtractSettings, Video
-from aqa_shared.store import ArraySpec, StoreWriter
+from aqa_shared.store import ArraySpec, Objects, StoreWriter, Where
 
 SPECS = (
-    ArraySpec("rgb", ("channel",), (8,), "float32", {"stream": "rgb"}, role="feature"),
+    ArraySpec("rgb", ("channel",), (8,), "float32", {"stream": "rgb"}, role="feature", identity={"bn_eps": 1e-5}),
     ArraySpec("actor_rgb", ("channel",), (8,), "float32", role="feature"),
     ArraySpec("frame_index", ("frame",), (3,), "int32", role="coordinate"),
     ArraySpec("segment_start_time", (), (), "float64", {"units": "s"}, role="coordinate"),
     ArraySpec("actor_box", ("frame", "corner"), (3, 4), "float32", role="coordinate"),
 )
+FLOW = (
+    ArraySpec("flow", ("channel",), (6,), "float32", {"stream": "flow"}, role="feature"),
+    ArraySpec("flow_map", ("row", "column", "channel"), (2, 2, 6), "float32", {"stream": "flow"}, role="map"),
+    SPECS[2],
+)
+"""A stream that is added later: it shares `frame_index`."""
 SETTINGS = ExtractSettings(streams=("rgb", "actor-rgb"))
 PROVENANCE: dict[str, Any] = {"weights": {"rgb": {"name": "a", "sha256": "ab" * 32}}, "torch": "2.0"}
 
 
 def arrays_of(seed: int, segments: int = 3, specs: Iterable[ArraySpec] = SPECS) -> dict[str, np.ndarray]:
-    """One video's arrays; different for every seed."""
-    rng = np.random.default_rng(seed)
+    """One video's arrays; different for every seed, the same for the same name."""
     out = {}
     for spec in specs:
+        rng = np.random.default_rng([seed, *spec.name.encode()])
         shape = (segments, *spec.shape)
         whole = np.dtype(spec.dtype).kind == "i"
         out[spec.name] = (rng.integers(0, 99, shape) if whole else rng.standard_normal(shape)).astype(spec.dtype)
@@ -47,10 +51,16 @@ def meta_of(seed: int) -> dict[str, Any]:
     }
 
 
-def open_writer(path: Path, **changes: Any) -> StoreWriter:
+def open_writer(where: Where, **changes: Any) -> StoreWriter:
     """A writer with the settings of these tests."""
     given = {"specs": SPECS, "settings": SETTINGS, "provenance": PROVENANCE, **changes}
-    return StoreWriter.open(path, **given)
+    return StoreWriter.open(where, **given)
+
+
+def commit(writer: StoreWriter, *numbers: int) -> None:
+    """Commit v0.mp4 …, of 1 to 4 segments each, in the arrays of the writer."""
+    for i in numbers:
+        writer.commit(f"v{i}.mp4", arrays_of(i, 1 + i % 4, writer.specs), meta_of(i))
 
 
 def label(video_id: str, **fields: Any) -> Video:
@@ -59,21 +69,24 @@ def label(video_id: str, **fields: Any) -> Video:
 
 
 def make_store(
-    path: Path, videos: int = 5, *, finalise: bool = True, labels: Mapping[str, Video] | None = None
+    where: Where, videos: int = 5, *, finalise: bool = True, labels: Mapping[str, Video] | None = None
 ) -> None:
     """A store of `videos` videos v0.mp4 … with 1 to 4 segments each."""
-    with open_writer(path) as writer:
-        for i in range(videos):
-            writer.commit(f"v{i}.mp4", arrays_of(i, 1 + i % 4), meta_of(i))
+    with open_writer(where) as writer:
+        commit(writer, *range(videos))
         if finalise:
             writer.finalise(labels or {})
 
 
-def tree(path: Path, *, root: bool = False) -> dict[str, str]:
-    """Digest of every file that is data: all but locks, and the root document with its time of creation."""
-    out = {}
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path).as_posix()
-        if file.is_file() and not name.startswith("videos/.work/") and (root or name != "zarr.json"):
-            out[name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    return out
+def tree(where: Where, *, log: bool = False) -> dict[str, bytes]:
+    """Every object: without the log and the root document, which say when."""
+    objects = Objects.at(where)
+    keys = _keys(objects, "")
+    found = dict(zip(keys, objects.get_all(keys), strict=True))
+    return {k: v or b"" for k, v in found.items() if log or not (k == "zarr.json" or k.startswith("log/"))}
+
+
+def _keys(objects: Objects, prefix: str) -> list[str]:
+    names = [f"{prefix}{n}" for n in objects.names(prefix.rstrip("/"))]
+    found = dict(zip(names, objects.get_all(names), strict=True))
+    return [key for name, data in found.items() for key in ([name] if data is not None else _keys(objects, name + "/"))]

@@ -23,10 +23,13 @@ SHIM = """
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/stat.h>
-int flock(int fd, int how) {
-    const char *e = getenv("FLOCK_ERRNO");
-    errno = e ? atoi(e) : 0;
-    return e ? -1 : 0;
+#include <sys/syscall.h>
+#include <unistd.h>
+int link(const char *from, const char *to) {
+    const char *e = getenv("LINK_ERRNO");
+    if (!e) return syscall(SYS_linkat, -100, from, -100, to, 0);
+    errno = atoi(e);
+    return -1;
 }
 int fsync(int fd) {
     struct stat s;
@@ -73,9 +76,8 @@ def reference(tmp_path: Path, shim: str) -> Path:
 @pytest.mark.parametrize(
     ("call", "number", "words"),
     [
-        ("FLOCK_ERRNO", errno.ENOLCK, "has no locks"),
-        ("FLOCK_ERRNO", errno.ENOSYS, "has no locks"),
-        ("FLOCK_ERRNO", errno.EOPNOTSUPP, "has no locks"),
+        ("LINK_ERRNO", errno.EPERM, "cannot refuse to replace"),
+        ("LINK_ERRNO", errno.EOPNOTSUPP, "cannot refuse to replace"),
         ("FSYNC_ERRNO", errno.EINVAL, "cannot flush folders"),
     ],
 )
@@ -91,7 +93,7 @@ def test_a_call_that_a_file_system_lacks_costs_one_warning(
     assert len(FeatureStore.open(store)) == 3
 
 
-@pytest.mark.parametrize("call", ["FLOCK_ERRNO", "FSYNC_ERRNO"])
+@pytest.mark.parametrize("call", ["LINK_ERRNO", "FSYNC_ERRNO"])
 def test_a_disk_that_fails_still_ends_the_run(tmp_path: Path, shim: str, call: str) -> None:
     done = write(tmp_path / "s", shim, **{call: str(errno.EIO)})
     assert done.returncode != 0

@@ -1,24 +1,26 @@
-"""What a writer will not do: mix features, touch a foreign folder, keep what is not whole, hide a full disk."""
+"""What a writer will not do: mix features, touch a foreign place, keep what is not whole, hide a full disk."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import zarr
+from zarr.storage import MemoryStore
 
 from aqa_shared.errors import ExitCode, StoreError
-from aqa_shared.records import ExtractSettings, Sampling
-from aqa_shared.store import ArraySpec, FeatureStore, verify
-from aqa_shared.store_disk import locked
-from aqa_shared.store_layout import ROLES, Role, to_json, video_key
+from aqa_shared.records import ExtractSettings
+from aqa_shared.store import ArraySpec, FeatureStore, Objects, contents, verify
+from aqa_shared.store.layout import sealed, to_json, unsealed, video_key
+from aqa_shared.store.log import log_key, numbers
 
-from .store_cases import PROVENANCE, SETTINGS, SPECS, arrays_of, make_store, meta_of, open_writer, tree
+from .store_cases import FLOW, PROVENANCE, SETTINGS, SPECS, arrays_of, commit, make_store, meta_of, open_writer, tree
 
 
 def _refusal(path: Path, **changes: object) -> StoreError:
@@ -29,6 +31,12 @@ def _refusal(path: Path, **changes: object) -> StoreError:
     return caught.value
 
 
+def _edit(path: Path, **changes: object) -> None:
+    """Change the current state as a newer version, or somebody with an editor and our code, would."""
+    file = path / log_key(numbers(Objects(path))[-1])
+    file.write_bytes(sealed({**unsealed(file.read_bytes()), **changes}))
+
+
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("mine")
     for overwrite in (False, True):
@@ -37,15 +45,22 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_foreign_zarr_store_is_left_alone(tmp_path: Path) -> None:
-    import zarr
-
     zarr.open_group(tmp_path / "z", mode="w").create_array("rgb", shape=(2,), dtype="f4")
-    before = tree(tmp_path / "z", root=True)
+    before = tree(tmp_path / "z", log=True)
     for overwrite in (False, True):
         assert "not a feature store" in _refusal(tmp_path / "z", overwrite=overwrite).cause
-    assert tree(tmp_path / "z", root=True) == before
+    assert tree(tmp_path / "z", log=True) == before
     with pytest.raises(StoreError, match="not a feature store"):
         FeatureStore.open(tmp_path / "z")
+
+
+def test_foreign_objects_are_left_alone() -> None:
+    memory = MemoryStore()
+    zarr.open_group(memory, mode="w").create_array("rgb", shape=(2,), dtype="f4")
+    before = dict(memory._store_dict)
+    with pytest.raises(StoreError, match="not a feature store"):
+        open_writer(memory, overwrite=True)
+    assert memory._store_dict == before
 
 
 def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
@@ -56,8 +71,20 @@ def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
     assert "dangling" in _refusal(tmp_path / "dangling").cause
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_said() -> None:
     assert "cannot open the store for writing" in _refusal(Path("/proc/feats.zarr")).cause
+
+
+def test_a_url_of_no_known_kind_is_said() -> None:
+    with pytest.raises(StoreError, match="nowhere://x"):
+        FeatureStore.open("nowhere://x")
+
+
+def test_reading_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no such folder"):
+        FeatureStore.open(tmp_path / "s")
+    assert contents(tmp_path / "s") is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_folder_will_do(tmp_path: Path) -> None:
@@ -66,115 +93,103 @@ def test_an_empty_folder_will_do(tmp_path: Path) -> None:
 
 
 def test_a_birth_that_was_interrupted_is_no_foreign_folder(tmp_path: Path) -> None:
-    (tmp_path / "s/videos/.work").mkdir(parents=True)
-    (tmp_path / "s/videos/.work/lock").touch()
-    (tmp_path / "s/zarr.json.0123.partial").write_text("{")
+    (tmp_path / "s/log").mkdir(parents=True)
+    (tmp_path / "s/log/00000000.0123.partial").write_text("{")
     make_store(tmp_path / "s", 1)
     assert verify(tmp_path / "s") == []
-    assert not list((tmp_path / "s").glob("*.partial"))
 
 
-def test_other_settings_are_shown_field_by_field(tmp_path: Path) -> None:
+def test_other_settings_are_shown_field_by_field_with_the_arrays_they_concern(tmp_path: Path) -> None:
     make_store(tmp_path / "s", 1)
-    other = SETTINGS.model_copy(update={"sampling": Sampling(segments=4), "bn_eps": 1e-5})
-    cause = _refusal(tmp_path / "s", settings=other).cause
-    assert "settings.sampling.segments: 10 in the store, 4 now" in cause
-    assert "settings.bn_eps: 0.001 in the store, 1e-05 now" in cause
-    assert "precision" not in cause
+    changed = {"rgb": {"sampling.segments": 4}, "actor_rgb": {"bn_eps": 1e-5, "sampling.segments": 4}}
+    other = [replace(s, identity=changed.get(s.name, s.identity)) for s in SPECS]
+    cause = _refusal(tmp_path / "s", specs=other).cause
+    assert "sampling.segments: default in the store, 4 now (rgb, actor_rgb)" in cause
+    assert "bn_eps: 1e-05 in the store, default now (rgb)" in cause
+    assert "bn_eps: default in the store, 1e-05 now (actor_rgb)" in cause
+    wide = [replace(SPECS[0], shape=(16,))]
+    assert "shape: [8] in the store, [16] now (rgb)" in _refusal(tmp_path / "s", specs=wide).cause
 
 
-def test_other_weights_are_refused_by_digest_not_by_name(tmp_path: Path) -> None:
-    make_store(tmp_path / "s", 1)
-    cause = _refusal(tmp_path / "s", provenance={"weights": {"rgb": {"name": "a", "sha256": "cd" * 32}}}).cause
-    assert f"weights.rgb.sha256: {'ab' * 32} in the store, {'cd' * 32} now" in cause
-    assert "weights.rgb.sha256" in _refusal(tmp_path / "s", provenance={}).cause
-    same = SETTINGS.model_copy(update={"weights": {"rgb": "another-name"}})
-    renamed = {"weights": {"rgb": {"name": "another-name", "sha256": "ab" * 32}}}
-    open_writer(tmp_path / "s", settings=same, provenance=renamed).close()
-
-
-def test_other_arrays_are_refused(tmp_path: Path) -> None:
-    make_store(tmp_path / "s", 1)
-    specs = [*SPECS[:-1], ArraySpec("rgb_logits", ("class",), (400,), "float32", role="logits")]
-    cause = _refusal(tmp_path / "s", specs=specs).cause
-    assert "arrays.rgb_logits: absent in the store, float32" in cause
-    assert "arrays.actor_box" in cause
+def test_a_declaration_that_nothing_was_made_for_gives_way(tmp_path: Path) -> None:
+    """As after a mistyped setting, with which no video was extracted."""
+    with open_writer(tmp_path / "s", specs=[replace(SPECS[0], identity={"bn_eps": 1.0})]):
+        pass
+    with open_writer(tmp_path / "s") as writer:
+        commit(writer, 0)  # staged: now it does not
+    assert "bn_eps" in _refusal(tmp_path / "s", specs=[replace(SPECS[0], identity={"bn_eps": 1.0})]).cause
 
 
 def test_a_newer_schema_is_refused_by_both_sides(tmp_path: Path) -> None:
     make_store(tmp_path / "s", 1)
-    document = json.loads((tmp_path / "s/zarr.json").read_text())
-    document["attributes"]["aqa_schema"] = 99
-    (tmp_path / "s/zarr.json").write_text(json.dumps(document))
-    assert "newer version (schema 99" in _refusal(tmp_path / "s", overwrite=True).cause
-    with pytest.raises(StoreError, match="schema 99"):
+    _edit(tmp_path / "s", aqa_schema=99, aqa_version="7.0", surprise=1)
+    assert "newer version, aqa 7.0 (schema 99" in _refusal(tmp_path / "s", overwrite=True).cause
+    with pytest.raises(StoreError, match="schema 99") as caught:
         FeatureStore.open(tmp_path / "s")
+    assert "update" in caught.value.fix
 
 
-def test_edited_metadata_is_refused_by_both_sides(tmp_path: Path) -> None:
+def test_settings_of_a_newer_version_are_refused_by_name(tmp_path: Path) -> None:
     make_store(tmp_path / "s", 1)
-    text = (tmp_path / "s/zarr.json").read_text()
-    for edit in (text.replace('"arrays"', '"brrays"'), text.replace('bn_eps\\": 0.001', 'bn_eps\\": 0.002')):
-        assert edit != text
-        (tmp_path / "s/zarr.json").write_text(edit)
-        with pytest.raises(StoreError, match="changed by something else"):
+    run = {"tool": "aqa 7.0", "settings": {**SETTINGS.model_dump(mode="json"), "warp": 2}}
+    _edit(tmp_path / "s", runs=[run])
+    with pytest.raises(StoreError, match=r"made by aqa 7\.0 with settings that this version does not know: .*\n?warp"):
+        _ = FeatureStore.open(tmp_path / "s").settings
+
+
+def test_settings_that_an_older_version_did_not_have_are_at_their_default(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", 1)
+    older = SETTINGS.model_dump(mode="json", exclude={"bn_eps", "precision"})
+    _edit(tmp_path / "s", runs=[{"settings": older}])
+    assert FeatureStore.open(tmp_path / "s").settings == SETTINGS
+
+
+def test_an_edited_log_is_refused_by_both_sides(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", 1)
+    file = tmp_path / "s" / log_key(numbers(Objects(tmp_path / "s"))[-1])
+    good = file.read_bytes()
+    for bad in (good.replace(b'"videos": 1', b'"videos": 2'), good[:-20], b""):
+        assert bad != good
+        file.write_bytes(bad)
+        with pytest.raises(StoreError, match="is damaged") as caught:
             FeatureStore.open(tmp_path / "s")
+        assert "as it was before" in caught.value.fix
         _refusal(tmp_path / "s")
-        assert len(verify(tmp_path / "s")) == 1
-    (tmp_path / "s/zarr.json").write_text(text[:-20])
-    assert "not JSON" in _refusal(tmp_path / "s").cause
-    (tmp_path / "s/zarr.json").write_text(text.replace('"arrays"', '"brrays"'))
-    open_writer(tmp_path / "s", overwrite=True).close()
+        with pytest.raises(StoreError, match="is damaged"):
+            verify(tmp_path / "s")
+    open_writer(tmp_path / "s", overwrite=True)
+    assert verify(tmp_path / "s") == []
+    assert FeatureStore.open(tmp_path / "s").ids == []
+
+
+def test_without_its_last_change_a_store_is_as_before(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", 2)
+    with open_writer(tmp_path / "s") as writer:
+        commit(writer, 2)
+        writer.finalise()
+    (tmp_path / "s" / log_key(numbers(Objects(tmp_path / "s"))[-1])).unlink()
+    assert FeatureStore.open(tmp_path / "s").ids == ["v0.mp4", "v1.mp4"]
+    assert [d.array for d in verify(tmp_path / "s")] == ["zarr.json"]
+    with open_writer(tmp_path / "s") as writer:
+        commit(writer, 2)
+        writer.finalise()
+    assert len(FeatureStore.open(tmp_path / "s")) == 3
     assert verify(tmp_path / "s") == []
 
 
-def test_a_closed_writer_writes_no_more(tmp_path: Path) -> None:
-    with open_writer(tmp_path / "s") as writer:
-        pass
-    for use in (lambda: writer.commit("a", arrays_of(0), {}), lambda: writer.finalise({})):
-        with pytest.raises(ValueError, match="closed"):
-            use()
-
-
-def test_overwriting_starts_afresh_and_takes_the_quarantine_along(tmp_path: Path) -> None:
+def test_overwriting_starts_afresh(tmp_path: Path) -> None:
     make_store(tmp_path / "s", 3)
     with open_writer(tmp_path / "s") as writer:
-        writer.commit("late", arrays_of(8), {})
-    (tmp_path / "s/quarantine.jsonl").write_text("{}\n")
-    other = SETTINGS.model_copy(update={"bn_eps": 1e-5})
-    with open_writer(tmp_path / "s", settings=other, overwrite=True) as writer:
+        commit(writer, 8)
+    other = [replace(s, identity={"bn_eps": 3}) for s in SPECS]
+    with open_writer(tmp_path / "s", specs=other, overwrite=True) as writer:
         assert not writer.committed
         writer.commit("new", arrays_of(9), {})
-        writer.finalise({})
-    assert FeatureStore.open(tmp_path / "s").ids == ["new"]
-    assert FeatureStore.open(tmp_path / "s").settings == other
-    assert not (tmp_path / "s/quarantine.jsonl").exists()
+        writer.finalise()
+    store = FeatureStore.open(tmp_path / "s")
+    assert (store.ids, store.pending) == (["new"], 0)
+    assert len(list((tmp_path / "s/blocks").iterdir())) == 1
     assert verify(tmp_path / "s") == []
-
-
-def test_what_another_process_writes_is_not_overwritten(tmp_path: Path) -> None:
-    with open_writer(tmp_path / "s"):
-        assert "another process is writing" in _refusal(tmp_path / "s", overwrite=True).cause
-    open_writer(tmp_path / "s", overwrite=True).close()
-
-
-def test_a_lock_that_is_held_too_long_is_an_error(tmp_path: Path) -> None:
-    make_store(tmp_path / "s", 1)
-    with locked(tmp_path / "s"), pytest.raises(StoreError, match="another process"), locked(tmp_path / "s", wait=0.1):
-        pass
-
-
-def test_a_dead_writers_litter_goes_and_a_living_ones_stays(tmp_path: Path) -> None:
-    make_store(tmp_path / "s", 1)
-    work = tmp_path / "s/videos/.work"
-    (work / "deadbeef/half").mkdir(parents=True)
-    (work / "deadbeef/alive").touch()
-    (work / "journal.json.1.partial").write_text("{")
-    with open_writer(tmp_path / "s") as living:
-        mine = living._session
-        open_writer(tmp_path / "s").close()
-        assert mine.exists()
-    assert [p.name for p in work.iterdir()] == ["lock"]
 
 
 @pytest.mark.parametrize(
@@ -190,58 +205,49 @@ def test_a_dead_writers_litter_goes_and_a_living_ones_stays(tmp_path: Path) -> N
         (lambda a: a["actor_rgb"].__setitem__((2, 0), np.inf), r"actor_rgb is not finite in segments \[2\]"),
     ],
 )
-def test_arrays_that_do_not_fit_are_the_videos_fault(tmp_path: Path, change: object, message: str) -> None:
+def test_arrays_that_do_not_fit_are_the_videos_fault(tmp_path: Path, change: Any, message: str) -> None:
     arrays = arrays_of(0)
-    change(arrays)  # type: ignore[operator]
+    change(arrays)
     with open_writer(tmp_path / "s") as writer:
         with pytest.raises(ValueError, match=message):
             writer.commit("a", arrays, {})
         assert not writer.committed
-    with pytest.raises(ValueError, match="empty"):
-        video_key("")
-    with pytest.raises(ValueError, match="escape it first"):
-        video_key("\udcff")
 
 
-def test_a_staged_video_damaged_on_disk_is_dropped_and_made_again(tmp_path: Path) -> None:
-    """Right sizes, wrong bytes: finalise finds it. A short file: it never counted."""
-    make_store(tmp_path / "s", 3, finalise=False)
-    folder = tmp_path / "s/videos" / video_key("v1.mp4")
-    chunk = folder / "rgb/c.0.0"
-    chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
-    with open_writer(tmp_path / "s") as writer:
-        assert "v1.mp4" in writer.committed
-        with pytest.raises(StoreError, match=r"1 committed video.*v1\.mp4: rgb is damaged"):
-            writer.finalise({})
-    with open_writer(tmp_path / "s") as writer:
-        assert set(writer.committed) == {"v0.mp4", "v2.mp4"}
-        writer.commit("v1.mp4", arrays_of(1, 2), meta_of(1))
-    os.truncate(tmp_path / "s/videos" / video_key("v1.mp4") / "rgb/c.0.0", 7)
-    with open_writer(tmp_path / "s") as writer:
-        assert set(writer.committed) == {"v0.mp4", "v2.mp4"}
-        writer.commit("v1.mp4", arrays_of(1, 2), meta_of(1))
-        writer.finalise({})
-    make_store(tmp_path / "t", 3)
-    assert tree(tmp_path / "s") == tree(tmp_path / "t")
+def test_what_a_network_made_is_finite_and_a_coordinate_need_not_be(tmp_path: Path) -> None:
+    for role in ("feature", "map", "logits"):
+        spec = ArraySpec("a", ("channel",), (2,), "float32", role=role)  # type: ignore[arg-type]
+        with open_writer(tmp_path / role, specs=[spec]) as writer, pytest.raises(ValueError, match="not finite"):
+            writer.commit("v", {"a": np.full((1, 2), np.nan, np.float32)}, {})
+    spec = ArraySpec("a", ("channel",), (2,), "float32", role="coordinate")
+    with open_writer(tmp_path / "coordinate", specs=[spec]) as writer:
+        writer.commit("v", {"a": np.full((1, 2), np.nan, np.float32)}, {})
+        writer.finalise()
+    assert verify(tmp_path / "coordinate") == []
 
 
-def test_damaged_videos_can_be_extracted_again(tmp_path: Path) -> None:
-    """verify names them, forget lets them be committed anew, and the store is as it was."""
-    make_store(tmp_path / "s", 3)
-    good = tree(tmp_path / "s")
-    chunk = tmp_path / "s/rgb/c.0.0"
-    chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
-    names = {d.id for d in verify(tmp_path / "s")}
-    assert names == {"v0.mp4", "v1.mp4", "v2.mp4"}
-    with open_writer(tmp_path / "s") as writer:
-        writer.forget(names)
-        assert not writer.committed
-        for i in range(3):
-            writer.commit(f"v{i}.mp4", arrays_of(i, 1 + i), meta_of(i))
-        assert len(writer.committed) == 3
-        writer.finalise({})
-    assert tree(tmp_path / "s") == good
-    assert verify(tmp_path / "s") == []
+def test_a_role_has_a_shape_and_a_name() -> None:
+    with pytest.raises(ValueError, match="role must be one of"):
+        ArraySpec("a", (), (), "float32", role="thing")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one vector a segment"):
+        ArraySpec("a", ("x", "y"), (2, 2), "float32", role="feature")
+
+
+@pytest.mark.parametrize(("bad", "message"), [("", "empty"), ("\udcff", "escape it first")])
+def test_an_id_is_printable_text(bad: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        video_key(bad)
+
+
+def test_staged_videos_of_other_settings_do_not_count(tmp_path: Path) -> None:
+    """Two first runs at once, of which one had other settings: the one whose declaration stands wins."""
+    with open_writer(tmp_path / "s", specs=FLOW) as late:
+        with open_writer(tmp_path / "s", specs=[replace(FLOW[0], identity={"bound": 3})]) as writer:
+            writer.commit("v1.mp4", {"flow": arrays_of(1, 2, FLOW)["flow"]}, {})
+        commit(late, 0)
+        late.finalise()
+    assert FeatureStore.open(tmp_path / "s").coverage == {"flow": 1}
+    assert FeatureStore.open(tmp_path / "s").pending == 0
 
 
 _FULL_DISK = """
@@ -285,21 +291,4 @@ def test_settings_are_kept(tmp_path: Path) -> None:
     store = FeatureStore.open(tmp_path / "s")
     assert store.settings == ExtractSettings(streams=("rgb", "actor-rgb"))
     assert store.provenance == PROVENANCE
-
-
-@pytest.mark.parametrize("role", ROLES)
-def test_what_a_network_made_is_finite_whatever_its_name(role: Role, tmp_path: Path) -> None:
-    specs = [ArraySpec("anything", ("channel",), (2,), "float32", role=role)]
-    with open_writer(tmp_path / "s", specs=specs) as writer:
-        made = role != "coordinate"
-        with pytest.raises(ValueError, match="anything is not finite") if made else contextlib.nullcontext():
-            writer.commit("v", {"anything": np.full((1, 2), np.nan, np.float32)}, {})
-        writer.finalise({})
-    assert FeatureStore.open(tmp_path / "s").streams == (("anything",) if role == "feature" else ())
-
-
-def test_a_role_is_one_of_four_and_a_feature_one_vector() -> None:
-    with pytest.raises(ValueError, match="feature, map, logits, coordinate"):
-        ArraySpec("a", (), (), "float32", role="features")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="one vector a segment"):
-        ArraySpec("a", ("channel", "row"), (2, 2), "float32", role="feature")
+    assert json.loads(store.column("meta")[0]) == meta_of(0)

@@ -297,7 +297,8 @@ def test_unfinished_and_empty_stores_are_said(make_store: MakeStore) -> None:
 def test_a_flipped_bit_is_caught(make_store: MakeStore) -> None:
     path = make_store(videos=8)
     chunk = max(
-        (p for p in (path / "rgb").rglob("*") if p.is_file() and p.name != "zarr.json"), key=lambda p: p.stat().st_size
+        (p for p in path.glob("blocks/*/rgb/*") if p.is_file() and p.name != "zarr.json"),
+        key=lambda p: p.stat().st_size,
     )
     data = bytearray(chunk.read_bytes())
     data[100] ^= 1

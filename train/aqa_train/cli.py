@@ -36,7 +36,7 @@ _NOT_SETTINGS = ("out", "device", "jobs", "in_memory", "set_", "config", "resume
 @app.command(epilog="aqa-train --features feats.zarr --out runs/first")
 def train(
     context: typer.Context,
-    features: Annotated[Path | None, Input(help="Store written by aqa-extract.")] = None,
+    features: Annotated[str | None, Input(help="Store of aqa-extract: a folder or a URL.")] = None,
     streams: Annotated[str, Input(help="Streams of the store, as rgb or rgb,flow. [default: all]")] = "",
     labels: Annotated[
         Path | None,
@@ -151,9 +151,10 @@ def train(
     if in_memory not in ("auto", "yes", "no"):
         raise UsageError(f"--in-memory is {in_memory!r}", fix="use auto, yes or no")
     if print_config:
+        from aqa_shared.store import is_store
         from aqa_train.config import as_toml, spelt_out
 
-        if not settings.methods and Path(settings.features).exists():
+        if not settings.methods and is_store(settings.features):
             # Which methods are trained follows from the data, and their settings from that.
             from aqa_train.experiment import prepare
 

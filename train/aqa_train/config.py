@@ -197,9 +197,10 @@ PLACES = ("features", "labels", "split")
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """The same with absolute paths, so that the run can be resumed from any folder."""
+    """The same with absolute paths, so that the run can be resumed from any folder; a URL is absolute."""
     paths = {n: getattr(config, n) for n in PLACES}
-    return config.model_copy(update={n: os.path.abspath(p) for n, p in paths.items() if p is not None})
+    found = {n: p if "://" in p else os.path.abspath(p) for n, p in paths.items() if p is not None}
+    return config.model_copy(update=found)
 
 
 def _table(value: Any, name: str) -> dict[str, Any]:

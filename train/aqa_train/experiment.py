@@ -74,7 +74,7 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
     from aqa_shared.store import FeatureStore
 
     temporary_folder()  # torch looks for one when the first optimiser is made, after all that takes time here
-    store = FeatureStore.open(Path(config.features))
+    store = FeatureStore.open(config.features)
     if not config.streams:
         plain = [n for n in store.streams if n.split("_")[0] not in VIEWS] or store.streams
         names = tuple(str(store.specs[n].attrs.get("stream", n.replace("_", "-"))) for n in plain)
@@ -102,7 +102,7 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
         store.settings,
         dict(store.provenance.get("weights") or {}),
         {
-            "content": store.content,
+            "content": store.select(*features.channels).content,
             "labels_sha256": None
             if config.labels is None
             else hashlib.sha256(Path(config.labels).read_bytes()).hexdigest(),

@@ -123,6 +123,9 @@ class FeatureSet:
                 f"{store.path} holds the streams {', '.join(store.streams) or 'none'}, asked for {', '.join(names)}",
                 fix=f"choose among them with --streams, or add what is missing: {adds_streams(store.path, streams)}",
             )
+        everything, store = len(store), store.select(*names)
+        if len(store) < everything:
+            say(f"{store.path}: {everything - len(store)} video(s) lack {' or '.join(names)} and are left out")
         if not store.ids:
             raise StoreError(f"{store.path} holds no finished video", fix="run aqa-extract again: it resumes")
         if store.pending:
@@ -436,7 +439,7 @@ def array_of(stream: str) -> str:
 def adds_streams(store: Any, streams: Sequence[str]) -> str:
     """The command that extracts `streams`."""
     wanted = ",".join(dict.fromkeys(s if "@" in s or ":" in s else s.replace("_", "-") for s in streams))
-    return f"aqa-extract VIDEOS --streams {wanted} --out {shlex.quote(str(store))} --overwrite"
+    return f"aqa-extract VIDEOS --streams {wanted} --out {shlex.quote(str(store))}"
 
 
 def _at(value: Any, rows: Any) -> Any:

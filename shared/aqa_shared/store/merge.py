@@ -1,0 +1,170 @@
+"""From committed videos to blocks; and from many blocks to as few as there can be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from aqa_shared.errors import StoreError
+from aqa_shared.store.blocks import Block, Index, Source, Torn, write_blocks
+from aqa_shared.store.holdings import counts
+from aqa_shared.store.layout import BLOCKS, FAILURES, LABELS, RUNS, STAGED, merged_meta
+from aqa_shared.store.log import State, log_key, numbers, publish, state_of, write_root
+from aqa_shared.store.objects import Objects, Where, disk_errors
+from aqa_shared.store.stage import Part, read_failures, read_runs, read_staged
+from aqa_shared.store.table import label_columns, updated_labels, write_labels_group
+
+SMALL = 16 << 20
+"""Blocks up to this size at the end of a store are merged with what is added: small stores stay one block, and at most
+this much is copied beside what is new."""
+
+
+def finalise(where: Where) -> State:
+    """Make everything that is committed part of the store, with the labels that were staged.
+
+    Costs what is new, the small blocks before it, and a look at the index. Where nothing is new, nothing is written.
+    Any number of processes may do it at once. Raises StoreError; a staged video found damaged is dropped, so that the
+    next extraction makes it again.
+    """
+    objects = Objects.at(where, write=True)
+    return _change(objects, "finalise the store", _finalised)
+
+
+def compact(where: Where) -> State:
+    """Merge all blocks, each video into the one of those that have the same arrays, and remove what no longer counts.
+
+    Equal videos and labels then give equal bytes, in whatever order and by however many runs they were made; only the
+    log and the root document say when. Readers that opened the store before have to open it again. Costs a copy of the
+    features, and room for it.
+    """
+    objects = Objects.at(where, write=True)
+    _change(objects, "finalise the store", _finalised)
+    for _ in range(2):  # twice where a name was taken by a damaged block, which is removed after the first time
+        state = _change(objects, "compact the store", _compacted)
+        with disk_errors(objects, "compact the store"):
+            clear(objects, state, staged=False)
+    return state
+
+
+def _change(objects: Objects, doing: str, step: Callable[[Objects, State], tuple[State, Sequence[str]]]) -> State:
+    """Bring `step` about: the state after a given one, and the objects that are then of no more use."""
+    with disk_errors(objects, doing):
+        for _ in range(100):
+            state = state_of(objects)
+            try:
+                after, used = step(objects, state)
+            except StoreError as e:
+                if numbers(objects)[-1] != state.number:
+                    continue  # another process has changed the store meanwhile, which is why something was gone
+                if isinstance(e, Torn):
+                    objects.remove([k for p in e.sources for k in p.keys])
+                raise
+            if (after.blocks, after.labels) != (state.blocks, state.labels):
+                new = {g.path for g in (*after.blocks, after.labels) if g} - {
+                    g.path for g in (*state.blocks, state.labels) if g
+                }
+                objects.flush(*sorted(new))
+                if not publish(objects, after):
+                    continue
+            else:
+                after = state
+            write_root(objects, after)
+            markers = [key for key in used if key.endswith(".json")]
+            objects.remove(markers)
+            objects.remove([key for key in used if key not in markers])
+            return after
+    raise StoreError(f"{objects}: the store keeps changing", fix="run again when nothing else writes to it")
+
+
+def _finalised(objects: Objects, state: State) -> tuple[State, list[str]]:
+    staged = read_staged(objects)
+    parts = [p for p in staged.parts if counts(state, p)]
+    blocks = [Block(objects, b) for b in state.blocks]
+    before = Index(blocks)
+    new = [p for p in parts if not _holds(before, p)]
+    prefix = f"{state.number + 1:08}-"
+    groups = list(state.blocks)
+    if new:
+        while groups and groups[-1].bytes <= SMALL:
+            groups.pop()
+        small = blocks[len(groups) :]
+        try:
+            groups += write_blocks(objects, Index[Source]([*small, *new]), state.arrays, prefix)
+        except Torn:
+            raise
+        except StoreError:
+            if not small:
+                raise
+            # A small block is damaged: it stays as it is, and what is new counts for more.
+            groups = [*state.blocks, *write_blocks(objects, Index(new), state.arrays, prefix)]
+    ids = sorted({*before.ids, *(p.id for p in new)})
+    given = {i: c for _, labels in staged.labels for i, c in labels.items()}
+    labels = state.labels
+    if given or new:
+        columns, labels = updated_labels(objects, labels, ids, given)
+        labels = write_labels_group(objects, ids, columns, prefix, labels)
+    runs = list(state.runs)
+    for part in new:
+        if part.run not in runs:
+            runs.append(part.run)
+    used = [k for p in staged.parts for k in p.keys] + [k for k, _ in staged.labels]
+    used += [k for b in staged.broken for k in (b, b.removesuffix(".json") + ".npz")]
+    after = state.next(blocks=tuple(groups), labels=labels, runs=tuple(runs))
+    return after, [*used, *_done(objects, Index[Source]([*blocks, *new]))]
+
+
+def _done(objects: Objects, index: Index[Any]) -> list[str]:
+    """Runs that need not be remembered: the store has what they were asked for, as far as it can be had.
+
+    Of shards all have to be done: else it would look as if those that are had never begun.
+    """
+    runs = read_runs(objects)
+    failed = read_failures(objects).keys() if runs else set()
+    ready = [r for r in runs if not set(r.ids) - failed - {index.ids[i] for i in index.has(r.arrays).nonzero()[0]}]
+    shards: dict[tuple[int, tuple[str, ...]], set[int]] = {}
+    for run in ready:
+        if run.shard:
+            shards.setdefault((run.shard[1], run.arrays), set()).add(run.shard[0])
+    return [r.key for r in ready if not r.shard or len(shards[r.shard[1], r.arrays]) == r.shard[1]]
+
+
+def _holds(index: Index[Any], part: Part) -> bool:
+    """Whether the store has all that a staged video brings."""
+    i = index.position.get(part.id)
+    if i is None or part.again:
+        return False
+    live = index.digests(i)
+    if part.replaces_all and set(live) != set(part.arrays):
+        return False
+    recorded = index.meta(i)
+    return all(live.get(n) == d for n, d in part.digests.items()) and merged_meta(recorded, part.recorded) == recorded
+
+
+def _compacted(objects: Objects, state: State) -> tuple[State, list[str]]:
+    index = Index([Block(objects, b) for b in state.blocks])
+    known = {b.path: b for b in state.blocks}
+    blocks = tuple(write_blocks(objects, index, state.arrays, "", known, f"{state.number + 1:08}-"))
+    columns = label_columns(objects, state.labels, index.ids)
+    labels = write_labels_group(objects, index.ids, columns, "", state.labels)
+    return state.next(blocks=blocks, labels=labels), []
+
+
+def clear(objects: Objects, state: State, *, staged: bool = True) -> None:
+    """Remove what `state` makes useless; what is being made for a later one bears a later number and stays."""
+    for prefix, kept in (
+        (BLOCKS, {b.path for b in state.blocks}),
+        (LABELS, {state.labels.path} if state.labels else set()),
+    ):
+        for name in objects.names(prefix):
+            number = re.match(r"(\d{8})-", name)
+            if f"{prefix}/{name}" not in kept and (number is None or int(number[1]) <= state.number):
+                objects.remove_below(f"{prefix}/{name}")
+    objects.remove([log_key(n) for n in numbers(objects) if n < state.number])
+    for prefix in (STAGED, FAILURES, RUNS) if staged else ():
+        objects.remove([f"{prefix}/{name}" for name in objects.names(prefix)])
+    if not staged:
+        names = set(objects.names(STAGED))
+        lone = [n for n in names if n.endswith(".npz") and n.removesuffix(".npz") + ".json" not in names]
+        objects.remove([f"{STAGED}/{n}" for n in lone])
+    objects.remove_litter()

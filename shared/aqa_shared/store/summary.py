@@ -1,0 +1,87 @@
+"""What a store holds, in a few words and numbers: for `aqa info`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from aqa_shared.store.holdings import contents
+from aqa_shared.store.log import numbers
+from aqa_shared.store.objects import Objects, Where, disk_errors
+from aqa_shared.store.read import FeatureStore
+from aqa_shared.store.stage import Run, read_failures, read_runs
+
+
+def missing(where: Where) -> list[dict[str, Any]]:
+    """What runs were asked for and the store does not have, with the command that makes only that; JSON-able.
+
+    `missing` counts what was neither made nor failed. A shard that never began is there with `missing` None.
+    """
+    objects = Objects.at(where)
+    with disk_errors(objects, "read the store"):
+        found = contents(objects)
+        runs, failed = read_runs(objects), read_failures(objects)
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        lacking = sorted(set(run.ids) - (set(found.having(run.arrays)) if found else set()) - failed.keys())
+        if lacking:
+            rows.append({"command": run.command, "missing": len(lacking), "ids": lacking[:5], "shard": run.shard})
+    return rows + _never_began(runs)
+
+
+def _never_began(runs: list[Run]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for n in sorted({r.shard[1] for r in runs if r.shard}):
+        of = [r for r in runs if r.shard and r.shard[1] == n]
+        for i in sorted(set(range(1, n + 1)) - {r.shard[0] for r in of if r.shard}):
+            command = of[0].command.replace(f"--shard {of[0].shard[0]}/{n}", f"--shard {i}/{n}")  # type: ignore[index]
+            rows.append({"command": command, "missing": None, "ids": [], "shard": (i, n)})
+    return rows
+
+
+def describe(where: Where) -> dict[str, Any]:
+    """Counts, coverage, labels, settings, weights, versions, and what is missing; JSON-able."""
+    store = FeatureStore.open(where)
+    objects, state = store._objects, store._state
+    score, split, category = (store.column(n) for n in ("score", "split", "category"))
+    labelled = score[~np.isnan(score)]
+    lengths = store.lengths
+    return {
+        "path": str(where),
+        "videos": len(store),
+        "segments": int(lengths.sum()),
+        "segments_per_video": [int(lengths.min()), int(lengths.max())] if len(store) else None,
+        "pending": store.pending,
+        "quarantined": len(read_failures(objects)),
+        "missing": missing(objects),
+        "streams": list(store.streams),
+        "arrays": {
+            n: {
+                "role": s.role,
+                "videos": store.coverage[n],
+                "dims": ["segment", *s.dims],
+                "shape": [int(lengths.sum()), *s.shape],
+                "dtype": s.dtype,
+            }
+            for n, s in store.specs.items()
+        },
+        "bytes": objects.size(),
+        "blocks": len(state.blocks),
+        "changes": len(numbers(objects)),
+        "number": state.number,
+        "labelled": len(labelled),
+        "score_range": [float(labelled.min()), float(labelled.max())] if len(labelled) else None,
+        "splits": _counts(split),
+        "categories": _counts(category),
+        "settings": store.settings.model_dump(mode="json") if store.settings else None,
+        "weights": store.provenance.get("weights", {}),
+        "runs": [{k: v for k, v in run.items() if k != "settings"} for run in store.runs],
+        "created": state.created,
+        "aqa_version": state.version,
+    }
+
+
+def _counts(values: np.ndarray) -> dict[str, int]:
+    names, counts = np.unique(values[values != ""].astype(str), return_counts=True)
+    return {str(n): int(c) for n, c in zip(names, counts, strict=True)}

@@ -1,0 +1,95 @@
+"""What is to do follows from the videos and from what a store holds, and parts of it from the videos alone."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from zarr.storage import MemoryStore
+
+from aqa_extract.plan import only, plan, shard
+from aqa_extract.run import Options
+from aqa_extract.streams import completed, identified
+from aqa_shared.records import ExtractSettings, FlowSettings, Video
+from aqa_shared.store import StoreWriter, contents
+
+RGB = completed(ExtractSettings())
+BOTH = completed(ExtractSettings(streams=("rgb", "flow", "rgb:logits"), flow=FlowSettings(mode="parity")))
+
+
+def _store(settings: ExtractSettings, videos: list[Video]) -> MemoryStore:
+    store = MemoryStore()
+    specs = identified(settings)
+    with StoreWriter.open(store, specs=specs, settings=settings, provenance={}) as writer:
+        for video in videos:
+            arrays = {s.name: np.zeros((2, *s.shape), s.dtype) for s in specs}
+            part = video.model_dump(include={"path", "start", "end", "start_time", "end_time"})
+            writer.commit(video.id, arrays, part | {"identity": {}})
+    return store
+
+
+def test_a_video_lacks_the_streams_that_the_store_does_not_have_of_it() -> None:
+    videos = [Video(id=f"v{i}", path=f"/gone/{i}.mp4") for i in range(4)]
+    found = plan(videos, contents(_store(RGB, videos[:3])), {}, set(), BOTH, Options(), lambda path: None)
+    assert {streams: [j.video.id for j in jobs] for streams, jobs in found.passes.items()} == {
+        ("rgb:logits", "flow"): ["v0", "v1", "v2"],
+        ("rgb", "rgb:logits", "flow"): ["v3"],
+    }
+    assert found.already == []
+    again = plan(videos, contents(_store(BOTH, videos)), {}, set(), RGB, Options(), lambda path: None)
+    assert (again.already, again.jobs) == (["v0", "v1", "v2", "v3"], [])
+
+
+def test_a_plan_is_a_function_of_its_arguments() -> None:
+    videos = [Video(id=f"v{i}", path=f"/gone/{i}.mp4") for i in range(3)]
+    known = contents(_store(RGB, videos[:2]))
+    first, second = (plan(videos, known, {}, {"v1"}, RGB, Options(), lambda path: None) for _ in range(2))
+    assert first == second
+    assert [job.video.id for job in first.jobs] == ["v1", "v2"]  # the damaged one again
+
+
+def test_flow_that_is_there_already_is_not_computed_for_another_stream() -> None:
+    assert only(BOTH, ["rgb:logits"]).flow.mode == "off"
+    assert only(BOTH, ["rgb", "flow"]).flow.mode == "parity"
+    motion = completed(ExtractSettings(flow=FlowSettings(mode="parity")))
+    assert only(motion, ["rgb"]).flow.mode == "parity"  # asked for by itself
+
+
+@given(
+    lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=40),
+    n=st.integers(1, 9),
+    order=st.randoms(use_true_random=False),
+)
+def test_parts_are_all_videos_once_and_about_equal(lengths: list[int], n: int, order: object) -> None:
+    videos = [Video(id=f"v{i}", path="/gone.mp4", start=0, end=length) for i, length in enumerate(lengths)]
+    parts = [shard(videos, i, n) for i in range(1, n + 1)]
+    assert sorted(v.id for v in chain(*parts)) == sorted(v.id for v in videos)
+    loads = [sum(v.end or 0 for v in part) for part in parts]
+    # Graham's bound for the longest first: none has more than the least by a video.
+    assert max(loads) - min(loads) <= max(lengths)
+    order.shuffle(videos)  # type: ignore[attr-defined]
+    assert {v.id for v in shard(videos, 1, n)} == {v.id for v in parts[0]}
+
+
+def test_files_count_by_their_size(tmp_path: Path) -> None:
+    for i, size in enumerate((4, 1, 1, 1, 1)):
+        with (tmp_path / f"{i}.mp4").open("wb") as f:
+            f.truncate(size * 1_000_000)
+    videos = [Video(id=f"{i}", path=str(tmp_path / f"{i}.mp4")) for i in range(5)]
+    assert [[v.id for v in shard(videos, i, 2)] for i in (1, 2)] == [["0"], ["1", "2", "3", "4"]]
+
+
+@pytest.mark.parametrize("wrong", ["3", "0/2", "3/2", "a/b", "1/-2"])
+def test_a_part_is_written_as_part_of_parts(wrong: str) -> None:
+    from aqa_extract.cli import _shard
+    from aqa_shared.errors import UsageError
+
+    with pytest.raises(UsageError, match="--shard"):
+        _shard(wrong, overwrite=False)
+    assert _shard("2/3", overwrite=False) == (2, 3)
+    with pytest.raises(UsageError, match="overwrite"):
+        _shard("2/3", overwrite=True)

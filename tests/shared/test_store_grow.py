@@ -1,0 +1,260 @@
+"""A store grows by videos, by streams and by writers that know nothing of each other, wherever it lies."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from zarr.storage import MemoryStore
+
+from aqa_shared.errors import StoreError
+from aqa_shared.store import (
+    ArraySpec,
+    FeatureStore,
+    Objects,
+    Run,
+    Where,
+    compact,
+    describe,
+    expect,
+    finalise,
+    is_store,
+    label,
+    missing,
+    verify,
+)
+from aqa_shared.store.log import publish, state_of
+from aqa_shared.store.stage import read_failures, write_failure
+
+from .store_cases import FLOW, SPECS, arrays_of, commit, make_store, meta_of, open_writer, tree
+from .store_cases import label as labelled
+
+
+@pytest.fixture(params=["folder", "memory", "url"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Where:
+    """A folder, a zarr store in memory, and fsspec's memory by URL."""
+    places: dict[str, Callable[[], Any]] = {
+        "folder": lambda: tmp_path / "s",
+        "memory": MemoryStore,
+        "url": lambda: f"memory://{uuid.uuid4().hex}/s.zarr",
+    }
+    return places[request.param]()
+
+
+def test_a_store_is_the_same_wherever_it_lies(where: Where, tmp_path: Path) -> None:
+    for place in (where, tmp_path / "reference"):
+        make_store(place, 5, labels={"v1.mp4": labelled("v1.mp4", score=2)})
+        compact(place)
+    assert is_store(where)
+    assert verify(where) == []
+    assert tree(where) == tree(tmp_path / "reference")
+    store = FeatureStore.open(where)
+    np.testing.assert_array_equal(store.dask("rgb").compute(), store.read("rgb"))
+    assert store.table["score"].tolist()[1] == 2
+
+
+def test_a_stream_added_later_leaves_the_first_one_as_it_is(where: Where) -> None:
+    make_store(where, 4)
+    before = {k: v for k, v in tree(where).items() if k.startswith("blocks/")}
+    content = FeatureStore.open(where).select("rgb").content
+    with open_writer(where, specs=FLOW) as writer:
+        assert set(writer.committed) == set()
+        commit(writer, 0, 2)
+        assert set(writer.committed) == {"v0.mp4", "v2.mp4"}
+        writer.finalise()
+    assert before.items() <= tree(where).items()
+    store = FeatureStore.open(where)
+    assert store.coverage == {"rgb": 4, "actor_rgb": 4, "frame_index": 4, "segment_start_time": 4, "actor_box": 4} | {
+        "flow": 2,
+        "flow_map": 2,
+    }
+    assert store.streams == ("rgb", "actor_rgb", "flow")
+    with pytest.raises(StoreError, match=r"2 of 4 videos lack flow \(v1\.mp4, v3\.mp4\)") as caught:
+        store.read("flow")
+    assert "--streams flow makes just these" in caught.value.fix
+    both = store.select("rgb", "flow")
+    assert both.ids == ["v0.mp4", "v2.mp4"]
+    for name, specs in (("rgb", SPECS), ("flow", FLOW)):
+        want = np.concatenate([arrays_of(i, 1 + i, specs)[name] for i in (0, 2)])
+        np.testing.assert_array_equal(both.read(name), want)
+    np.testing.assert_array_equal(store.select("flow_map").read("flow_map").shape, (4, 2, 2, 6))
+    assert store.select("rgb").content == content
+    # The second half; then all is as if both streams had been made at once.
+    with open_writer(where, specs=FLOW) as writer:
+        commit(writer, *range(4))
+        writer.finalise()
+    compact(where)
+    at_once = MemoryStore()
+    with open_writer(at_once, specs=[*SPECS, *FLOW[:2]]) as writer:
+        commit(writer, *range(4))
+        writer.finalise()
+    compact(at_once)
+    assert tree(where) == tree(at_once)
+    assert describe(where)["blocks"] == 1
+
+
+def test_what_the_store_has_of_a_video_is_not_written_again(where: Where) -> None:
+    make_store(where, 2)
+    with open_writer(where, specs=FLOW) as writer:
+        commit(writer, 1)
+        (part,) = writer._contents.parts["v1.mp4"]
+    assert part.arrays == ("flow", "flow_map")
+
+
+def test_a_replaced_video_takes_all_its_streams_along(where: Where) -> None:
+    make_store(where, 3)
+    with open_writer(where, specs=FLOW) as writer:
+        commit(writer, *range(3))
+        writer.finalise()
+    with open_writer(where) as writer:
+        writer.replace(["v1.mp4"])
+        assert "v1.mp4" not in writer.committed
+        writer.commit("v1.mp4", arrays_of(7, 5), meta_of(7))
+        assert FeatureStore.open(where).lengths.tolist() == [1, 2, 3]
+        writer.finalise()
+    store = FeatureStore.open(where)
+    assert store.lengths.tolist() == [1, 5, 3]
+    assert store.select("flow").ids == ["v0.mp4", "v2.mp4"]
+    assert store.metas[1] == meta_of(7)
+    assert verify(where) == []
+
+
+def test_the_last_of_several_staged_versions_counts(where: Where) -> None:
+    with open_writer(where) as writer:
+        for number in (3, 1, 2):
+            writer.commit("a", arrays_of(number), meta_of(number))
+    finalise(where)
+    np.testing.assert_array_equal(FeatureStore.open(where).read("rgb"), arrays_of(2)["rgb"])
+    assert verify(where) == []
+
+
+def test_two_that_finalise_at_once_both_count(where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one is held where it has made its blocks, and loses the number that it wanted."""
+    make_store(where, 2)
+    with open_writer(where) as first, open_writer(where) as second:
+        commit(second, 2)
+        held: list[int] = []
+
+        def other_first(objects: Objects, state: Any) -> bool:
+            if not held:
+                held.append(state.number)
+                commit(first, 3)
+                finalise(where)
+            return publish(objects, state)
+
+        monkeypatch.setattr("aqa_shared.store.merge.publish", other_first)
+        second.finalise({"v2.mp4": labelled("v2.mp4", score=7)})
+    store = FeatureStore.open(where)
+    assert store.ids == [f"v{i}.mp4" for i in range(4)]
+    assert store.table["score"].tolist()[2] == 7
+    assert store.pending == 0
+    assert state_of(Objects.at(where)).number == held[0]
+    assert verify(where) == []
+    compact(where)
+    make_store(reference := MemoryStore(), 4, labels={"v2.mp4": labelled("v2.mp4", score=7)})
+    compact(reference)
+    assert tree(where) == tree(reference)
+
+
+def test_a_writer_that_slept_through_changes_and_a_compaction_is_not_lost(where: Where) -> None:
+    """Its number is free again by then: the log's last number tells that it lost."""
+    make_store(where, 1)
+    objects = Objects.at(where, write=True)
+    stale = state_of(objects).next(blocks=())
+    for i in (1, 2):
+        with open_writer(where) as writer:
+            commit(writer, i)
+            writer.finalise()
+    compact(where)
+    assert not publish(objects, stale)
+    assert len(FeatureStore.open(where)) == 3
+
+
+def test_appending_copies_little(where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aqa_shared.store.merge.SMALL", 2000)
+    make_store(where, 30)
+    large = {k for k in tree(where) if k.startswith("blocks/")}
+    sizes = []
+    for i in range(30, 60):
+        before = set(tree(where))
+        with open_writer(where) as writer:
+            commit(writer, i)
+            writer.finalise()
+        now = tree(where)
+        assert large <= now.keys()
+        sizes.append(sum(len(now[k]) for k in now.keys() - before if k.startswith("blocks/") and "/c." in k))
+    assert max(sizes) < 4 * 2000
+    assert 2 < describe(where)["blocks"] < 20
+    store = FeatureStore.open(where)
+    np.testing.assert_array_equal(
+        store.dask("rgb").compute(), np.concatenate([store.video(i, "rgb") for i in store.ids])
+    )
+    assert verify(where) == []
+
+
+def test_features_of_any_length_and_width_need_no_settings(where: Where) -> None:
+    """As features from elsewhere do: skeletons have other numbers of rows than clips."""
+    skeleton = ArraySpec("skeleton", ("coordinate",), (51,), "float32", role="feature")
+    rng = np.random.default_rng(0)
+    poses = {f"v{i}.mp4": rng.standard_normal((20 + i, 51), dtype=np.float32) for i in range(3)}
+    make_store(where, 3)
+    with open_writer(where, specs=[skeleton], settings=None, provenance={}) as writer:
+        for video_id, pose in poses.items():
+            writer.commit(video_id, {"skeleton": pose}, {})
+        writer.finalise()
+    store = FeatureStore.open(where)
+    assert store.select("skeleton").lengths.tolist() == [20, 21, 22]
+    assert store.select("rgb").lengths.tolist() == [1, 2, 3]
+    with pytest.raises(StoreError, match=r"rgb has other numbers of segments than rgb, actor_rgb, skeleton"):
+        store.read("rgb")
+    np.testing.assert_array_equal(store.select("skeleton").read("skeleton"), np.concatenate(list(poses.values())))
+    compact(where)
+    assert verify(where) == []
+    np.testing.assert_array_equal(FeatureStore.open(where).video("v1.mp4", "skeleton"), poses["v1.mp4"])
+
+
+def test_shards_and_a_finalise_are_one_run(where: Where, tmp_path: Path) -> None:
+    labels = {f"v{i}.mp4": labelled(f"v{i}.mp4", score=i) for i in range(6)}
+    names, arrays = list(labels), tuple(s.name for s in SPECS)
+
+    def part(i: int, *numbers: int) -> None:
+        with open_writer(where) as writer:
+            expect(where, Run(f"aqa-extract v --out s --shard {i}/3", arrays, tuple(names[i - 1 :: 3]), (i, 3)))
+            commit(writer, *numbers)
+            label(where, {name: labels[name] for name in names[i - 1 :: 3]})
+
+    part(1, 0, 3)
+    part(2, 1)
+    finalise(where)
+    first, second = missing(where)
+    assert (first["missing"], first["ids"], first["command"]) == (1, ["v4.mp4"], "aqa-extract v --out s --shard 2/3")
+    assert (second["missing"], second["command"]) == (None, "aqa-extract v --out s --shard 3/3")
+    part(3, 2, 5)
+    part(2, 4)
+    finalise(where)
+    assert missing(where) == []
+    make_store(tmp_path / "one", 6, labels=labels)
+    for place in (where, tmp_path / "one"):
+        compact(place)
+    assert tree(where) == tree(tmp_path / "one")
+
+
+def test_what_failed_is_not_missing_and_is_one_object_each(where: Where) -> None:
+    with open_writer(where) as writer:
+        expect(where, Run("again", ("rgb",), ("v0.mp4", "v1.mp4"), None))
+        commit(writer, 0)
+        writer.finalise()
+    assert [m["ids"] for m in missing(where)] == [["v1.mp4"]]
+    objects = Objects.at(where, write=True)
+    for i in range(2):
+        write_failure(objects, {"id": "v1.mp4", "path": "caf\udce9.mp4", "try": i})
+        write_failure(objects, {"id": f"x{i}", "path": ""})
+    assert read_failures(objects)["v1.mp4"] == {"id": "v1.mp4", "path": "caf\udce9.mp4", "try": 1}
+    assert len(read_failures(objects)) == 3
+    assert missing(where) == []
+    finalise(where)
+    assert objects.names("runs") == []
