@@ -50,12 +50,16 @@ def learns_by_heart(cls: Any, config: Any, epochs: int = 150, streams: tuple[str
     return found
 
 
-def says_the_same_when_loaded(method: str, store: Path, out: Path, *options: object) -> None:
+def say_the_same_when_loaded(methods: list[str], store: Path, out: Path, *options: object) -> None:
     """Trained by the command; of all videos together, and of one alone."""
-    aqa_train("--features", store, "--method", method, "--labelled", 0.6, "--seeds", 1, "--test-fraction", 0.25,
-              "--jobs", 1, "--device", "cpu", "--out", out, *options)  # fmt: skip
+    aqa_train("--features", store, "--method", ",".join(methods), "--labelled", 0.6, "--seeds", 1,
+              "--test-fraction", 0.25, "--jobs", 1, "--device", "cpu", "--out", out, *options)  # fmt: skip
     opened = FeatureStore.open(store)
-    record = out / "models" / method / "fold0-seed0"
+    for method in methods:
+        _says_the_same(opened, out / "models" / method / "fold0-seed0")
+
+
+def _says_the_same(opened: FeatureStore, record: Path) -> None:
     model = load_checkpoint(record)
     together = model.score(opened)
     assert len(set(together)) > 1

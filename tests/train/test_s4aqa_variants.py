@@ -14,10 +14,11 @@ from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig, mean_discrepancy
 from aqa_train.methods.s4aqa_variants import KeepFirstFrame, VanillaSSL, VanillaSSLConfig
+from aqa_train.predict import load_checkpoint
 
 from .conftest import MakeStore, inputs
 from .runs import FAST, aqa_train
-from .shows import SMALL, fitted, learns_by_heart, says_the_same_when_loaded, task_of
+from .shows import SMALL, fitted, learns_by_heart, say_the_same_when_loaded, task_of
 
 CONFIG = S4AQAConfig(**SMALL, decoder_width=8, discriminator_width=8)
 STILL = ("rgb", "still_rgb")
@@ -192,15 +193,11 @@ def test_eight_videos_are_learned_by_heart(cls: Any, config: Any, streams: tuple
     assert learns_by_heart(cls, config, streams=streams) > 0.95
 
 
-@pytest.mark.parametrize("method", ["keep-first-frame", "vanilla-ssl"])
-def test_a_checkpoint_says_the_same(method: str, make_store: MakeStore, tmp_path: Path) -> None:
+def test_checkpoints_say_the_same_and_other_views_are_read_only_by_methods_that_ask(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
     store = make_store(20, streams=("rgb", "still-rgb"), lengths=[4, 3] * 10)
-    says_the_same_when_loaded(method, store, tmp_path / "run", *FAST, "--epochs", 4)
-
-
-def test_other_views_are_read_only_by_methods_that_ask(make_store: MakeStore, tmp_path: Path) -> None:
-    store = make_store(20, streams=("rgb", "still-rgb"))
-    says_the_same_when_loaded("aa", store, tmp_path / "run", *FAST, "--epochs", 2)
-    from aqa_train.predict import load_checkpoint
-
-    assert list(load_checkpoint(tmp_path / "run/models/aa/fold0-seed0").inputs.streams) == ["rgb"]
+    methods = ["keep-first-frame", "vanilla-ssl"]
+    say_the_same_when_loaded(methods, store, tmp_path / "run", *FAST, "--epochs", 4, "--set", "recovery_weight=1")
+    read = [list(load_checkpoint(tmp_path / "run" / "models" / m / "fold0-seed0").inputs.streams) for m in methods]
+    assert read == [["rgb", "still_rgb"], ["rgb"]]

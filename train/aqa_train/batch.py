@@ -75,6 +75,8 @@ class Batch:
     Those that are labels are unknown of unlabelled videos."""
     ids: tuple[str, ...] = ()
     """For error messages."""
+    rows: Int[Tensor, "batch"] | None = None
+    """Places in the table of the run's videos, by which a method finds what it remembers of one; as `Part.rows`."""
 
     def __len__(self) -> int:
         return self.scores.shape[0]
@@ -93,6 +95,7 @@ class Batch:
             None if self.present is None else f(self.present),
             {k: f(v) for k, v in self.columns.items()},
             ids,
+            None if self.rows is None else f(self.rows),
         )
 
 
@@ -109,4 +112,5 @@ def join(batches: Sequence[Batch]) -> Batch:
         present=torch.cat(masks) if masks else None,
         columns={k: torch.cat([b.columns[k] for b in batches]) for k in first.columns},
         ids=tuple(i for b in batches for i in b.ids),
+        rows=None if any(b.rows is None for b in batches) else torch.cat([b.rows for b in batches]),  # type: ignore[misc]
     )

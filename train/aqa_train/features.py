@@ -363,7 +363,8 @@ class FeatureSet:
             streams = {n: self.standardise(n, x, present) for n, x in streams.items()}
         unknown = torch.full((len(rows),), torch.nan, device=device)
         columns = {n: c[torch.as_tensor(rows)].to(device) for n, c in self.columns.items()}
-        return Batch(streams, unknown, present, columns, tuple(self.ids[r] for r in rows))
+        at = torch.as_tensor(rows).to(device)
+        return Batch(streams, unknown, present, columns, tuple(self.ids[r] for r in rows), at)
 
     def _gather(self, rows: Rows, folder: Path | None = None) -> Loaded:
         """Any videos in any order: every block they touch is read once, as one slice."""

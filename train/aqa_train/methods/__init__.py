@@ -131,6 +131,22 @@ METHODS: dict[str, Method] = {
         unlabelled=True, recipes=_S4AQA_RECIPES,
     ),
     **_CORE_ROWS,
+    "pseudo-labels": Method(
+        "aqa_train.methods.pseudo_labels:PseudoLabels", "AA taught the scores of the nearest labelled videos",
+        "Hou et al., AAAI 2017, as compared with in S4AQA", unlabelled=True, recipes=_S4AQA_RECIPES,
+    ),
+    "vat": Method(
+        "aqa_train.methods.vat:VAT", "AA that is smooth around unlabelled videos",
+        "Miyato et al., TPAMI 2018, arXiv:1704.03976", unlabelled=True, recipes=_S4AQA_RECIPES,
+    ),
+    "s4l": Method(
+        "aqa_train.methods.s4l:S4L", "AA that tells how a video is turned", "Zhai et al., ICCV 2019, arXiv:1905.03670",
+        streams=("rgb", "rot90-rgb", "rot180-rgb", "rot270-rgb"), unlabelled=True, recipes=_S4AQA_RECIPES,
+    ),
+    "coreg": Method(
+        "aqa_train.methods.coreg:COREG", "two nearest-neighbour regressors that label for each other",
+        "Zhou and Li, IJCAI 2005", unlabelled=True,
+    ),
     "ridge": Method("aqa_train.methods.linear:Ridge", "ridge regression on mean features", baseline=True),
     "svr": Method(
         "aqa_train.methods.linear:SVR", "linear support vector regression on mean features",

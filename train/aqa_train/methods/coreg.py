@@ -1,0 +1,148 @@
+"""COREG: two nearest-neighbour regressors with different distances label videos for each other.
+
+Zhou and Li: Semi-supervised Regression with Co-training. IJCAI 2005; settings as in github.com/nealjean/coreg, on mean
+features as in S4AQA (section IV-A). There are no gradients: all is learned in `prepare`.
+
+    mean feature → the 3 nearest by Minkowski 2 ─┐
+                                                 ├─ mean → score
+    mean feature → the 3 nearest by Minkowski 5 ─┘
+
+In every round each regressor labels the pool's unlabelled videos. The one whose label most improves its regression of
+that video's labelled neighbours goes, with this label, to the *other* regressor; it ends when neither finds any. The
+public code gives the other one the video's true score, as if it were known. Here it is the predicted one (algorithm 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from aqa_shared.errors import UsageError
+from aqa_train.batch import Batch, Inputs
+from aqa_train.layers import mean_feature
+from aqa_train.methods.s4aqa import refuse_none
+from aqa_train.pool import Pool
+
+Count = Annotated[int, Field(ge=1)]
+Power = Annotated[float, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class COREGConfig:
+    """Settings of COREG; all are the public code's."""
+
+    k: Count = 3
+    """Neighbours of both regressors."""
+    powers: tuple[Power, Power] = (2.0, 5.0)
+    """Of their Minkowski distances."""
+    rounds: Annotated[int, Field(ge=0)] = 99
+    """At most; the code counts from 1 to below 100."""
+    pool: Count = 100
+    """Unlabelled videos tried in a round, drawn again for each."""
+
+
+class COREG(nn.Module):
+    """Two sets of scored videos, and what their nearest say."""
+
+    Config = COREGConfig
+    x: Tensor
+    scores: Tensor
+
+    def __init__(self, inputs: Inputs, config: COREGConfig = COREGConfig()) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("x", torch.zeros(0, sum(inputs.widths.values())))
+        self.register_buffer("scores", torch.zeros(2, 0, dtype=torch.float64))
+
+    def forward(self, batch: Batch) -> Float[Tensor, "batch"]:
+        """Scores in training units."""
+        x = mean_feature(batch)
+        told = [
+            _nearest(_distance(x, self.x, power).masked_fill(scores.isnan(), torch.inf), scores, self.config.k)
+            for power, scores in zip(self.config.powers, self.scores, strict=True)
+        ]
+        return (told[0] + told[1]) / 2
+
+    def prepare(self, pool: Pool) -> None:
+        labelled, unlabelled = pool.labelled.whole(), pool.unlabelled.whole()
+        refuse_none(unlabelled)
+        if self.config.k > len(labelled):
+            raise UsageError(
+                f"the {self.config.k} nearest of {len(labelled)} labelled videos are asked for",
+                fix=f"--set k={len(labelled)} or less, or score more videos",
+            )
+        x = torch.cat([mean_feature(labelled), mean_feature(unlabelled)])
+        far = [_distance(x, x, power) for power in self.config.powers]
+        known = torch.as_tensor(pool.labelled.known, device=x.device)
+        scores = co_train(far, known, self.config.k, self.config.rounds, self.config.pool, pool.rng)
+        used = ~scores.isnan().all(dim=0)
+        self.x, self.scores = x[used], scores[:, used]
+
+
+def co_train(
+    far: list[Float[Tensor, "videos videos"]],
+    known: Float[Tensor, "labelled"],
+    k: int,
+    rounds: int,
+    pool: int,
+    rng: np.random.Generator,
+) -> Float[Tensor, "2 videos"]:
+    """Scores that either regressor learned, NaN where it learned none, from the distances of each.
+
+    The labelled videos come first in `far`, unlabelled ones behind them.
+    """
+    scores = torch.full((2, len(far[0])), torch.nan, dtype=torch.float64, device=known.device)
+    scores[:, : len(known)] = known
+    left = np.arange(len(known), len(far[0]))
+    for _ in range(rounds):
+        if not len(left):
+            break
+        tried = torch.as_tensor(rng.permutation(left)[:pool], device=known.device)
+        chosen = [best(d, own, tried, k) for d, own in zip(far, scores, strict=True)]
+        for other, found in zip((1, 0), chosen, strict=True):
+            if found is not None:
+                scores[other, found[0]] = found[1]
+        if chosen == [None, None]:
+            break
+        left = np.setdiff1d(left, [found[0] for found in chosen if found is not None])
+    return scores
+
+
+def best(
+    far: Float[Tensor, "videos videos"], scores: Float[Tensor, "videos"], tried: Tensor, k: int
+) -> tuple[int, float] | None:
+    """The video among `tried` whose label lowers the squared error of its neighbours most, with its label.
+
+    None where none lowers it. A labelled video counts among its own neighbours, as in the public code.
+    """
+    own = (~scores.isnan()).nonzero().squeeze(1)
+    y = scores[own]
+    near = far[own][:, own].topk(k, dim=1, largest=False)
+    said = y[near.indices].mean(dim=1)
+    # What a new video nearer than the k-th neighbour pushes out.
+    edge, pushed = near.values[:, -1], y[near.indices[:, -1]]
+
+    around = far[tried][:, own].topk(k, dim=1, largest=False)
+    label = y[around.indices].mean(dim=1)
+    enters = around.values < edge[around.indices]
+    after = said[around.indices] + enters * (label[:, None] - pushed[around.indices]) / k
+    error = (y - said).square()[around.indices]
+    # Often two videos have the same neighbours: of equal gains, but for rounding, the first drawn is taken.
+    gain = (error - (y[around.indices] - after).square()).sum(dim=1).round(decimals=9)
+    at = int(gain.argmax())
+    return (int(tried[at]), float(label[at])) if gain[at] > 0 else None
+
+
+def _distance(x: Tensor, y: Tensor, power: float) -> Float[Tensor, "_ _"]:
+    """Minkowski distances, each pair for itself, so that they do not depend on what else is asked."""
+    return torch.cdist(x.double(), y.double(), p=power, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _nearest(far: Float[Tensor, "batch videos"], scores: Float[Tensor, "videos"], k: int) -> Float[Tensor, "batch"]:
+    return scores[far.topk(k, dim=1, largest=False).indices].mean(dim=1)
