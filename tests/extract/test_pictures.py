@@ -20,7 +20,7 @@ from aqa_extract.identity import identify, same_bytes, stat_matches
 from aqa_shared.errors import ExitCode, UsageError
 from aqa_shared.manifest import find_videos
 from aqa_shared.records import Sampling, Video
-from aqa_shared.store import FeatureStore, peek
+from aqa_shared.store import FeatureStore, contents
 
 BIN = Path(sys.executable).parent
 
@@ -280,11 +280,11 @@ def test_extraction_of_folders_end_to_end(tmp_path: Path) -> None:
     assert "10 of 39 pictures are missing: number 20, 21" in done.stdout + done.stderr
     store = FeatureStore.open(tmp_path / "f.zarr")
     assert sorted(store.ids) == ["a", "b", "c", "d"]
-    known = peek(tmp_path / "f.zarr")
+    known = contents(tmp_path / "f.zarr")
     assert known is not None
-    assert known.committed["c"]["container"] == "pictures"
-    assert known.committed["c"]["decoder"] == "pillow"
-    assert known.committed["c"]["identity"]["fingerprint"]
+    assert known.meta("c")["container"] == "pictures"
+    assert known.meta("c")["decoder"] == "pillow"
+    assert known.meta("c")["identity"]["fingerprint"]
     # Another rate is another video; a folder that has its rate now is tried.
     manifest(table, rows.replace("own,,,25", "own,,,30") + "f,no_rate,,,25,6\n")
     done = run()
