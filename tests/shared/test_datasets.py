@@ -341,6 +341,10 @@ def test_finediving(tmp_path: Path) -> None:
     found = problems("finediving", tmp_path)
     assert found[0].startswith("Men3m_r1/2.mp4: is missing")
     assert found[1].startswith("Men3m_r1/1: FINADiving_MTL_256s/FINADiving_MTL_256s/Men3m_r1/1 has 10 pictures")
+    many = {("Men3m_r1", n): entries["Men3m_r1", 0] for n in range(3, 45)}
+    dump(tmp_path / "Annotations" / "fine-grained_annotation_aqa.pkl", {**entries, **many})
+    assert sum("is only in the copy that is read" in text for text in problems("finediving", tmp_path)) == 42
+    dump(tmp_path / "Annotations" / "fine-grained_annotation_aqa.pkl", entries)
     # A second copy of the same file that says something else is compared as well.
     other = {**entries, ("Men3m_r1", 0): ["107B", 68.2, 3.1, 0, [1] * 9]}
     dump(tmp_path / "old" / "copy" / "fine-grained_annotation_aqa.pkl", other)

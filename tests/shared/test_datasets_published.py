@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aqa_shared.datasets import about, read
@@ -74,6 +75,35 @@ def test_jigsaws(annotations: Path) -> None:
     assert len(folds["by-surgeon-suturing"]) == 8
     assert extremes_are_the_row_s("jigsaws", data)
     assert only_videos_are_missing(data)
+
+
+def test_jigsaws_says_what_the_features_made_of_it_say(shared_dir: Path) -> None:
+    known = np.load(shared_dir / "features" / "jigsaws_suturing_i3d_rgb.npz")
+    by_id = {p.id: p for p in read("jigsaws", shared_dir / "annotations" / "jigsaws").performances}
+    found = [by_id[name] for name in known["id"].tolist()]
+    assert [p.score for p in found] == known["score"].tolist()
+    assert [p.columns["ratings"] for p in found] == known["elements"].tolist()
+    assert [p.columns["fold"] for p in found] == [str(k) for k in known["fold"]]
+
+
+def test_ui_prmd_of_the_names_of_the_release(shared_dir: Path, tmp_path: Path) -> None:
+    """2000 sequences by their names; the numbers of some are those of the published files."""
+    known = np.load(shared_dir / "features" / "ui_prmd_kinect.npz")
+    columns = zip(*(known[c].tolist() for c in ("movement", "subject", "repetition", "correct")), strict=True)
+    data, offset = known["data"], known["offset"]
+    for i, (movement, subject, repetition, correct) in enumerate(columns):
+        kind, ending = ("Segmented", "") if correct else ("Incorrect Segmented", "_inc")
+        folder = tmp_path / f"{kind} Movements" / "Kinect" / "Positions"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"m{movement:02d}_s{subject:02d}_e{repetition:02d}_positions{ending}.txt"
+        np.savetxt(file, data[offset[i] : offset[i + 1]] if i % 100 == 0 else data[:1], fmt="%.4f", delimiter=",")
+    published = read("ui-prmd", tmp_path)
+    assert findings(published) == []
+    assert Counter(p.score for p in published.performances) == {1.0: 1000, 0.0: 1000}
+    assert set(Counter(p.category for p in published.performances).values()) == {200}
+    assert set(Counter(fold for _, fold in published.splits[0].rows).values()) == {200}
+    assert published.sequences is not None
+    assert sum(len(values) > 1 for _, values in published.sequences()) == 20
 
 
 def test_rhythmic_gymnastics(annotations: Path) -> None:
