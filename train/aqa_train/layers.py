@@ -149,3 +149,13 @@ def refuse_unknown(batch: Batch, column: str) -> None:
             f"{', '.join(names[:5])}{more}: no {column}, which this method reads of every such video",
             fix=f"give it with --labels FILE, a table with the columns id,score,{column}, or use another method",
         )
+
+
+@torch.no_grad()
+def follow(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """One step of a moving average over parameters and buffers, which keeps `decay` of itself."""
+    for mine, theirs in zip(average.state_dict().values(), module.state_dict().values(), strict=True):
+        if mine.is_floating_point():
+            mine.lerp_(theirs, 1 - decay)
+        else:
+            mine.copy_(theirs)

@@ -147,6 +147,10 @@ METHODS: dict[str, Method] = {
         "aqa_train.methods.coreg:COREG", "two nearest-neighbour regressors that label for each other",
         "Zhou and Li, IJCAI 2005", unlabelled=True,
     ),
+    "trs": Method(
+        "aqa_train.methods.trs:TRS", "AA taught what a teacher and a relative reference were surest of",
+        "after Yun et al., ECCV 2024, arXiv:2407.19675", unlabelled=True, recipes=_S4AQA_RECIPES,
+    ),
     "ridge": Method("aqa_train.methods.linear:Ridge", "ridge regression on mean features", baseline=True),
     "svr": Method(
         "aqa_train.methods.linear:SVR", "linear support vector regression on mean features",

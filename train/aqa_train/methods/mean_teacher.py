@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqa_train.batch import Batch, Inputs, join
-from aqa_train.layers import add_noise
+from aqa_train.layers import add_noise, follow
 from aqa_train.methods.s4aqa import AA, AAConfig, NotNegative
 from aqa_train.pool import Pool
 
@@ -82,9 +82,4 @@ class MeanTeacher(nn.Module):
     def after_step(self) -> None:
         """The teacher follows (equation 2), in its batch statistics too."""
         self.steps += 1
-        decay = min(self.config.decay, 1 - 1 / (float(self.steps) + 1))
-        for mine, theirs in zip(self.teacher.state_dict().values(), self.student.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(theirs, 1 - decay)
-            else:
-                mine.copy_(theirs)
+        follow(self.teacher, self.student, min(self.config.decay, 1 - 1 / (float(self.steps) + 1)))
