@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,8 +29,8 @@ Input, Protocol, Learning, Run = map(
 
 _METHODS = "; ".join(f"{name}: {row.summary}" for name, row in METHODS.items())
 # Names of options that are settings of the run under another name, or lists separated by commas.
-_RENAMED = {"method": "methods"}
-_LISTS = ("method", "streams", "score_range")
+_RENAMED = {"method": "methods", "variant": "variants"}
+_LISTS = ("method", "streams", "score_range", "labelled")
 _NOT_SETTINGS = ("out", "device", "jobs", "in_memory", "set_", "config", "resume", "print_config", "dry_run")
 
 
@@ -49,9 +50,12 @@ def train(
     out: Annotated[Path | None, Input(help="Run folder. [default: runs/<time>-<method>]")] = None,
     resume: Annotated[Path | None, Input(help="Go on with the run in this folder.")] = None,
     labelled: Annotated[
-        float,
-        Protocol(help="Part of the scored training videos that keep their scores; hiding some is an experiment."),
-    ] = 1.0,
+        str,
+        Protocol(
+            help="Part of the scored training videos that keep their scores; hiding some is an experiment. Several, "
+            "as 0.1,0.4: a run of each. [default: 1]"
+        ),
+    ] = "",
     seeds: Annotated[int, Protocol(help="Repeats, each with its own labelled videos, weights and order.")] = 5,
     seed: Annotated[int, Protocol(help="The first seed.")] = 0,
     split: Annotated[
@@ -114,6 +118,10 @@ def train(
         list[str] | None,
         Learning("--set", metavar="NAME=VALUE", help="A method's or training's setting; again for more."),
     ] = None,
+    variant: Annotated[
+        list[str] | None,
+        Learning(metavar="NAME=A,B", help="A setting of which every value is tried, a run of each; again for more."),
+    ] = None,
     config: Annotated[Path | None, Run(help="TOML file of settings; flags and AQA_TRAIN_* win.")] = None,
     device: Annotated[str, Run(help="auto, cpu, cuda or cuda:1.")] = "auto",
     jobs: Annotated[int | None, Run(min=1, help="Trainings at a time. [default: one a core]")] = None,
@@ -175,46 +183,86 @@ def run(
     resume: bool = False,
     dry_run: bool = False,
 ) -> dict[str, Any] | None:
-    """The command's work: train, write `out`, print the table; returns what metrics.json holds."""
+    """The command's work: train, write `out`, print the table; returns what metrics.json of the last run holds."""
     from aqa_train import experiment as work
     from aqa_train.checkpoint import writing
-    from aqa_train.outputs import refuse_other_data, write_places, write_results, write_start
+    from aqa_train.grid import cells, write_tidy
+    from aqa_train.outputs import (
+        refuse_other_data,
+        refuse_other_digests,
+        write_places,
+        write_results,
+        write_run,
+        write_start,
+    )
     from aqa_train.plots import draw
+    from aqa_train.protocol import once
     from aqa_train.summary import as_text
-    from aqa_train.workers import choose_jobs, run_all
+    from aqa_train.workers import Here, Job, Processes, choose_jobs, shared_folder
 
-    where = pick_device(device)
-    experiment = work.prepare(settings, console.warn)
-    jobs = choose_jobs(jobs, len(experiment.trainings), where, settings.training.threads)
-    out = out or default_folder(experiment.config)
-    resume = resume or _holds_this_run(out, experiment)
+    where, say = pick_device(device), once(console.warn)
+    data = work.open_data(settings, say)
+    grid = [(cell, work.arrange(cell.config, data, say)) for cell in cells(data.config)]
+    whole = grid[0][1].config if len(grid) == 1 else data.config
+    jobs = choose_jobs(jobs, sum(len(e.trainings) for _, e in grid), where, settings.training.threads)
+    out = out or default_folder(whole)
+    resume = resume or _holds_this_run(out, whole, {cell.name for cell, _ in grid})
     if resume:
-        refuse_other_data(experiment, out)
+        refuse_other_digests(whole, data.digests, out)
+        for cell, experiment in grid:
+            if (out / cell.name / "config.json").exists():
+                refuse_other_data(experiment, out / cell.name)
     if dry_run:
         from aqa_train.estimate import estimate
 
-        console.out.print(estimate(experiment, out, resume, where, in_memory, jobs), markup=False)
+        for cell, experiment in grid:
+            said = estimate(experiment, out / cell.name, resume, where, in_memory, jobs)
+            console.out.print(said, markup=False)
         return None
-    placed = work.place(experiment, where, in_memory, jobs)
-    if resume:
-        write_places(experiment, out)
-    else:
-        write_start(experiment, out, str(where))
     go_on = f"aqa-train --resume {shlex.quote(str(out))}"
-    with ended_in_order(go_on):
-        try:
-            run_all(experiment, placed, out, where, jobs, in_memory)
-        except Stopped as e:
-            e.fix = go_on
-            raise
-        results = [work.run_training(experiment, t, placed, out, where) for t in experiment.trainings]
-        compared = work.run_baselines(experiment, placed)
-        with writing(out):
-            summary = write_results(experiment, out, results, compared)
-        draw(out, console.warn)
-    if summary["rows"]:
-        console.out.print(as_text(summary), markup=False)
-    _note_scores(experiment, out, summary["scores"])
+    with shared_folder(jobs) as folder:
+        placed = work.place(data.features, where, in_memory, jobs, folder)
+        grid = [(cell, replace(experiment, features=placed)) for cell, experiment in grid]
+        if len(grid) > 1 and not resume:
+            write_run(whole, data.digests, out, str(where))
+        elif len(grid) > 1:
+            write_places(whole, out)
+        for cell, experiment in grid:
+            if (out / cell.name / "config.json").exists():
+                write_places(experiment.config, out / cell.name)
+            else:
+                write_start(experiment, out / cell.name, str(where))
+        executor = Processes(placed, where, jobs) if jobs > 1 else Here(placed, where)
+        every = [
+            Job(experiment, t, out / cell.name, f"{cell.name}/{t.name}".lstrip("/"))
+            for cell, experiment in grid
+            for t in experiment.trainings
+        ]
+        # By seed, so that comparisons fill up evenly over the whole grid.
+        for job in sorted(every, key=lambda j: j.training.split.seed):
+            if not job.done:
+                executor.submit(job)
+        with ended_in_order(go_on):
+            try:
+                executor.result()
+            except Stopped as e:
+                e.fix = go_on
+                raise
+            found = []
+            for cell, experiment in grid:
+                own = out / cell.name
+                results = [work.run_training(experiment, t, placed, own, where) for t in experiment.trainings]
+                compared = work.run_baselines(experiment, placed)
+                with writing(own):
+                    summary = write_results(experiment, own, results, compared)
+                draw(own, console.warn)
+                if cell.name:
+                    console.out.print(f"{cell.name}\n", markup=False)
+                if summary["rows"]:
+                    console.out.print(as_text(summary), markup=False)
+                _note_scores(experiment, own, summary["scores"])
+                found.append((cell, [*results, *compared]))
+            write_tidy(out, found)
     console.note(f"run folder: {out}")
     return summary
 
@@ -245,6 +293,10 @@ def _given(context: typer.Context) -> dict[str, Any]:
             continue
         if name in _LISTS:
             value = [part.strip() for part in str(value).split(",")]
+        if name == "variant":
+            from aqa_train.config import parse_variants
+
+            value = parse_variants(value)
         given[_RENAMED.get(name, name)] = str(value) if isinstance(value, Path) else value
     return given
 
@@ -279,13 +331,13 @@ def _resumed(saved: RunConfig, flags: dict[str, Any], sets: list[str], resume: P
     return saved.model_copy(update={name: getattr(absolute(wanted), name) for name in PLACES})
 
 
-def _holds_this_run(out: Path, experiment: Experiment) -> bool:
-    """Whether `out` has this very run, begun or finished; raises for any other run and for a foreign folder."""
+def _holds_this_run(out: Path, config: RunConfig, parts: set[str]) -> bool:
+    """Whether `out` has this very run or grid, begun or finished; raises for any other and for a foreign folder."""
     from aqa_train.config import absolute, differences
     from aqa_train.outputs import START, read_config
 
     if (out / "config.json").exists():
-        changed = differences(absolute(read_config(out)), absolute(experiment.config))
+        changed = differences(absolute(read_config(out)), absolute(config))
         if changed:
             raise UsageError(
                 f"{out} already holds a run with other settings: {'; '.join(changed)}",
@@ -294,7 +346,8 @@ def _holds_this_run(out: Path, experiment: Experiment) -> bool:
         console.note(f"{out} holds this run: going on where it stands")
         return True
     # A run that was cut off before it began leaves these, which are written again.
-    begun = out.is_dir() and all(p.name in START or p.name.endswith(".partial") for p in out.iterdir())
+    left = {*START, *parts}
+    begun = out.is_dir() and all(p.name in left or p.name.endswith(".partial") for p in out.iterdir())
     if out.exists() and not begun:
         raise UsageError(f"{out} exists and is not a run folder", fix="name another --out")
     return False

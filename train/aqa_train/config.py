@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_serializer, field_validator
 
@@ -19,8 +19,13 @@ from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
 from aqa_train.splits import Draw
 
 ENVIRONMENT = "AQA_TRAIN_"
+_LISTS = ("methods", "streams", "score_range", "labelled")
+"""Settings whose values a variable of the environment parts by commas."""
 LARGEST_SCORE = 1e12
 """What is beyond is a slip of the pen, and its square is beyond numbers soon."""
+
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class Training(Record):
@@ -80,8 +85,9 @@ class RunConfig(Record):
     """Held out once, instead of cross-validating where nothing else says what is test."""
     over_folds: OverFolds | None = None
     """What is reported of several folds; None: `mean` where folds were asked for or given, else `pooled`."""
-    labelled: float = Field(default=1.0, gt=0, le=1)
-    """Part of the scored training videos that keep their scores; the scores of the others are hidden."""
+    labelled: Fraction | Annotated[tuple[Fraction, ...], Field(min_length=2)] = 1.0
+    """Part of the scored training videos that keep their scores; the scores of the others are hidden. Several: a
+    run of each (`aqa_train.grid`)."""
     draw: Draw = "stratified"
     validation: float = Field(default=0.0, ge=0, lt=1)
     """Part of the labelled videos that chooses the best epoch, reported beside the last."""
@@ -100,6 +106,29 @@ class RunConfig(Record):
     """What was asked for; the rest is the method's own. `method.name` in `settings` is for one of several methods."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the methods by name; `method.name` for one of several methods."""
+    variants: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    """Settings of which every value is tried: a run of each."""
+
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        """The labelled parts."""
+        return self.labelled if isinstance(self.labelled, tuple) else (self.labelled,)
+
+    @property
+    def fraction(self) -> float:
+        """The labelled part of a single run."""
+        (only,) = self.fractions
+        return only
+
+    @field_validator("labelled", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            return value
+        if len({*map(str, parts)}) < len(parts):
+            raise ValueError(f"name each fraction once, got {', '.join(map(str, parts))}")
+        return parts[0] if len(parts) == 1 else parts
 
     @field_validator("methods")
     @classmethod
@@ -266,6 +295,20 @@ def training_of(config: RunConfig, method: str) -> Training:
         ) from None
 
 
+def parse_variants(given: Iterable[str]) -> dict[str, list[str]]:
+    """`name=a,b` of every `--variant`; values that hold commas are parted by semicolons."""
+    found: dict[str, list[str]] = {}
+    for item in given:
+        name, _, values = (part.strip() for part in item.partition("="))
+        parts = [v.strip() for v in values.split(";" if ";" in values else ",")]
+        if not name or not all(parts) or len(set(parts)) < len(parts):
+            raise UsageError(f"--variant {item!r} is not name=a,b", fix="for example --variant dropout=0.1,0.3")
+        if name in found:
+            raise UsageError(f"--variant {name} is given twice", fix="give all its values in one")
+        found[name] = parts
+    return found
+
+
 def method_config(config: RunConfig, method: str) -> Any:
     """The frozen settings of one method: its defaults, `settings`, and what makes the method what it is."""
     row = METHODS[method]
@@ -316,19 +359,20 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     for key, value in environment.items():
         if key.startswith(ENVIRONMENT):
             name = key.removeprefix(ENVIRONMENT).lower()
-            if name in ("training", "settings"):
+            if name in ("training", "settings", "variants"):
                 raise UsageError(
                     f"{key} cannot be set as a whole",
                     fix=f"set one training setting, as {ENVIRONMENT}LR=1e-3, or use --set name=value",
                 )
-            values[name] = value.split(",") if name in ("methods", "streams", "score_range") else value
+            values[name] = value.split(",") if name in _LISTS else value
     return values
 
 
 def as_toml(config: RunConfig) -> str:
     """The configuration as a file that gives it again; what is unset is left out."""
     record = config.model_dump(mode="json", exclude_none=True)
-    tables = {k: record.pop(k) for k in ("training", "settings")}
+    tables = {k: record.pop(k) for k in ("training", "settings", "variants") if record[k] or k != "variants"}
+    record.pop("variants", None)
     lines = [f"{k} = {as_value(v)}" for k, v in record.items()]
     for name, table in tables.items():
         lines += ["", f"[{name}]", *(f"{as_key(k)} = {as_value(v)}" for k, v in table.items())]

@@ -33,7 +33,7 @@ def estimate(
     """What the command would do, as a person reads it. Raises what it would raise; writes nothing."""
     with writing(out):
         free = free_bytes(out)
-    placed = work.place(experiment, device, in_memory, jobs)
+    placed = work.place(experiment.features, device, in_memory)
     config, features, split = experiment.config, experiment.features, experiment.splits[0]
     streams = ", ".join(f"{n} ({c})" for n, c in features.channels.items())
     seeds = len({training.split.seed for training in experiment.trainings})

@@ -69,8 +69,20 @@ class Experiment:
         return [OneTraining(m, s) for s in by_seed for m in self.config.methods]
 
 
-def prepare(config: RunConfig, say: Say) -> Experiment:
-    """Open the store lazily, apply the labels file, make the splits, and try every method on one small batch."""
+@dataclass(frozen=True)
+class Data:
+    """A store with its labels, opened once for all runs of a grid."""
+
+    config: RunConfig
+    """As it was, with the streams that the store has where none were named."""
+    features: FeatureSet
+    extract: ExtractSettings | None
+    weights: dict[str, Any]
+    digests: dict[str, str | None]
+
+
+def open_data(config: RunConfig, say: Say) -> Data:
+    """Open the store lazily and apply the labels file."""
     from aqa_shared.store import FeatureStore
 
     temporary_folder()  # torch looks for one when the first optimiser is made, after all that takes time here
@@ -83,11 +95,27 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
     needed = [array_of(s) for m in config.methods for s in METHODS[m].streams]
     streams = dict.fromkeys([*map(array_of, config.streams), *needed])
     features = FeatureSet.from_store(store, list(streams), say=say)
+    labels = None
     if config.labels is not None:
         from aqa_train.labels import relabel
 
         columns = {"id": config.id_column, "score": config.score_column}
         features = relabel(features, Path(config.labels), {k: v for k, v in columns.items() if v is not None})
+        labels = hashlib.sha256(Path(config.labels).read_bytes()).hexdigest()
+    weights = dict(store.provenance.get("weights") or {})
+    content = store.select(*features.channels).content
+    return Data(config, features, store.settings, weights, {"content": content, "labels_sha256": labels})
+
+
+def prepare(config: RunConfig, say: Say) -> Experiment:
+    """Open the data and arrange one run on it."""
+    data = open_data(config, say)
+    return arrange(data.config, data, say)
+
+
+def arrange(config: RunConfig, data: Data, say: Say) -> Experiment:
+    """Make the splits, and try every method on one small batch."""
+    features = data.features
     splits = protocol.make_splits(config, features, say)
     named, config = config.methods, with_methods(config, all(s.unlabelled for s in splits))
     if config.methods != named and WITHOUT_UNLABELLED in config.methods:
@@ -95,19 +123,7 @@ def prepare(config: RunConfig, say: Say) -> Experiment:
             f"there is no video without a score to learn from: {WITHOUT_UNLABELLED} is trained, which needs none "
             f"(--method {DEFAULT} --labelled 0.4 hides 60 % of the scores, to see what {DEFAULT} is worth)"
         )
-    experiment = Experiment(
-        config,
-        features,
-        splits,
-        store.settings,
-        dict(store.provenance.get("weights") or {}),
-        {
-            "content": store.select(*features.channels).content,
-            "labels_sha256": None
-            if config.labels is None
-            else hashlib.sha256(Path(config.labels).read_bytes()).hexdigest(),
-        },
-    )
+    experiment = Experiment(config, features, splits, data.extract, data.weights, data.digests)
     _outside_range(experiment, say)
     _refuse_unmet(experiment)
     for method in config.methods:
@@ -288,9 +304,15 @@ def _tells(features: FeatureSet, method: str, split: Split) -> bool:
 
 
 @enough_memory(LESS_MEMORY)
-def place(experiment: Experiment, device: torch.device, in_memory: InMemory, jobs: int) -> FeatureSet:
-    """The features where training wants them, and a word when they are streamed."""
-    placed = experiment.features.place(device, in_memory, jobs + 1 if jobs > 1 else 1)
+def place(
+    features: FeatureSet, device: torch.device, in_memory: InMemory, jobs: int = 1, folder: Path | None = None
+) -> FeatureSet:
+    """The features where training wants them, and a word when they are streamed.
+
+    With a `folder` they are kept there for `jobs` processes to share, each of which copies them to a GPU alone.
+    """
+    here = device if folder is None else torch.device("cpu")
+    placed = features.place(here, in_memory, jobs if device.type != "cpu" else 1, folder)
     if placed.resident is None:
         size = placed.nbytes / 2**30
         placed.say(f"{size:.1f} GiB of features are streamed in {len(placed.blocks)} block(s), not kept in memory")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -264,7 +265,15 @@ class FeatureSet:
         if in_memory == "no" or (in_memory == "auto" and not fits):
             return self
         # Block by block into place: all at once would take the memory twice.
-        loaded = self._gather(np.arange(len(self.ids)), folder)
+        try:
+            loaded = self._gather(np.arange(len(self.ids)), folder)
+        except OSError as e:
+            if folder is None:
+                raise
+            raise EnvironmentFault(
+                f"no room in {folder} for {self.nbytes / 1e9:.2g} GB of features that processes share: {e.strerror}",
+                fix="set TMPDIR to a folder with room, or use --jobs 1",
+            ) from e
         return replace(self, resident=_to(loaded, device), mapped=folder)
 
     def on(self, device: torch.device) -> FeatureSet:
@@ -272,7 +281,7 @@ class FeatureSet:
         return self if self.resident is None else replace(self, resident=_to(self.resident, device))
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
+        state = {**self.__dict__, "say": _silent}  # who opened it has said what there is to say
         if self.mapped is not None:
             # The lazy arrays would open the store again, which nobody needs who has all of it.
             state |= {"resident": None, "arrays": {}}
@@ -283,13 +292,25 @@ class FeatureSet:
         if self.mapped is not None:
             self.__dict__["resident"] = self._room(len(self.ids), self.mapped, "c")
 
-    def _room(self, videos: int, folder: Path | None, mode: Literal["w+", "c"]) -> Loaded:
+    def _room(self, videos: int, folder: Path | None, mode: Literal["r+", "c"]) -> Loaded:
         """Zeros, or what the files in `folder` hold, for so many videos."""
 
         def tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             if folder is None or 0 in shape:
                 return torch.zeros(shape, dtype=dtype)
-            file = np.memmap(folder / f"{name}.raw", torch.empty(0, dtype=dtype).numpy().dtype, mode, shape=shape)
+            if mode == "r+":
+                size = math.prod(shape) * dtype.itemsize
+                with (folder / f"{name}.raw").open("wb") as reserved:
+                    reserved.truncate(size)
+                    # A map of a file that has no room ends the process at the first touch.
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(reserved.fileno(), 0, size)
+            file = np.memmap(
+                folder / f"{name}.raw",
+                torch.empty(0, dtype=dtype).numpy().dtype,
+                "r+" if mode == "w+" else mode,
+                shape=shape,
+            )
             return torch.from_numpy(file)
 
         streams = {n: tensor(n, (videos, self.segments, *s), torch.float32) for n, s in self.shapes.items()}
@@ -368,7 +389,7 @@ class FeatureSet:
 
     def _gather(self, rows: Rows, folder: Path | None = None) -> Loaded:
         """Any videos in any order: every block they touch is read once, as one slice."""
-        features, present = self._room(len(rows), folder, "w+")
+        features, present = self._room(len(rows), folder, "r+")
         for first, last in self.blocks:
             at = np.flatnonzero((rows >= first) & (rows < last))
             if not len(at):
@@ -430,6 +451,10 @@ class FeatureSet:
         if empty:
             self.said.update(empty)
             self.say(f"{len(empty)} video(s) have features that are all zero: {', '.join(empty[:5])}")
+
+
+def _silent(message: str) -> None:
+    pass
 
 
 def array_of(stream: str) -> str:

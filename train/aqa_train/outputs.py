@@ -35,22 +35,29 @@ def write_start(experiment: Experiment, out: Path, device: str) -> None:
     """Configuration, environment, digests of the data and splits, before anything is trained."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        replace_text(out / "config.toml", as_toml(spelt_out(experiment.config)))
-        write_json(out / "environment.json", {**environment(device), "folder": os.path.abspath(out)})
-        write_json(out / "data.json", experiment.data)
         (out / "splits").mkdir(exist_ok=True)
         for split in experiment.splits:
             split.save(out / "splits" / f"fold{split.fold}-seed{split.seed}.json")
-        write_json(out / "config.json", experiment.config.model_dump(mode="json"))
+    write_run(experiment.config, experiment.data, out, device)
 
 
-def write_places(experiment: Experiment, out: Path) -> None:
+def write_run(config: RunConfig, data: dict[str, str | None], out: Path, device: str) -> None:
+    """What a folder is the run or the grid of; config.json comes last, and says that the rest is whole."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        replace_text(out / "config.toml", as_toml(spelt_out(config)))
+        write_json(out / "environment.json", {**environment(device), "folder": os.path.abspath(out)})
+        write_json(out / "data.json", data)
+        write_json(out / "config.json", config.model_dump(mode="json"))
+
+
+def write_places(config: RunConfig, out: Path) -> None:
     """Of a run that was resumed: where its store and tables are now, for the next time."""
-    if read_config(out) == experiment.config:
+    if read_config(out) == config:
         return
     with writing(out):
-        replace_text(out / "config.toml", as_toml(spelt_out(experiment.config)))
-        write_json(out / "config.json", experiment.config.model_dump(mode="json"))
+        replace_text(out / "config.toml", as_toml(spelt_out(config)))
+        write_json(out / "config.json", config.model_dump(mode="json"))
 
 
 def where_it_is(config: RunConfig, out: Path) -> RunConfig:
@@ -77,22 +84,30 @@ def where_it_is(config: RunConfig, out: Path) -> RunConfig:
     return config.model_copy(update=found)
 
 
-def refuse_other_data(experiment: Experiment, out: Path) -> None:
-    """Features, labels or splits that changed since the run began would mix two experiments."""
+def refuse_other_digests(config: RunConfig, data: dict[str, str | None], out: Path) -> None:
+    """Features or labels that changed since the run began would mix two experiments."""
     fix = "restore them, or start a new run with another --out"
     file = out / "data.json"
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as e:
         raise UsageError(f"{file} cannot be read ({e}): whether the data are the same is not known", fix=fix) from None
-    names = {"content": f"the store {experiment.config.features}", "labels_sha256": "the labels file"}
-    changed = [what for key, what in names.items() if found.get(key) != experiment.data[key]]
+    names = {"content": f"the store {config.features}", "labels_sha256": "the labels file"}
+    changed = [what for key, what in names.items() if found.get(key) != data[key]]
     if changed:
         raise UsageError(f"{' and '.join(changed)} changed since the run in {out} began", fix=fix)
+
+
+def refuse_other_data(experiment: Experiment, out: Path) -> None:
+    """As `refuse_other_digests`, and so would other splits."""
+    refuse_other_digests(experiment.config, experiment.data, out)
     for split in experiment.splits:
         file = out / "splits" / f"fold{split.fold}-seed{split.seed}.json"
         if not file.exists() or Split.load(file).digest != split.digest:
-            raise UsageError(f"{file} does not match what the settings give now: the splits changed", fix=fix)
+            raise UsageError(
+                f"{file} does not match what the settings give now: the splits changed",
+                fix="restore the settings, or start a new run with another --out",
+            )
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -191,7 +206,7 @@ def _protocol(experiment: Experiment, results: list[dict[str, Any]], tested: Com
         "features": config.features,
         "streams": list(experiment.features.channels),
         "videos": len(experiment.features.ids),
-        "labelled_fraction": config.labelled,
+        "labelled_fraction": config.fraction,
         "draw": config.draw,
         "labelled": len(split.labelled),
         "unlabelled": len(split.unlabelled),

@@ -35,7 +35,7 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
     check_scores(features, say)
     category, units = category_of(features), together(features, group_of(config, features))
     splits = []
-    say = _once(say)
+    say = once(say)
     for fold, (train, validation, test) in enumerate(folds_of(config, features, category, say)):
         if config.validation > 0 and len(validation):
             say(f"--validation is not needed: {len(validation)} video(s) are marked val, and they are taken")
@@ -50,7 +50,7 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
             # Tagged, so that it shares no numbers with the training of the same seed and fold.
             rng = np.random.default_rng([config.seed + i, fold, 1])
             scored = train[~np.isnan(scores[train])]
-            labelled = scored[label(scores[scored], config.labelled, rng, config.draw, at(category, scored))]
+            labelled = scored[label(scores[scored], config.fraction, rng, config.draw, at(category, scored))]
             held = validation
             if config.validation > 0 and not len(validation):
                 kinds, names = at(category, labelled), at(units, labelled)
@@ -92,7 +92,7 @@ def check_labelled(scores: NDArray[np.float64], config: RunConfig, available: in
     """At least two labelled videos whose scores differ."""
     if len(scores) < 2:
         raise UsageError(
-            f"--labelled {config.labelled:g} of {available} scored training video(s) leaves {len(scores)} labelled",
+            f"--labelled {config.fraction:g} of {available} scored training video(s) leaves {len(scores)} labelled",
             fix=f"label at least {min(1.0, 2 / max(available, 1)):.2g} of them, or score more videos",
         )
     if np.ptp(scores) == 0:
@@ -180,7 +180,7 @@ def comparison(config: RunConfig, features: FeatureSet, results: Sequence[Mappin
     )
 
 
-def _once(say: Say) -> Say:
+def once(say: Say) -> Say:
     """`say` what was not said before: folds and seeds repeat themselves."""
     heard: set[str] = set()
 

@@ -1,24 +1,65 @@
-"""Run the trainings of an experiment one after the other, or spread over processes, with the same results."""
+"""Trainings one after the other, or spread over processes, with the same results.
+
+An `Executor` takes jobs and sees to it that they are done. A job that is done is a folder with result.json, so that
+nothing has to come back but trouble; whatever is done is not done again.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from aqa_shared import console
 from aqa_shared.errors import AqaError, ExitCode
+from aqa_shared.files import scratch
 from aqa_shared.machine import available_cores, pick_device
-from aqa_train.config import RunConfig
-from aqa_train.experiment import Experiment, OneTraining, epochs_of, place, prepare, run_training
-from aqa_train.features import FeatureSet, InMemory
-from aqa_train.outputs import refuse_other_data
+from aqa_train.experiment import Experiment, OneTraining, epochs_of, run_training
+from aqa_train.features import FeatureSet
 from aqa_train.signals import Stopped, asked_to_stop, starting_workers, worker_asked_to_stop
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of one run."""
+
+    experiment: Experiment
+    training: OneTraining
+    out: Path
+    """The run's folder."""
+    name: str
+    """For people."""
+
+    @property
+    def done(self) -> bool:
+        return (self.out / "models" / self.training.name / "result.json").exists()
+
+    @property
+    def epochs(self) -> int:
+        return epochs_of(self.experiment.config, self.training.method)
+
+
+class Executor(Protocol):
+    """Where trainings are done."""
+
+    def submit(self, job: Job) -> None:
+        """Have it done."""
+
+    def result(self) -> None:
+        """When all that was submitted is done. Raises the first failure; `Stopped` when asked to, after saving."""
+
+
+def shared_folder(jobs: int) -> AbstractContextManager[Path | None]:
+    """A folder for features that several processes map, while they are at work; None for one process."""
+    return scratch("aqa-features-") if jobs > 1 else nullcontext()
 
 
 def choose_jobs(jobs: int | None, trainings: int, device: torch.device, threads: int) -> int:
@@ -30,26 +71,116 @@ def choose_jobs(jobs: int | None, trainings: int, device: torch.device, threads:
     return max(1, min(available_cores() // threads, trainings))
 
 
-def run_all(
-    experiment: Experiment,
-    features: FeatureSet,
-    out: Path,
-    device: torch.device,
-    jobs: int,
-    in_memory: InMemory,
-) -> None:
-    """Finish every training of the experiment in `out`; raises `Stopped` when asked to, after saving."""
-    left = set(_unfinished([t.name for t in experiment.trainings], out))
-    todo = [t for t in experiment.trainings if t.name in left]
-    epochs = {m: epochs_of(experiment.config, m) for m in experiment.config.methods}
-    total = sum(epochs[t.method] for t in todo)
-    with console.progress("epochs", total) as advance, asked_to_stop() as stop:
-        if jobs <= 1:
-            for training in todo:
-                show = _shown(training.name, epochs[training.method], advance)
-                run_training(experiment, training, features, out, device, stop, show)
-        elif todo:
-            _in_processes(experiment.config, todo, out, str(device), jobs, in_memory, stop, advance)
+class Here:
+    """In this process, one after the other."""
+
+    def __init__(self, features: FeatureSet, device: torch.device) -> None:
+        self.features, self.device = features, device
+        self.jobs: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def result(self) -> None:
+        with console.progress("epochs", sum(j.epochs for j in self.jobs)) as advance, asked_to_stop() as stop:
+            for job in self.jobs:
+                show = _shown(job.name, job.epochs, advance)
+                run_training(job.experiment, job.training, self.features, job.out, self.device, stop, show)
+
+
+class Processes:
+    """In several processes of this machine, each of which takes the next job when it is done with one."""
+
+    def __init__(self, features: FeatureSet, device: torch.device, number: int) -> None:
+        self.features, self.device, self.number = features, device, number
+        self.jobs: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def result(self) -> None:
+        if not self.jobs:
+            return
+        with console.progress("epochs", sum(j.epochs for j in self.jobs)) as advance, asked_to_stop() as stop:
+            self._run(stop, advance)
+
+    def _run(self, stop: Callable[[], int], advance: Callable[..., None]) -> None:
+        context = multiprocessing.get_context("spawn")
+        # Pipes, as a queue takes semaphores, which take a writable /dev/shm.
+        pipes = [context.Pipe() for _ in range(min(self.number, len(self.jobs)))]
+        workers = [
+            context.Process(target=_work, args=(self.jobs, self.features, str(self.device), theirs), daemon=True)
+            for _, theirs in pipes
+        ]
+        with starting_workers():
+            for w, (_, theirs) in zip(workers, pipes, strict=True):
+                w.start()
+                theirs.close()  # theirs alone now, so that it ends with them
+        ours: dict[Connection, BaseProcess] = dict(zip([mine for mine, _ in pipes], workers, strict=True))
+        try:
+            lost, failure = self._watch(ours, stop, advance)
+        except KeyboardInterrupt:
+            # A second Ctrl-C does not wait for a save; what was saved before stays whole.
+            for w in workers:
+                w.kill()
+            raise
+        if failure is not None:
+            raise failure
+        # Somebody may have told a process of ours alone to stop: it saved, and what is left is not for us to do.
+        if number := stop() or (signal.SIGTERM if not all(j.done for j in self.jobs) else 0):
+            kept = "; ".join(lost) or "every training saved where it stands"
+            raise Stopped(number, f"stopped by signal {int(number)}; {kept}")
+
+    def _watch(
+        self, talking: dict[Connection, BaseProcess], stop: Callable[[], int], advance: Callable[..., None]
+    ) -> tuple[list[str], AqaError | None]:
+        """Until every process has ended: give out jobs, show progress, pass a signal on; what was lost, what failed."""
+        failure: AqaError | None = None
+        stopping = False
+        waiting = list(range(len(self.jobs)))
+        working: dict[Connection, Job] = {}
+        lost: list[str] = []
+        workers = list(talking.values())
+        while talking:
+            for pipe in wait(list(talking), timeout=0.2):
+                assert isinstance(pipe, Connection)
+                try:
+                    kind, *rest = pipe.recv()
+                    if kind == "ready":
+                        job = waiting.pop(0) if waiting and not stopping and not stop() else None
+                        if job is not None:
+                            working[pipe] = self.jobs[job]
+                        pipe.send(job)
+                except (EOFError, OSError):  # all that it said has been heard
+                    worker = talking.pop(pipe)
+                    worker.join()
+                    if not worker.exitcode:
+                        continue
+                    lost += _lost(worker, working.get(pipe))
+                    if failure is None and not stopping and not stop():
+                        failure = AqaError(
+                            f"a training process ended with code {worker.exitcode}"
+                            + (" (killed: out of memory?)" if worker.exitcode == -signal.SIGKILL else ""),
+                            fix="resume with fewer --jobs",
+                        )
+                    continue
+                if kind == "epoch":
+                    advance(rest[0], note=rest[1], before=rest[2])
+                elif kind == "error" and failure is None:
+                    failure = AqaError(rest[0], fix=rest[1])
+                    failure.exit_code = ExitCode(rest[2])
+            if (failure is not None or stop()) and not stopping:
+                # They save, then end; what they finished stays.
+                stopping = True
+                for w in workers:
+                    w.terminate()
+        return lost, failure
+
+
+def _lost(worker: BaseProcess, job: Job | None) -> list[str]:
+    if job is None or job.done:
+        return []
+    return [f"a process ended with code {worker.exitcode}, and what it did since its last save is lost: {job.name}"]
 
 
 def _shown(
@@ -68,122 +199,26 @@ def _shown(
     return show
 
 
-def _in_processes(
-    config: RunConfig,
-    todo: list[OneTraining],
-    out: Path,
-    device: str,
-    jobs: int,
-    in_memory: InMemory,
-    stop: Callable[[], int],
-    advance: Callable[..., None],
-) -> None:
-    context = multiprocessing.get_context("spawn")
-    names = [[t.name for t in todo[i::jobs]] for i in range(jobs)]
-    # Pipes, as a queue takes semaphores, which take a writable /dev/shm.
-    pipes = [context.Pipe(duplex=False) for _ in names]
-    workers = [
-        context.Process(target=_work, args=(config, n, out, device, jobs, in_memory, messages), daemon=True)
-        for n, (_, messages) in zip(names, pipes, strict=True)
-    ]
-    with starting_workers():
-        for w, (_, messages) in zip(workers, pipes, strict=True):
-            w.start()
-            messages.close()  # theirs alone now, so that it ends with them
-    try:
-        failure = _watch(workers, [receiving for receiving, _ in pipes], stop, advance)
-    except KeyboardInterrupt:
-        # A second Ctrl-C does not wait for a save; what was saved before stays whole.
-        for w in workers:
-            w.kill()
-        raise
-    if failure is not None:
-        raise failure
-    # Somebody may have told a process of ours alone to stop: it saved, and what is left is not for us to go on with.
-    if number := stop() or (signal.SIGTERM if _unfinished([t.name for t in todo], out) else 0):
-        raise Stopped(number, f"stopped by signal {int(number)}; {_kept(workers, names, out)}")
-
-
-def _watch(
-    workers: Sequence[BaseProcess],
-    pipes: Sequence[Connection],
-    stop: Callable[[], int],
-    advance: Callable[..., None],
-) -> AqaError | None:
-    """Until every process has ended: show progress, pass a signal on, and return the first failure."""
-    failure: AqaError | None = None
-    stopping = False
-    talking = dict(zip(pipes, workers, strict=True))
-    while talking:
-        for pipe in wait(list(talking), timeout=0.2):
-            assert isinstance(pipe, Connection)
-            try:
-                kind, *rest = pipe.recv()
-            except (EOFError, OSError):  # all that it said has been heard
-                worker = talking.pop(pipe)
-                worker.join()
-                if worker.exitcode and failure is None and not stopping and not stop():
-                    failure = AqaError(
-                        f"a training process ended with code {worker.exitcode}"
-                        + (" (killed: out of memory?)" if worker.exitcode == -signal.SIGKILL else ""),
-                        fix="resume with fewer --jobs",
-                    )
-                continue
-            if kind == "epoch":
-                advance(rest[0], note=rest[1], before=rest[2])
-            elif failure is None:
-                failure = AqaError(rest[0], fix=rest[1])
-                failure.exit_code = ExitCode(rest[2])
-        if (failure is not None or stop()) and not stopping:
-            # They save, then end; what they finished stays.
-            stopping = True
-            for w in workers:
-                w.terminate()
-    return failure
-
-
-def _kept(workers: Sequence[BaseProcess], names: list[list[str]], out: Path) -> str:
-    """What is saved after all processes ended."""
-    lost = [
-        f"a process ended with code {w.exitcode}, and what it did since its last save is lost: "
-        + ", ".join(_unfinished(own, out))
-        for w, own in zip(workers, names, strict=True)
-        if w.exitcode != 0
-    ]
-    return "; ".join(lost) or "every training saved where it stands"
-
-
-def _unfinished(names: Sequence[str], out: Path) -> list[str]:
-    return [n for n in names if not (out / "models" / n / "result.json").exists()]
-
-
-def _work(
-    config: RunConfig, names: list[str], out: Path, device: str, jobs: int, in_memory: InMemory, messages: Connection
-) -> None:
-    """A process: its trainings, one after the other."""
+def _work(jobs: Sequence[Job], features: FeatureSet, device: str, parent: Connection) -> None:
+    """A process: jobs by their number, as long as it is given some."""
     try:
         with worker_asked_to_stop() as stop:
-            if stop():
-                return
-            experiment = prepare(config, lambda message: None)
-            refuse_other_data(experiment, out)
-            torch.set_num_threads(config.training.threads)
             where = pick_device(device)
-            features = place(experiment, where, in_memory, jobs)
-            for training in experiment.trainings:
-                if training.name not in names:
-                    continue
-                if stop():
+            placed = features.on(where)
+
+            def tell(n: int, note: str, before: int) -> None:
+                parent.send(("epoch", n, note, before))
+
+            while not stop():
+                parent.send(("ready",))
+                number = parent.recv()
+                if number is None or stop():
                     return
-
-                def tell(n: int, note: str, before: int) -> None:
-                    messages.send(("epoch", n, note, before))
-
+                job = jobs[number]
                 # A message an epoch would cost more than a short epoch.
-                epochs = epochs_of(config, training.method)
-                report = _shown(training.name, epochs, tell, every=max(1, epochs // 50))
-                run_training(experiment, training, features, out, where, stop, report)
-    except (Stopped, BrokenPipeError):  # of the pipe: who started us is gone, and may be started again
+                report = _shown(job.name, job.epochs, tell, every=max(1, job.epochs // 50))
+                run_training(job.experiment, job.training, placed, job.out, where, stop, report)
+    except (Stopped, BrokenPipeError, EOFError):  # of the pipe: who started us is gone, and may be started again
         return
     except AqaError as e:
-        messages.send(("error", e.cause, e.fix, int(e.exit_code)))
+        parent.send(("error", e.cause, e.fix, int(e.exit_code)))

@@ -1,0 +1,130 @@
+"""A grid: its axes in every row of one table, the same table after a kill, features read once for all processes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aqa_shared.errors import UsageError
+from aqa_train.config import RunConfig, parse_variants
+from aqa_train.features import FeatureSet
+from aqa_train.grid import cells
+from aqa_train.predict import open_ensemble
+
+from .conftest import MakeStore, synthetic
+from .runs import aqa_train, read_csv
+
+SMALL = ["--set", "widths=8,8", "--set", "batch=8", "--device", "cpu"]
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    """All but what the clock says."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_csv(out / "results.csv")]
+
+
+def test_a_grid_killed_half_way_gives_the_same_table(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store(videos=24, labels=[{"difficulty": 2.0 + i % 5} for i in range(24)])
+    common = ["--features", store, "--method", "aa,s4aqa,ridge", "--labelled", "0.4,0.8", "--seeds", 2, "--folds", 2,
+              "--variant", "recovery_weight=1,40", "--epochs", 40, *SMALL]  # fmt: skip
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--jobs", "2", "--out", str(cut)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while len(list(cut.rglob("result.json"))) < 8:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (cut / "results.csv").exists()
+    done = {p: p.stat().st_mtime_ns for p in cut.rglob("result.json")}
+    aqa_train("--resume", cut, "--jobs", 1, "--device", "cpu")
+    assert all(p.stat().st_mtime_ns == t for p, t in done.items())
+    aqa_train(*common, "--jobs", 1, "--out", whole)
+    rows = table(whole)
+    assert table(cut) == rows
+    # What does not read the variant comes once.
+    expected = {
+        (m, f, s, k, v)
+        for m, variants in (
+            ("s4aqa", ("1", "40")),
+            *((m, ("",)) for m in ("aa", "ridge", "mean-score", "difficulty-only")),
+        )
+        for f, s, k, v in product(("0.4", "0.8"), "01", "01", variants)
+    }
+    axes = [(r["method"], r["labelled"], r["seed"], r["fold"], r["recovery_weight"]) for r in rows]
+    assert len(set(axes)) == len(axes)
+    assert set(axes) == expected
+    assert {r["method"] for r in rows if r["uses_difficulty"] == "True"} == {"difficulty-only"}
+    assert {(r["method"], r["epochs"]) for r in rows} >= {("aa", "40"), ("ridge", "0")}
+    part = whole / "labelled=0.4,recovery_weight=1"
+    assert open_ensemble(part, "ridge").method == "ridge"
+    with pytest.raises(UsageError, match="holds 4 runs") as e:
+        open_ensemble(whole)
+    assert e.value.fix == "name one of them"
+
+
+def test_processes_share_features_and_are_sent_none(tmp_path: Path) -> None:
+    x, scores = synthetic(40, 4, 64)
+    found = FeatureSet.from_arrays({"rgb": x, "flow": x * 2}, {"score": scores})
+    shared = found.place(torch.device("cpu"), "yes", folder=tmp_path)
+    sent = pickle.dumps(shared)
+    assert len(sent) < 0.1 * shared.nbytes
+    there = pickle.loads(sent)
+    rows = np.array([3, 39, 0])
+    for name, values in {"rgb": x, "flow": x * 2}.items():
+        np.testing.assert_array_equal(there.load(rows, torch.device("cpu")).streams[name], values[rows])
+        assert there.select([name]).blocks == found.select([name]).blocks
+
+
+def test_videos_of_different_length_are_shared_too(make_store: MakeStore, tmp_path: Path) -> None:
+    from aqa_shared.store import FeatureStore
+
+    found = FeatureSet.from_store(FeatureStore.open(make_store(videos=4, lengths=[4, 1, 3, 2])))
+    there = pickle.loads(pickle.dumps(found.place(torch.device("cpu"), "yes", folder=tmp_path)))
+    batches = [f.load(np.arange(4), torch.device("cpu")) for f in (found, there)]
+    assert all(torch.equal(a, b) for a, b in zip(*(b.streams.values() for b in batches), strict=True))
+    assert all(b.present is not None and b.present.sum(dim=1).tolist() == [4, 1, 3, 2] for b in batches)
+
+
+def test_cells_are_named_after_what_differs() -> None:
+    def names(**settings: object) -> list[tuple[str, tuple[str, ...]]]:
+        return [(c.name, c.config.methods) for c in cells(RunConfig(features="f", **settings))]  # type: ignore[arg-type]
+
+    assert names(methods=("aa",)) == [("", ("aa",))]
+    assert names(methods=("aa",), labelled="0.1,0.4") == [("labelled=0.1", ("aa",)), ("labelled=0.4", ("aa",))]
+    variants = parse_variants(["widths=8,8;16/2", "lr=0.1"])
+    assert names(methods=("aa", "ridge"), variants={"lr": ("0.1", "0.2")}) == [
+        ("lr=0.1", ("aa", "ridge")),
+        ("lr=0.2", ("aa",)),
+    ]
+    assert variants == {"widths": ["8,8", "16/2"], "lr": ["0.1"]}
+    (one,) = cells(RunConfig(features="f", methods=("aa",), variants={"lr": ("0.1",)}))
+    assert (one.name, one.config.training.lr) == ("", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"variants": {"droput": ("1", "2")}}, "aa has no such setting"),
+        ({"variants": {"recovery_weight": ("1", "2")}}, "aa has no such setting"),
+        ({"variants": {"dropout": ("0.1", "2")}}, "dropout"),
+    ],
+)
+def test_wrong_variants_are_named(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        cells(RunConfig(features="f", methods=("aa",), **settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", ["dropout", "dropout=", "=1", "dropout=1,1", "dropout=1,,2"])
+def test_variants_are_a_name_and_values(given: str) -> None:
+    with pytest.raises(UsageError, match="is not name=a,b"):
+        parse_variants([given])

@@ -1,0 +1,125 @@
+"""A grid: methods × labelled fractions × variants of settings × seeds × folds, and one tidy table of what came of it.
+
+A cell is one fraction with one value of every variant: an ordinary run, whose folder has all that a run has. All
+cells share the features, which are read once, and one executor, which takes their trainings in the order of seeds.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from aqa_shared.errors import UsageError
+from aqa_shared.files import replacing
+from aqa_train.checkpoint import writing
+from aqa_train.config import RunConfig, Training, method_config, training_of
+from aqa_train.methods import METHODS
+from aqa_train.summary import MEASURES
+
+RESULTS = "results.csv"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid."""
+
+    name: str
+    """Its folder in the grid's; "" where it is the only one."""
+    labelled: float
+    variant: Mapping[str, str]
+    """Value of every variant."""
+    config: RunConfig
+
+
+def cells(config: RunConfig) -> list[Cell]:
+    """The runs that a configuration asks for. A method that lacks a variant's setting is trained with one value."""
+    for name in config.variants:
+        if config.methods and not any(reads(m, name) for m in config.methods):
+            raise UsageError(
+                f"--variant {name}: {', '.join(config.methods)} has no such setting",
+                fix="aqa-train --print-config shows the settings",
+            )
+    found = []
+    for fraction, values in product(config.fractions, list(product(*config.variants.values()))):
+        chosen = dict(zip(config.variants, values, strict=True))
+        other = [name for name, value in chosen.items() if value != config.variants[name][0]]
+        methods = tuple(m for m in config.methods if all(reads(m, name) for name in other))
+        if config.methods and not methods:
+            continue
+        read = {n: v for n, v in chosen.items() if not methods or any(reads(m, n) for m in methods)}
+        trained = {n: v for n, v in read.items() if n in Training.model_fields}
+        one = RunConfig.model_validate(
+            {
+                **config.model_dump(exclude={"variants", "training"}),
+                "labelled": fraction,
+                "methods": methods,
+                "training": {**config.training.model_dump(exclude_unset=True), **trained},
+                "settings": {**config.settings, **{n: v for n, v in read.items() if n not in trained}},
+            }
+        )
+        for method in methods:
+            method_config(one, method)
+            training_of(one, method)
+        axes = {"labelled": f"{fraction:g}"} if len(config.fractions) > 1 else {}
+        several = {n: v for n, v in chosen.items() if len(config.variants[n]) > 1}
+        name = re.sub(r"[^\w.=+,-]", "_", ",".join(f"{k}={v}" for k, v in {**axes, **several}.items()))
+        found.append(Cell(name, fraction, chosen, one))
+    return found
+
+
+def reads(method: str, setting: str) -> bool:
+    """Whether a setting, `name` or `method.name`, changes anything for a method."""
+    row = METHODS[method]
+    owner, dot, name = setting.rpartition(".")
+    if dot and owner != method:
+        return False
+    cls = row.load()
+    if name in Training.model_fields:
+        return hasattr(cls, "losses")
+    return name in {f.name for f in dataclasses.fields(cls.Config)} - row.fixed.keys()
+
+
+def tidy(found: Sequence[tuple[Cell, Sequence[Mapping[str, Any]]]]) -> Iterator[dict[str, Any]]:
+    """A row for every training, fold and selection of every cell; what does not depend on a variant comes once."""
+    seen = set()
+    for cell, results in found:
+        for r in results:
+            variant = {n: v if reads(r["method"], n) else "" for n, v in cell.variant.items()}
+            for selection, measured in r["metrics"].items():
+                axes = {
+                    "method": r["method"],
+                    "labelled": cell.labelled,
+                    "seed": r["seed"],
+                    "fold": r["fold"],
+                    **variant,
+                }
+                key = (*axes.values(), selection)
+                if key in seen:
+                    continue
+                seen.add(key)
+                yield {
+                    **axes,
+                    "selection": selection,
+                    "uses_difficulty": r["uses_difficulty"],
+                    "test_videos": measured["n"],
+                    **{m: measured[m] for m in MEASURES},
+                    "epochs": r["best_epoch"] if selection.startswith("best") else r["epochs"],
+                    "seconds": r["seconds"],
+                }
+
+
+def write_tidy(out: Path, found: Sequence[tuple[Cell, Sequence[Mapping[str, Any]]]]) -> None:
+    """`results.csv`, whole or not at all."""
+    rows = list(tidy(found))
+    if not rows:
+        return
+    with writing(out), replacing(out / RESULTS) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
