@@ -177,6 +177,17 @@ def streams(json: Json = False) -> None:
         typer.echo(text(record()))
 
 
+@app.command(epilog="aqa methods --json")
+def methods(json: Json = False) -> None:
+    """List the methods that aqa-train knows: paper, what each needs, how its authors trained it."""
+    from aqa_train.catalogue import as_text, catalogue
+
+    if json:
+        console.out.print_json(data=catalogue())
+    else:
+        console.out.print(as_text(catalogue()), markup=False)
+
+
 @app.command(epilog="aqa info feats.zarr --json")
 def info(store: StorePath, json: Json = False) -> None:
     """Say what a store holds: which videos have which streams, labels, what is missing and how to make only that.

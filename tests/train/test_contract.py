@@ -341,3 +341,19 @@ def test_each_method_has_its_own_recipe(store: Path, tmp_path: Path) -> None:
     assert training("b", "pairs") == {"epochs": 2, "lr": 0.01, "epoch": 2}
     aqa_train("--resume", tmp_path / "b")
     aqa_train("--config", tmp_path / "b" / "config.toml", "--out", tmp_path / "b")
+
+
+def test_the_catalogue_says_what_each_method_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from aqa_train.catalogue import as_text, catalogue
+
+    monkeypatch.setitem(METHODS, "pairs", Pairs.row)
+    found = {m["method"]: m for m in catalogue()}
+    assert set(found) == set(METHODS)
+    assert found["ridge"]["recipes"] is None
+    assert found["s4aqa"]["needs"]["unlabelled"]
+    said = as_text(list(found.values()))
+    assert (
+        "    recipe   sgd, lr 0.0001, weight decay 0.0001, 500 epochs, batch 32 (--recipe rhythmic-gymnastics)" in said
+    )
+    assert "column difficulty (number), column category (category), column judges (vector)" in said
+    assert "arXiv:1703.01780" in said

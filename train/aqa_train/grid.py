@@ -99,10 +99,11 @@ def tidy(found: Sequence[tuple[Cell, Sequence[Mapping[str, Any]]]]) -> Iterator[
                     "fold": r["fold"],
                     **variant,
                 }
-                key = (*axes.values(), selection)
+                # A baseline of one cell may be a method of another.
+                key = tuple(axes.values()) if selection == "baseline" else (*axes.values(), selection)
                 if key in seen:
                     continue
-                seen.add(key)
+                seen |= {key, tuple(axes.values())}
                 yield {
                     **axes,
                     "selection": selection,

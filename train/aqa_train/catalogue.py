@@ -1,0 +1,58 @@
+"""The table of methods for people: paper, needs and recipe of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aqa_train.config import Training
+from aqa_train.methods import METHODS, Method
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """A record for every method, JSON-able."""
+    return [
+        {
+            "method": name,
+            "summary": row.summary,
+            "paper": row.paper,
+            "needs": {
+                "streams": list(row.streams),
+                "columns": dict(row.columns),
+                "labels": dict(row.labels),
+                "unlabelled": row.unlabelled,
+            },
+            "uses_difficulty": row.uses_difficulty,
+            "recipes": {dataset: dict(recipe) for dataset, recipe in row.recipes.items()} if _learns(row) else None,
+        }
+        for name, row in METHODS.items()
+    ]
+
+
+def as_text(methods: list[dict[str, Any]]) -> str:
+    """Some lines a method."""
+    lines = []
+    for m in methods:
+        needs = m["needs"]
+        wanted = [
+            *([f"streams {', '.join(needs['streams'])}"] if needs["streams"] else []),
+            *(f"column {name} ({kind})" for name, kind in (needs["columns"] | needs["labels"]).items()),
+            *(["videos without a score"] if needs["unlabelled"] else []),
+        ]
+        lines += [f"{m['method']}: {m['summary']}", *([f"    paper    {m['paper']}"] if m["paper"] else [])]
+        lines.append(f"    needs    {', '.join(wanted) or 'features and scores'}")
+        if m["uses_difficulty"]:
+            lines.append("    uses the declared difficulty")
+        if m["recipes"] is None:
+            lines.append("    recipe   none: learns all at once")
+            continue
+        for dataset, recipe in {"": {}, **m["recipes"]}.items():
+            values = Training(**recipe)
+            said = f"{values.optimiser}, lr {values.lr:g}, weight decay {values.weight_decay:g}, "
+            said += f"{values.epochs} epochs, batch {values.batch}"
+            lines.append(f"    recipe   {said}{f' (--recipe {dataset})' if dataset else ''}")
+    return "\n".join(lines)
+
+
+def _learns(row: Method) -> bool:
+    """Whether it takes epochs."""
+    return hasattr(row.load(), "losses")
