@@ -255,9 +255,10 @@ def run(
                 compared = work.run_baselines(experiment, placed)
                 with writing(own):
                     summary = write_results(experiment, own, results, compared)
-                draw(own, console.warn)
                 if cell.name:
                     console.out.print(f"{cell.name}\n", markup=False)
+                else:
+                    draw(own, console.warn)
                 if summary["rows"]:
                     console.out.print(as_text(summary), markup=False)
                 _note_scores(experiment, own, summary["scores"])
