@@ -100,12 +100,21 @@ def test_a_variable_that_sets_nothing_is_refused(command: list[str], variable: s
     assert f"did you mean {meant}?" in done.stderr
 
 
-def test_options_of_training_have_the_defaults_of_its_settings() -> None:
+def test_options_of_training_are_its_settings() -> None:
+    """Names, kinds and defaults come from the records."""
+    from aqa_shared.settings import fields_of
     from aqa_train.config import RunConfig, Training
 
     command = typer.main.get_command(importlib.import_module("aqa_train.cli").app)
-    for parameter in command.params:
-        for record in (RunConfig, Training):
-            field = record.model_fields.get(str(parameter.name))
-            if field is not None and parameter.default not in (None, ""):
-                assert parameter.default == field.default, parameter.name
+    found = {str(p.name): p for p in command.params}
+    fields = fields_of((RunConfig, Training))
+    shown = {name for name, field in fields.items() if name in found}
+    assert {"features", "methods", "variants", "all_scores", "epochs", "folds"} <= shown
+    assert found["methods"].opts == ["--method"]
+    assert (found["folds"].type.name, found["lr"].type.name, found["all_scores"].type.name) == (
+        "integer",
+        "float",
+        "boolean",
+    )
+    assert f"[default: {fields['seeds'].default}]" in found["seeds"].help
+    assert "[default: the method's" in found["epochs"].help

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -13,114 +14,41 @@ from aqa_shared import console
 from aqa_shared.commands import App, Version, group
 from aqa_shared.errors import UsageError
 from aqa_shared.machine import pick_device
-from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
+from aqa_shared.settings import given, with_options
+from aqa_train.config import (
+    ENVIRONMENT,
+    INPUT,
+    LEARNING,
+    PLACES,
+    RunConfig,
+    Training,
+    absolute,
+    as_toml,
+    differences,
+    parse_variants,
+    resolve,
+    spelt_out,
+)
 from aqa_train.signals import Stopped, ended_in_order
 
 if TYPE_CHECKING:
-    from aqa_train.config import RunConfig
     from aqa_train.experiment import Experiment
 
 app = App(no_args_is_help=True)
 
-Input, Protocol, Learning, Run = map(
-    group, ("Input and output", "Who trains and who tests", "Methods and training", "Run")
-)
-"""Options by the heading under which `--help` shows them."""
-
-_METHODS = "; ".join(f"{name}: {row.summary}" for name, row in METHODS.items())
-# Names of options that are settings of the run under another name, or lists separated by commas.
-_RENAMED = {"method": "methods", "variant": "variants"}
-_LISTS = ("method", "streams", "score_range", "labelled")
-_NOT_SETTINGS = ("out", "device", "jobs", "in_memory", "set_", "config", "resume", "print_config", "dry_run")
+Input, Learning, Run = map(group, (INPUT, LEARNING, "Run"))
+"""Options by the heading under which `--help` shows them; those that are settings are in `config`."""
 
 
 @app.command(epilog="aqa-train --features feats.zarr --out runs/first")
+@with_options(RunConfig, Training)
 def train(
     context: typer.Context,
-    features: Annotated[str | None, Input(help="Store of aqa-extract: a folder or a URL.")] = None,
-    streams: Annotated[str, Input(help="Streams of the store, as rgb or rgb,flow. [default: all]")] = "",
-    labels: Annotated[
-        Path | None,
-        Input(help="Table (CSV, JSON) of id,score[,split,category,difficulty] to use instead of the store's."),
-    ] = None,
-    id_column: Annotated[
-        str | None, Input(help="Column of --labels that names the videos, if it is not id or path.")
-    ] = None,
-    score_column: Annotated[str | None, Input(help="Column of --labels that is the score.")] = None,
     out: Annotated[Path | None, Input(help="Run folder. [default: runs/<time>-<method>]")] = None,
     resume: Annotated[Path | None, Input(help="Go on with the run in this folder.")] = None,
-    labelled: Annotated[
-        str,
-        Protocol(
-            help="Part of the scored training videos that keep their scores; hiding some is an experiment. Several, "
-            "as 0.1,0.4: a run of each. [default: 1]"
-        ),
-    ] = "",
-    seeds: Annotated[int, Protocol(help="Repeats, each with its own labelled videos, weights and order.")] = 5,
-    seed: Annotated[int, Protocol(help="The first seed.")] = 0,
-    split: Annotated[
-        Path | None,
-        Protocol(help="File of train and test ids, or of folds: JSON, a table of id,split or id,fold, or a pickle."),
-    ] = None,
-    folds: Annotated[
-        int | None,
-        Protocol(
-            help="Cross-validate over this many score-stratified folds. "
-            "[default: by the number of videos, where nothing says what is test]"
-        ),
-    ] = None,
-    test_fraction: Annotated[
-        float | None, Protocol(help="Hold this part of the scored videos out once, instead of cross-validating.")
-    ] = None,
-    over_folds: Annotated[
-        str | None,
-        Protocol(
-            help="Of several folds: pooled (one figure over all their test videos) or mean (of each fold's figure). "
-            "[default: mean for --folds and --split, else pooled]"
-        ),
-    ] = None,
-    group: Annotated[str | None, Protocol(help="Column whose equal values stay in one fold.")] = None,
-    draw: Annotated[
-        str, Protocol(help="How labelled videos are drawn: stratified, systematic, random or nested.")
-    ] = "stratified",
-    validation: Annotated[
-        float, Protocol(help="Part of the labelled videos that chooses a best epoch, reported beside the last.")
-    ] = 0.0,
-    score_range: Annotated[
-        str | None, Protocol(help="Ends of the score scale, as 0,104.5. [default: of the labelled scores]")
-    ] = None,
-    all_scores: Annotated[
-        bool,
-        Protocol("--all-scores", help="Learn from every score, those of test videos too: a final model, untested."),
-    ] = False,
-    transductive: Annotated[
-        bool, Protocol("--transductive", help="Learn from test videos too, without scores.")
-    ] = False,
-    method: Annotated[
-        str,
-        Learning(
-            help=f"One or several, separated by commas. {_METHODS}. "
-            f"[default: {DEFAULT} where there are unlabelled videos, else {WITHOUT_UNLABELLED}]"
-        ),
-    ] = "",
-    recipe: Annotated[
-        str, Learning(help="A dataset: train as the methods' authors did on it (aqa methods). [default: as on MTL-AQA]")
-    ] = "",
-    epochs: Annotated[
-        int | None,
-        Learning(help="Passes over the larger of the labelled and unlabelled sets. [default: the method's, or 1000]"),
-    ] = None,
-    lr: Annotated[float | None, Learning(help="Learning rate. [default: the method's, or 0.0005]")] = None,
-    batch: Annotated[
-        int | None, Learning(help="Labelled videos a step, and as many unlabelled. [default: the method's, or 32]")
-    ] = None,
     set_: Annotated[
         list[str] | None,
         Learning("--set", metavar="NAME=VALUE", help="A method's or training's setting; again for more."),
-    ] = None,
-    variant: Annotated[
-        list[str] | None,
-        Learning(metavar="NAME=A,B", help="A setting of which every value is tried, a run of each; again for more."),
     ] = None,
     config: Annotated[Path | None, Run(help="TOML file of settings; flags and AQA_TRAIN_* win.")] = None,
     device: Annotated[str, Run(help="auto, cpu, cuda or cuda:1.")] = "auto",
@@ -131,13 +59,16 @@ def train(
         bool, Run("--dry-run", help="Say what would be trained and for how long; write nothing.")
     ] = False,
     version: Version = False,
+    **settings_given: Any,
 ) -> None:
     """Train methods on features, test them, and write a run folder with metrics, predictions and checkpoints.
 
     Settings also come from the environment, as AQA_TRAIN_SEEDS=3 or AQA_TRAIN_LR=1e-3: every name that
     --print-config shows outside of [settings]. They win over --config, options win over them, --resume ignores them.
     """
-    flags = _given(context)
+    flags = given(context, RunConfig, Training)
+    if "variants" in flags:
+        flags["variants"] = parse_variants(flags["variants"])
     if resume is not None:
         from aqa_train.outputs import read_config, where_it_is
 
@@ -149,9 +80,8 @@ def train(
         settings = where_it_is(_resumed(read_config(resume), flags, set_ or [], resume, out), resume)
         out = resume
     else:
-        from aqa_train.config import absolute, resolve
-
-        if features is None and config is None and not print_config and "features" not in _environment():
+        in_environment = f"{ENVIRONMENT}FEATURES" in os.environ
+        if "features" not in flags and config is None and not print_config and not in_environment:
             raise UsageError("--features is missing", fix="aqa-train --features feats.zarr")
         settings = resolve(config, flags, set_ or [], {"features": "feats.zarr"} if print_config else None)
         # A printed configuration is for people and may go elsewhere; a run must find its files from anywhere.
@@ -159,10 +89,7 @@ def train(
     if in_memory not in ("auto", "yes", "no"):
         raise UsageError(f"--in-memory is {in_memory!r}", fix="use auto, yes or no")
     if print_config:
-        from aqa_shared.store import is_store
-        from aqa_train.config import as_toml, spelt_out
-
-        if not settings.methods and is_store(settings.features):
+        if not settings.methods and Path(settings.features).exists():
             # Which methods are trained follows from the data, and their settings from that.
             from aqa_train.experiment import prepare
 
@@ -285,38 +212,11 @@ def default_folder(settings: RunConfig) -> Path:
     return next(p for p in (Path("runs") / n for n in names) if not p.exists())
 
 
-def _given(context: typer.Context) -> dict[str, Any]:
-    """The options that were written on the command line, under the names of settings."""
-    given: dict[str, Any] = {}
-    for name, value in context.params.items():
-        source = context.get_parameter_source(name)
-        if name in _NOT_SETTINGS or source is None or source.name != "COMMANDLINE":
-            continue
-        if name in _LISTS:
-            value = [part.strip() for part in str(value).split(",")]
-        if name == "variant":
-            from aqa_train.config import parse_variants
-
-            value = parse_variants(value)
-        given[_RENAMED.get(name, name)] = str(value) if isinstance(value, Path) else value
-    return given
-
-
-def _environment() -> dict[str, Any]:
-    import os
-
-    from aqa_train.config import from_environment
-
-    return from_environment(os.environ)
-
-
 def _resumed(saved: RunConfig, flags: dict[str, Any], sets: list[str], resume: Path, out: Path | None) -> RunConfig:
     """A resumed run keeps its settings, whatever the environment says now; flags that repeat them are fine.
 
     Flags may say that the store or a table has moved; whether it is the same, its digest tells later.
     """
-    from aqa_train.config import PLACES, absolute, differences, resolve
-
     if out is not None and out.resolve() != resume.resolve():
         raise UsageError(f"--out {out} is not the run being resumed, {resume}", fix="omit --out")
     base = saved.model_dump(mode="json", exclude_none=True)
@@ -334,7 +234,6 @@ def _resumed(saved: RunConfig, flags: dict[str, Any], sets: list[str], resume: P
 
 def _holds_this_run(out: Path, config: RunConfig, parts: set[str]) -> bool:
     """Whether `out` has this very run or grid, begun or finished; raises for any other and for a foreign folder."""
-    from aqa_train.config import absolute, differences
     from aqa_train.outputs import START, read_config
 
     if (out / "config.json").exists():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,18 +12,20 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_seri
 
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import Record
-from aqa_shared.toml import as_key, as_value
-from aqa_train.intervals import OverFolds
+from aqa_shared.settings import Option, explain, from_environment, read_toml
+from aqa_shared.settings import as_toml as written
 from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
-from aqa_train.splits import Draw
 
 ENVIRONMENT = "AQA_TRAIN_"
-_LISTS = ("methods", "streams", "score_range", "labelled")
-"""Settings whose values a variable of the environment parts by commas."""
 LARGEST_SCORE = 1e12
 """What is beyond is a slip of the pen, and its square is beyond numbers soon."""
 
 
+OverFolds = Literal["pooled", "mean"]
+Draw = Literal["stratified", "systematic", "random", "nested"]
+INPUT, PROTOCOL, LEARNING = "Input and output", "Who trains and who tests", "Methods and training"
+"""Headings of the options."""
+_METHODS = "; ".join(f"{name}: {row.summary}" for name, row in METHODS.items())
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -36,13 +37,22 @@ class Training(Record):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    epochs: int = Field(default=1000, ge=1)
-    batch: int = Field(default=32, ge=2)
+    epochs: Annotated[
+        int,
+        Option(
+            LEARNING, "Passes over the larger of the labelled and unlabelled sets.", default="the method's, or 1000"
+        ),
+    ] = Field(default=1000, ge=1)
+    batch: Annotated[
+        int, Option(LEARNING, "Labelled videos a step, and as many unlabelled.", default="the method's, or 32")
+    ] = Field(default=32, ge=2)
     """Labelled videos a step, and as many unlabelled (ours); of an odd number in twos, one step takes three."""
     epoch_of: Literal["larger", "labelled"] = "larger"
     """An epoch is one pass over the larger of the two sets, or over the labelled; the other is cycled (ours)."""
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = Field(default=5e-4, gt=0)
+    lr: Annotated[float, Option(LEARNING, "Learning rate.", default="the method's, or 0.0005")] = Field(
+        default=5e-4, gt=0
+    )
     weight_decay: float = Field(default=1e-4, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of `sgd` (ours)."""
@@ -65,48 +75,119 @@ class RunConfig(Record):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    features: str
-    methods: tuple[str, ...] = ()
+    features: Annotated[str, Option(INPUT, "Store of aqa-extract: a folder or a URL.", metavar="<path>")]
+    methods: Annotated[
+        tuple[str, ...],
+        Option(
+            LEARNING,
+            f"One or several, separated by commas. {_METHODS}.",
+            name="method",
+            default=f"{DEFAULT} where there are unlabelled videos, else {WITHOUT_UNLABELLED}",
+        ),
+    ] = ()
     """Empty: s4aqa where there are unlabelled videos to learn from, aa where there are none."""
-    streams: tuple[str, ...] = ()
+    streams: Annotated[
+        tuple[str, ...], Option(INPUT, "Streams of the store, as rgb or rgb,flow.", default="all features")
+    ] = ()
     """Empty: all of the store."""
-    labels: str | None = None
+    labels: Annotated[
+        str | None,
+        Option(
+            INPUT,
+            "Table (CSV, JSON) of id,score[,split,category,difficulty] to use instead of the store's.",
+            metavar="<path>",
+        ),
+    ] = None
     """A table whose scores, splits and categories replace those in the store."""
-    id_column: str | None = None
+    id_column: Annotated[
+        str | None, Option(INPUT, "Column of --labels that names the videos, if it is not id or path.")
+    ] = None
     """Its column that names the videos; None: id, path, video, file or filename."""
-    score_column: str | None = None
+    score_column: Annotated[str | None, Option(INPUT, "Column of --labels that is the score.")] = None
     """Its column that is the score; None: score."""
-    split: str | None = None
+    split: Annotated[
+        str | None,
+        Option(
+            PROTOCOL,
+            "File of train and test ids, or of folds: JSON, a table of id,split or id,fold, or a pickle.",
+            metavar="<path>",
+        ),
+    ] = None
     """A file of train and test ids, or of folds."""
-    folds: int | None = Field(default=None, ge=2)
-    group: str | None = None
+    folds: Annotated[
+        int | None,
+        Option(
+            PROTOCOL,
+            "Cross-validate over this many score-stratified folds.",
+            default="by the number of videos, where nothing says what is test",
+        ),
+    ] = Field(default=None, ge=2)
+    group: Annotated[str | None, Option(PROTOCOL, "Column whose equal values stay in one fold.")] = None
     """Column whose equal values stay in one fold."""
-    test_fraction: float | None = Field(default=None, gt=0, lt=1)
+    test_fraction: Annotated[
+        float | None, Option(PROTOCOL, "Hold this part of the scored videos out once, instead of cross-validating.")
+    ] = Field(default=None, gt=0, lt=1)
     """Held out once, instead of cross-validating where nothing else says what is test."""
-    over_folds: OverFolds | None = None
+    over_folds: Annotated[
+        OverFolds | None,
+        Option(
+            PROTOCOL,
+            "Of several folds: pooled (one figure over all their test videos) or mean (of each fold's figure).",
+            default="mean for --folds and --split, else pooled",
+        ),
+    ] = None
     """What is reported of several folds; None: `mean` where folds were asked for or given, else `pooled`."""
-    labelled: Fraction | Annotated[tuple[Fraction, ...], Field(min_length=2)] = 1.0
+    labelled: Annotated[
+        Fraction | Annotated[tuple[Fraction, ...], Field(min_length=2)],
+        Option(
+            PROTOCOL,
+            "Part of the scored training videos that keep their scores; hiding some is an experiment. "
+            "Several, as 0.1,0.4: a run of each.",
+        ),
+    ] = 1.0
     """Part of the scored training videos that keep their scores; the scores of the others are hidden. Several: a
     run of each (`aqa_train.grid`)."""
-    draw: Draw = "stratified"
-    validation: float = Field(default=0.0, ge=0, lt=1)
+    draw: Annotated[
+        Draw, Option(PROTOCOL, "How labelled videos are drawn: stratified, systematic, random or nested.")
+    ] = "stratified"
+    validation: Annotated[
+        float, Option(PROTOCOL, "Part of the labelled videos that chooses a best epoch, reported beside the last.")
+    ] = Field(default=0.0, ge=0, lt=1)
     """Part of the labelled videos that chooses the best epoch, reported beside the last."""
-    all_scores: bool = False
+    all_scores: Annotated[
+        bool, Option(PROTOCOL, "Learn from every score, those of test videos too: a final model, untested.")
+    ] = False
     """Learn from every score, also of test and validation videos: a final model, of which nothing is measured."""
-    transductive: bool = False
+    transductive: Annotated[bool, Option(PROTOCOL, "Learn from test videos too, without scores.")] = False
     """Also learn from test videos, without their scores."""
-    seeds: int = Field(default=5, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seeds: Annotated[int, Option(PROTOCOL, "Repeats, each with its own labelled videos, weights and order.")] = Field(
+        default=5, ge=1
+    )
+    seed: Annotated[int, Option(PROTOCOL, "The first seed.")] = Field(default=0, ge=0)
     """The first; run i draws labels, initial weights and order from seed + i."""
-    score_range: tuple[float, float] | None = None
+    score_range: Annotated[
+        tuple[float, float] | None,
+        Option(PROTOCOL, "Ends of the score scale, as 0,104.5.", default="of the labelled scores"),
+    ] = None
     """The scale's ends in the dataset's units; None takes the labelled training scores' ends."""
-    recipe: str = ""
+    recipe: Annotated[
+        str,
+        Option(LEARNING, "A dataset: train as the methods' authors did on it (aqa methods).", default="as on MTL-AQA"),
+    ] = ""
     """A dataset: methods are trained as their authors did on it, where their rows in `METHODS` say how."""
     training: Training = Training()
     """What was asked for; the rest is the method's own. `method.name` in `settings` is for one of several methods."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the methods by name; `method.name` for one of several methods."""
-    variants: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    variants: Annotated[
+        dict[str, Annotated[tuple[str, ...], Field(min_length=1)]],
+        Option(
+            LEARNING,
+            "A setting of which every value is tried, a run of each; again for more.",
+            name="variant",
+            metavar="NAME=A,B",
+        ),
+    ] = Field(default_factory=dict)
     """Settings of which every value is tried: a run of each."""
 
     @property
@@ -172,7 +253,9 @@ def resolve(
     `--set` may name training settings too.
     """
     merged: dict[str, Any] = dict(defaults or {}) | (read_toml(file) if file else {})
-    outside = from_environment(os.environ if environment is None else environment)
+    outside = from_environment(
+        ENVIRONMENT, os.environ if environment is None else environment, RunConfig, Training, tables=TABLES
+    )
     merged.update(outside)
     merged.update(flags)
     # A value that both give is the command's, and an error must not send its reader to the variable.
@@ -198,7 +281,7 @@ def resolve(
         config = RunConfig(**merged, training=Training(**training), settings=settings)
     except ValidationError as e:
         raise UsageError(
-            _explain(e, variables), fix="aqa-train --print-config shows the settings and their values"
+            explain(e, variables), fix="aqa-train --print-config shows the settings and their values"
         ) from None
     tried = config if config.methods else config.model_copy(update={"methods": (DEFAULT,)})
     for method in tried.methods:
@@ -221,6 +304,8 @@ def with_methods(config: RunConfig, unlabelled: bool) -> RunConfig:
     return config.model_copy(update={"methods": (chosen,)})
 
 
+TABLES = ("training", "settings", "variants")
+"""What is no single value."""
 PLACES = ("features", "labels", "split")
 """Settings that say where something is. What it is, the run folder knows by digest, so it may be moved."""
 
@@ -291,7 +376,7 @@ def training_of(config: RunConfig, method: str) -> Training:
         return Training(**{**METHODS[method].recipe(config.recipe), **asked, **own})
     except ValidationError as e:
         raise UsageError(
-            f"method {method}: {_explain(e)}", fix="aqa-train --print-config shows the settings and their values"
+            f"method {method}: {explain(e)}", fix="aqa-train --print-config shows the settings and their values"
         ) from None
 
 
@@ -339,44 +424,14 @@ def method_config(config: RunConfig, method: str) -> Any:
         return TypeAdapter(cls).validate_python({**values, **row.fixed})
     except ValidationError as e:
         raise UsageError(
-            f"method {method}: {_explain(e)}", fix="aqa-train --print-config shows the settings and their values"
+            f"method {method}: {explain(e)}", fix="aqa-train --print-config shows the settings and their values"
         ) from None
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The settings of a file, as they are."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UsageError(f"{path}: {e.strerror}", fix="name a readable TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UsageError(f"{path}: {e}", fix="write it as TOML, like the output of --print-config") from None
-
-
-def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """`AQA_TRAIN_LR=1e-3` and the like; lists are separated by commas."""
-    values: dict[str, Any] = {}
-    for key, value in environment.items():
-        if key.startswith(ENVIRONMENT):
-            name = key.removeprefix(ENVIRONMENT).lower()
-            if name in ("training", "settings", "variants"):
-                raise UsageError(
-                    f"{key} cannot be set as a whole",
-                    fix=f"set one training setting, as {ENVIRONMENT}LR=1e-3, or use --set name=value",
-                )
-            values[name] = value.split(",") if name in _LISTS else value
-    return values
 
 
 def as_toml(config: RunConfig) -> str:
     """The configuration as a file that gives it again; what is unset is left out."""
     record = config.model_dump(mode="json", exclude_none=True)
-    tables = {k: record.pop(k) for k in ("training", "settings", "variants") if record[k] or k != "variants"}
-    record.pop("variants", None)
-    lines = [f"{k} = {as_value(v)}" for k, v in record.items()]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{as_key(k)} = {as_value(v)}" for k, v in table.items())]
-    return "\n".join(lines) + "\n"
+    return written({k: v for k, v in record.items() if k != "variants" or v})
 
 
 def spelt_out(config: RunConfig) -> RunConfig:
@@ -423,15 +478,3 @@ def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for k, v in record.items():
         flat |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v}
     return flat
-
-
-def _explain(error: ValidationError, variables: Mapping[str, str] | None = None) -> str:
-    """What is wrong with which setting, and the environment variable that gave it."""
-    problems = []
-    for e in error.errors():
-        where = ".".join(str(p) for p in e["loc"])
-        if e["loc"] and (variable := (variables or {}).get(str(e["loc"][0]))):
-            where += f" (from {variable})"
-        given = "" if e["type"] in ("missing", "value_error") else f", got {e['input']!r}"
-        problems.append(f"{where}: {e['msg'].removeprefix('Value error, ')}{given}")
-    return "; ".join(problems)

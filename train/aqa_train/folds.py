@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from aqa_shared.errors import UsageError
 from aqa_shared.manifest_labels import VideoNames
-from aqa_train.config import RunConfig
+from aqa_train.config import OverFolds, RunConfig
 from aqa_train.features import FeatureSet
-from aqa_train.intervals import OverFolds
 from aqa_train.labels import names_of
 from aqa_train.order import Rows
 from aqa_train.split_files import FileFold, read_split_file

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,6 @@ order comes by chance once in 120 tries, and every draw of them is in perfect or
 
 Numbers = NDArray[np.float64]
 Interval = tuple[float, float]
-OverFolds = Literal["pooled", "mean"]
 
 
 def draws_of(videos: int) -> int:

@@ -11,14 +11,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aqa_shared.errors import UsageError
+from aqa_train.config import Draw
 
-Draw = Literal["stratified", "systematic", "random", "nested"]
 DRAWS: tuple[Draw, ...] = get_args(Draw)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqa_train import intervals, metrics
-from aqa_train.intervals import Interval, Numbers, OverFolds, Resamples
+from aqa_train.config import OverFolds
+from aqa_train.intervals import Interval, Numbers, Resamples
 from aqa_train.methods import CONSTANT, LINEAR
 
 MEASURES = ("spearman", "kendall", "mae", "rl2_dataset_range", "rl2_test_range")
