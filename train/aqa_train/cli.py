@@ -89,7 +89,9 @@ def train(
     if in_memory not in ("auto", "yes", "no"):
         raise UsageError(f"--in-memory is {in_memory!r}", fix="use auto, yes or no")
     if print_config:
-        if not settings.methods and Path(settings.features).exists():
+        from aqa_shared.store import is_store
+
+        if not settings.methods and is_store(settings.features):
             # Which methods are trained follows from the data, and their settings from that.
             from aqa_train.experiment import prepare
 
