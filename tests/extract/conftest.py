@@ -9,8 +9,21 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from jaxtyping import install_import_hook
+from tests.typecheck import CHECKER
 
-from aqa_extract.decode.child import Decoder
+# The shapes in the annotations are checked while testing; no module with any is imported before this.
+_ROOM = Path(__file__).resolve().parents[2] / "extract"
+install_import_hook(
+    [
+        ".".join(path.relative_to(_ROOM).with_suffix("").parts)
+        for path in _ROOM.rglob("*.py")
+        if "from jaxtyping import" in path.read_text("utf-8")
+    ],
+    CHECKER,
+)
+
+from aqa_extract.decode.child import Decoder  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -46,6 +46,7 @@ class Persons:
     """Probability, float32; 0 where there is none."""
 
 
+@runtime_checkable
 class Network(Protocol):
     """What `PersonDetector` asks of an SSD; each is an `nn.Module`."""
 
