@@ -90,7 +90,7 @@ def iou(a: Floats, b: Floats) -> Floats:
     """Intersection over union, (..., 4) with (..., 4); 0 where neither has an area."""
     shared = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared
-    return shared / np.maximum(union, 1e-12)
+    return np.asarray(shared / np.maximum(union, 1e-12))
 
 
 def motion(found: Detections, rows: NDArray[np.int64]) -> Floats:

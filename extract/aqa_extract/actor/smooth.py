@@ -32,7 +32,7 @@ FAR = 2.0
 TURNS = 4
 
 
-def noise(sides: Floats, scores: Floats) -> Floats:
+def noise(sides: Floats | np.float64, scores: Floats) -> Floats:
     """How far the middle of each box may be off, in the unit of `sides`."""
     return NOISE * sides / np.sqrt(np.clip(scores / SURE, 0.05, 1))
 

@@ -172,7 +172,7 @@ class PersonDetector(nn.Module):
     anchors: Tensor
 
     @torch.inference_mode()
-    def detect(self, frames: UInt8[Tensor, "batch 3 height width"]) -> Persons:
+    def detect(self, frames: UInt8[Tensor, "batch 3 height width"] | Tensor) -> Persons:
         """The people of each RGB frame. Frames of another size than `size` are resized as OpenCV would."""
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
             raise ValueError(f"got {tuple(frames.shape)} {frames.dtype}, expected uint8 (batch, 3, height, width)")
