@@ -10,16 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms import functional as transforms
 
 from aqa_extract import frames as px
-from aqa_extract.compute import Compute
+from aqa_extract.compute import Compute, Done
 from aqa_extract.decode.child import Decoder
 from aqa_extract.flow.inputs import to_gray
 from aqa_extract.flow.settings import TVL1Settings
 from aqa_extract.flow.tvl1 import tvl1
 from aqa_extract.job import Job
-from aqa_extract.loading import load
+from aqa_extract.loading import Prepared, load
 from aqa_extract.networks import Networks
+from aqa_extract.presets import PRESETS
 from aqa_extract.run import Options
 from aqa_extract.streams import VIEWS, completed
 from aqa_extract.work import request_for
@@ -111,6 +113,35 @@ class Seen(nn.Module):
         return {"": x.flatten(1)[:, :8]}
 
 
+def shown(path: Path, settings: ExtractSettings, networks: dict[str, Seen]) -> tuple[Prepared, Done]:
+    """One video through the device stage, with `networks` in the backbones' places."""
+    cpu = torch.device("cpu")
+    compute = Compute(Networks(settings, cpu, dict(networks), None, TVL1Settings(), {}), settings, 1, 8)
+    video = Video(id="v", path=str(path))
+    with Decoder() as decoder:
+        request = request_for(video, settings, Options(decoder="av"))
+        prepared = load(decoder, Job(video, None), request, settings, cpu, None, lambda _: None)
+    (done,) = [*compute.submit(prepared), *compute.flush()]
+    return prepared, done
+
+
+def test_the_preset_of_gdlt(clips: ModuleType, tmp_path: Path) -> None:
+    """32 frames at 25 per second, one clip after the other; short side 256, then squashed to 224 x 224."""
+    import av
+
+    preset, seen = PRESETS["gdlt"], Seen()
+    path = clips.Clip(frames=70, size=(320, 240)).write(tmp_path / "clip")
+    settings = ExtractSettings(streams=("rgb@swin3d_b",), sampling=preset.sampling, pixels=preset.pixels)
+    _, done = shown(path, completed(settings), {"rgb@swin3d_b": seen})
+    assert done.arrays["frame_index"].tolist() == [[*range(32)], [*range(32, 64)]]
+    with av.open(str(path)) as container:
+        frames = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])[:32]
+    whole = transforms.resize(torch.from_numpy(frames).permute(0, 3, 1, 2), [256], antialias=False)
+    square = transforms.resize(whole, [224, 224], antialias=False)
+    expected = transforms.normalize(square / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).transpose(0, 1)
+    torch.testing.assert_close(seen.clips[0], expected, rtol=0, atol=1e-5)
+
+
 def test_a_view_is_of_the_clip_that_the_network_would_see(clips: ModuleType, tmp_path: Path) -> None:
     """One decoding, one flow; every view of them, in the network's own units."""
     path = clips.Clip(frames=20, size=(64, 48)).write(tmp_path / "clip")
@@ -124,15 +155,9 @@ def test_a_view_is_of_the_clip_that_the_network_would_see(clips: ModuleType, tmp
             flow=FlowSettings(mode="parity", quantise="none"),
         )
     )
-    cpu = torch.device("cpu")
     networks = {"rgb": Seen(), "flow": Seen()}
-    compute = Compute(Networks(settings, cpu, dict(networks), None, TVL1Settings(), {}), settings, 1, 8)
-    video = Video(id="v", path=str(path))
-    with Decoder() as decoder:
-        request = request_for(video, settings, Options(decoder="av"))
-        prepared = load(decoder, Job(video, None), request, settings, cpu, None, lambda _: None)
+    prepared, done = shown(path, settings, networks)
     assert len(prepared.frames) == 1
-    (done,) = [*compute.submit(prepared), *compute.flush()]
     assert set(done.arrays) == {"frame_index", "segment_start_time", "segment_end_time"} | {
         name.replace("-", "_") for name in names
     }
