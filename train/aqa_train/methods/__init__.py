@@ -93,6 +93,20 @@ _CORE_ROWS = {
     if difficulty or name != "i3d+mlp"  # which has a file of its own
 }
 
+
+def _rica2(*, difficulty: bool) -> Method:
+    return Method(
+        "aqa_train.methods.rica2:RICA2",
+        "RICA²: a rubric's steps ask the video" + (", of score / difficulty" if difficulty else ""),
+        "Majeedi et al., ECCV 2024, arXiv:2408.02138",
+        {"difficulty": difficulty},
+        columns={"difficulty": "number"} if difficulty else {},
+        optional=dict.fromkeys(("armstand", "rotation_type", "position", "ss_no", "tw_no"), "category"),
+        uses_difficulty=difficulty,
+        recipes=_trained("mtl-aqa", epochs=350, batch=8, lr=5e-4, optimiser="adamw", weight_decay=0.0),
+    )
+
+
 DEFAULT, WITHOUT_UNLABELLED = "s4aqa", "aa"
 """What is trained where no method is named: where there are unlabelled videos, and where there are none."""
 VIEWS = ("still", "rot90", "rot180", "rot270", "mirror")
@@ -197,6 +211,8 @@ METHODS: dict[str, Method] = {
         },
         recipes=_C3D_RECIPE,
     ),
+    "rica2": _rica2(difficulty=False),
+    "rica2-dd": _rica2(difficulty=True),
     "mean-score": Method("aqa_train.methods.trivial:Constant", "the mean labelled score", baseline=True),
     "difficulty-only": Method(
         _LINE, "a line through difficulty", columns={"difficulty": "number"}, uses_difficulty=True, baseline=True
