@@ -97,7 +97,7 @@ _CORE_ROWS = {
 def _rica2(*, difficulty: bool) -> Method:
     return Method(
         "aqa_train.methods.rica2:RICA2",
-        "RICA²: a rubric's steps ask the video" + (", of score / difficulty" if difficulty else ""),
+        "RICA2: a rubric's steps ask the video" + (", of score / difficulty" if difficulty else ""),
         "Majeedi et al., ECCV 2024, arXiv:2408.02138",
         {"difficulty": difficulty},
         columns={"difficulty": "number"} if difficulty else {},
