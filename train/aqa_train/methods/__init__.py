@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,10 +39,13 @@ class Method:
     """How its authors trained it, where that differs from the defaults of `Training`: by dataset, `""` for others."""
     baseline: bool = False
     """Stands beside every result, where the data have what it needs."""
+    members: int = 1
+    """How many of it, with initial weights of their own, say one score together."""
 
     def load(self) -> Any:
         """The class; its `Config` is the frozen dataclass of its settings."""
-        return pkgutil.resolve_name(self.target)
+        cls = pkgutil.resolve_name(self.target)
+        return cls if self.members == 1 else pkgutil.resolve_name(_ENSEMBLE)(cls, self.members)
 
     def recipe(self, dataset: str) -> Mapping[str, Any]:
         """Training settings for a dataset, or those for any."""
@@ -53,6 +57,29 @@ def _trained(dataset: str, **settings: Any) -> dict[str, dict[str, Any]]:
     return {dataset: settings, "": settings}
 
 
+class Methods(dict[str, Method]):
+    """Rows by name, and `NAME-x5`, a seed ensemble of five, of every row."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and self._ensemble(name) is not None)
+
+    def __missing__(self, name: str) -> Method:
+        if (found := self._ensemble(name)) is None:
+            raise KeyError(name)
+        return found
+
+    def _ensemble(self, name: str) -> Method | None:
+        parts = re.fullmatch(r"(.+)-x([2-9]|[1-9][0-9]+)", name)
+        return ensemble(parts[1], int(parts[2])) if parts and parts[1] in self.keys() else None
+
+
+def ensemble(name: str, members: int) -> Method:
+    """The row of a seed ensemble of a method."""
+    row = METHODS[name]
+    return replace(row, summary=f"{members} of {name}, on average", members=members, baseline=False)
+
+
+_ENSEMBLE = "aqa_train.methods.seed_ensemble:ensemble_of"
 _S4AQA = "aqa_train.methods.s4aqa:S4AQA"
 _S4AQA_PAPER = "Zhang et al., TCSVT 2022, doi:10.1109/tcsvt.2022.3143549"
 _S4AQA_RECIPES: dict[str, dict[str, Any]] = {
@@ -114,7 +141,7 @@ VIEWS = ("still", "rot90", "rot180", "rot270", "mirror")
 CONSTANT, LINEAR = "mean-score", "ridge"
 """What every verdict compares with."""
 
-METHODS: dict[str, Method] = {
+METHODS: Methods = Methods({
     "s4aqa": Method(
         _S4AQA, "S4AQA: scores, segment recovery, adversarial alignment", _S4AQA_PAPER,
         unlabelled=True, recipes=_S4AQA_RECIPES,
@@ -222,4 +249,4 @@ METHODS: dict[str, Method] = {
         "aqa_train.methods.trivial:CategoryMean", "the labelled mean of each category",
         columns={"category": "category"}, baseline=True,
     ),
-}  # fmt: skip
+})  # fmt: skip
