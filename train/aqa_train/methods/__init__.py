@@ -238,6 +238,11 @@ METHODS: Methods = Methods({
         },
         recipes=_C3D_RECIPE,
     ),
+    "dae": Method(
+        "aqa_train.methods.dae:DAE", "a mean and a variance on mean features, by likelihood",
+        "Zhang et al., Neural Computing and Applications 2023, arXiv:2111.11029",
+        recipes=_trained("mtl-aqa", epochs=100, batch=8, lr=1e-4, weight_decay=1e-5),
+    ),
     "rica2": _rica2(difficulty=False),
     "rica2-dd": _rica2(difficulty=True),
     "mean-score": Method("aqa_train.methods.trivial:Constant", "the mean labelled score", baseline=True),
