@@ -93,7 +93,7 @@ def many(path: Path, videos: int) -> None:
         write_root(objects, after)
 
 
-OPEN = """
+OPEN = r"""
 import re, sys, time
 from pathlib import Path
 from aqa_shared.store import FeatureStore
@@ -101,7 +101,7 @@ started = time.perf_counter()
 store = FeatureStore.open(sys.argv[1])
 videos, rows = len(store.ids), int(store.lengths.sum())
 seconds, status = time.perf_counter() - started, Path("/proc/self/status").read_text()
-print(seconds, int(re.search("VmHWM: *.([0-9]+)", status)[1]) / 1e3, videos, rows)
+print(seconds, int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3, videos, rows)
 """
 
 

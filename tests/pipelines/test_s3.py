@@ -91,5 +91,5 @@ def test_extract_kill_resume_add_a_stream_and_train_on_s3(bucket: str, tmp_path:
     content = both.content
     run("aqa", "compact", store)
     assert FeatureStore.open(store).content == content
-    run("aqa-train", "--features", store, "--out", tmp_path / "run", "--method", "ridge", "--folds", "2")
+    run("aqa-train", "--features", store, "--out", tmp_path / "run", "--method", "ridge", "--folds", "2", "--jobs", "1")
     assert (tmp_path / "run" / "metrics.json").exists()
