@@ -25,7 +25,6 @@ OverFolds = Literal["pooled", "mean"]
 Draw = Literal["stratified", "systematic", "random", "nested"]
 INPUT, PROTOCOL, LEARNING = "Input and output", "Who trains and who tests", "Methods and training"
 """Headings of the options."""
-_METHODS = "; ".join(f"{name}: {row.summary}" for name, row in METHODS.items())
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -80,7 +79,7 @@ class RunConfig(Record):
         tuple[str, ...],
         Option(
             LEARNING,
-            f"One or several, separated by commas. {_METHODS}.",
+            f"One or several, separated by commas; `aqa methods` says what they are: {', '.join(METHODS)}.",
             name="method",
             default=f"{DEFAULT} where there are unlabelled videos, else {WITHOUT_UNLABELLED}",
         ),
