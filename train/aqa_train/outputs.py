@@ -72,7 +72,7 @@ def where_it_is(config: RunConfig, out: Path) -> RunConfig:
     found: dict[str, str] = {}
     for name in PLACES:
         path = getattr(config, name)
-        if path is None or os.path.exists(path):
+        if path is None or "://" in path or os.path.exists(path):
             continue
         beside = os.path.normpath(os.path.join(os.path.abspath(out), os.path.relpath(path, began_in or os.curdir)))
         if not began_in or not os.path.exists(beside):
