@@ -257,6 +257,11 @@ METHODS: Methods = Methods({
         "Zhang et al., Neural Computing and Applications 2023, arXiv:2111.11029",
         recipes=_trained("mtl-aqa", epochs=100, batch=8, lr=1e-4, weight_decay=1e-5),
     ),
+    "hgcn": Method(
+        "aqa_train.methods.hgcn:HGCN", "graphs of clips and scenes; every scene adds a part of the score",
+        "Zhou et al., TCSVT 2023, doi:10.1109/TCSVT.2023.3281413",
+        recipes=_trained("mtl-aqa", epochs=200, batch=4, lr=1e-4, weight_decay=1e-5),
+    ),
     "rica2": _rica2(difficulty=False),
     "rica2-dd": _rica2(difficulty=True),
     "mean-score": Method("aqa_train.methods.trivial:Constant", "the mean labelled score", baseline=True),
