@@ -357,3 +357,4 @@ def test_the_catalogue_says_what_each_method_needs(monkeypatch: pytest.MonkeyPat
     )
     assert "column difficulty (number), column category (category), column judges (vector)" in said
     assert "arXiv:1703.01780" in said
+    assert "    reads    column category, where there is one" in said

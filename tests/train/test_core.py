@@ -26,6 +26,7 @@ from aqa_train.methods.core import GART, CoRe, CoReConfig, cut, group_of, pairs
 from aqa_train.metrics import spearman
 from aqa_train.pool import Part, Pool
 from aqa_train.predict import load_checkpoint
+from aqa_train.signals import Stopped
 from aqa_train.trainer import Task, fit, predict
 
 from .conftest import MakeStore, inputs, synthetic
@@ -382,6 +383,24 @@ def test_one_labelled_video_is_too_few() -> None:
 
 
 # ---- invariance, learning, and the command
+
+
+def test_a_stopped_training_goes_on_to_the_bit(tmp_path: Path) -> None:
+    """Also the exemplars, their order and the groups, which are made before the first step alone."""
+    task = task_for(12, 8, "core-dd", category=list("aabb" * 3), difficulty=[2.0, 2.5, 3.0] * 4)
+    config = CoReConfig(**SMALL, difficulty=True)  # type: ignore[arg-type]
+
+    def trained(**options: Any) -> Any:
+        how = Training(epochs=3, batch=4)
+        return fit(lambda: CoRe(task[1], config), task[0], how, seed=[1], device=CPU, **options)
+
+    whole, left = trained(), iter([0, 0, 0, 15])
+    with pytest.raises(Stopped):
+        trained(state=tmp_path / "state", stop=lambda: next(left))
+    resumed = trained(state=tmp_path / "state")
+    assert resumed.history == whole.history
+    state = resumed.model.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in whole.model.state_dict().items())
 
 
 FORMS = {"i3d+mlp": (False, "mlp"), "i3d+gart": (False, "gart"), "core+mlp": (True, "mlp"), "core": (True, "gart")}

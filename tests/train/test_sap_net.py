@@ -32,12 +32,14 @@ from aqa_train.methods.sub_actions import (
 )
 from aqa_train.methods.usdl import soft_label
 from aqa_train.metrics import spearman
+from aqa_train.signals import Stopped
 from aqa_train.trainer import Task, fit, predict
 
 from .conftest import MakeStore, synthetic
 from .runs import aqa_train
 from .shows import say_the_same_when_loaded
 
+CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"states": 4, "sub_actions": 2, "widths": (8,), "projection": (8, 8, 4)}
 SHAPE = Inputs({"rgb": (16,), "actor_rgb": (16,)}, 5, scale=ScoreScale(0.0, 5.0, mean=2.0))
 
@@ -294,18 +296,39 @@ def test_a_video_scores_the_same_alone_and_padded(settings: dict[str, Any]) -> N
 @pytest.mark.parametrize("name", ["sap-net", "i3d+ssp", "i3d+gcl"])
 def test_eight_videos_are_learned(name: str) -> None:
     x, scores = synthetic(16, 4, 32)
-    found = FeatureSet.from_arrays({"rgb": x, "actor_rgb": x * np.float32(0.5)}, {}).place(torch.device("cpu"), "yes")
+    found = FeatureSet.from_arrays({"rgb": x, "actor_rgb": x * np.float32(0.5)}, {}).place(CPU, "yes")
     rows = np.arange(8)
     read, shape = found.prepared({}, {}, rows, rows, "none")
     task = Task(read, rows, np.arange(8, 16), np.arange(0), scores / 20)
     config = SAPNetConfig(**{**SMALL, "widths": (32,), **METHODS[name].fixed})
     training = Training(epochs=200, batch=8, lr=1e-2, weight_decay=0, schedule="cosine")
     shape = replace(shape, scale=ScoreScale(0.0, 100.0, mean=float(task.scores[:8].mean())))
-    fitted = fit(lambda: SAPNet(shape, config), task, training, seed=[0], device=torch.device("cpu"))
-    told = spearman(predict(fitted.model, read, rows, torch.device("cpu")), scores[:8])
+    fitted = fit(lambda: SAPNet(shape, config), task, training, seed=[0], device=CPU)
+    told = spearman(predict(fitted.model, read, rows, CPU), scores[:8])
     assert told is not None
     assert told > 0.95
     assert all(0 <= row["selected"] <= 1 for row in fitted.history if name == "sap-net")
+
+
+def test_a_stopped_training_goes_on_to_the_bit(tmp_path: Path) -> None:
+    """With a teacher of its own, and dropout that its confidence draws."""
+    x, scores = synthetic(16, 4, 16)
+    found = FeatureSet.from_arrays({"rgb": x, "actor_rgb": x[:, ::-1]}, {}).place(CPU, "yes")
+    read, shape = found.prepared({}, {}, np.arange(16), np.arange(8), "none")
+    task = Task(read, np.arange(8), np.arange(8, 16), np.arange(0), scores / 20)
+    config = SAPNetConfig(**SMALL, ema=0.9, confidence="agreement")
+
+    def trained(**options: Any) -> Any:
+        how = Training(epochs=3, batch=4)
+        return fit(lambda: SAPNet(shape, config), task, how, seed=[1], device=CPU, **options)
+
+    whole, left = trained(), iter([0, 0, 15])
+    with pytest.raises(Stopped):
+        trained(state=tmp_path / "state", stop=lambda: next(left))
+    resumed = trained(state=tmp_path / "state")
+    assert resumed.history == whole.history
+    state = resumed.model.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in whole.model.state_dict().items())
 
 
 def test_what_it_lacks_is_said_with_what_gives_it(make_store: MakeStore, tmp_path: Path) -> None:

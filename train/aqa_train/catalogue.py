@@ -19,6 +19,7 @@ def catalogue() -> list[dict[str, Any]]:
                 "streams": list(row.streams),
                 "columns": dict(row.columns),
                 "labels": dict(row.labels),
+                "optional": dict(row.optional),
                 "unlabelled": row.unlabelled,
             },
             "uses_difficulty": row.uses_difficulty,
@@ -40,6 +41,8 @@ def as_text(methods: list[dict[str, Any]]) -> str:
         ]
         lines += [f"{m['method']}: {m['summary']}", *([f"    paper    {m['paper']}"] if m["paper"] else [])]
         lines.append(f"    needs    {', '.join(wanted) or 'features and scores'}")
+        if needs["optional"]:
+            lines.append(f"    reads    column {', '.join(needs['optional'])}, where there is one")
         if m["uses_difficulty"]:
             lines.append("    uses the declared difficulty")
         if m["recipes"] is None:
