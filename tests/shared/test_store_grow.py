@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from zarr.storage import MemoryStore
+from zarr.storage import MemoryStore, WrapperStore
 
 from aqa_shared.errors import StoreError
 from aqa_shared.store import (
@@ -27,6 +27,7 @@ from aqa_shared.store import (
     missing,
     verify,
 )
+from aqa_shared.store.blocks import Block, Index, write_blocks
 from aqa_shared.store.log import publish, state_of
 from aqa_shared.store.stage import read_failures, write_failure
 
@@ -258,3 +259,24 @@ def test_what_failed_is_not_missing_and_is_one_object_each(where: Where) -> None
     assert missing(where) == []
     finalise(where)
     assert objects.names("runs") == []
+
+
+class _Unchanged(WrapperStore[MemoryStore]):
+    """Nothing may be put but what is there."""
+
+    puts = 0
+
+    async def set(self, key: str, value: Any) -> None:
+        assert value.to_bytes() == self._store._store_dict[key].to_bytes(), key
+        self.puts += 1
+
+
+def test_a_block_that_is_made_twice_is_whole_at_every_moment() -> None:
+    """As by two processes that finalise the same videos, while a third one reads them."""
+    make_store(memory := MemoryStore(), 3)
+    (block,) = state_of(Objects(memory)).blocks
+    again = _Unchanged(memory)
+    index = Index([Block(Objects(memory), block)])
+    prefix = block.path.split("/")[1].split("-")[0] + "-"
+    assert write_blocks(Objects(again), index, state_of(Objects(memory)).arrays, prefix) == [block]
+    assert again.puts > 10

@@ -33,20 +33,28 @@ class _Strict(WrapperStore[Any]):
 class _Fresh(WrapperStore[Any]):
     """As if nothing were there: what an interrupted attempt left is overwritten with the same, and never removed.
 
-    So two processes may write the same group at the same time.
+    The object `held` is kept back until it is whole. So every put is of the last word, and two processes may write the
+    same group at the same time.
     """
 
-    def __init__(self, store: Any) -> None:
+    def __init__(self, store: Any, held: str) -> None:
         super().__init__(store)
         self.written: set[str] = set()
+        self.held = held
+        self.value: Any = None
 
     async def get(self, key: str, *arguments: Any, **more: Any) -> Any:
+        if key == self.held:
+            return self.value
         return await self._store.get(key, *arguments, **more) if key in self.written else None
 
     async def exists(self, key: str) -> bool:
-        return key in self.written
+        return key in self.written or (key == self.held and self.value is not None)
 
     async def set(self, key: str, value: Any) -> None:
+        if key == self.held:
+            self.value = value
+            return
         self.written.add(key)
         await self._store.set(key, value)
 
@@ -59,7 +67,8 @@ class GroupWriter:
 
     def __init__(self, objects: Objects, path: str, attributes: Mapping[str, Any]) -> None:
         self.objects, self.path = objects, path
-        self.group = zarr.create_group(_Fresh(objects.store), path=path, attributes=json.loads(to_json(attributes)))
+        self.store = _Fresh(objects.store, f"{path}/zarr.json")
+        self.group = zarr.create_group(self.store, path=path, attributes=json.loads(to_json(attributes)))
 
     def array(
         self, name: str, shape: tuple[int, ...], dtype: str, dims: Sequence[str], attrs: Mapping[str, Any]
@@ -97,8 +106,10 @@ class GroupWriter:
         """Complete the group."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # consolidated metadata is in every implementation, not in the standard
-            zarr.consolidate_metadata(self.objects.store, path=self.path)
-        return Group(self.path, digest_of(self.objects.get(f"{self.path}/zarr.json") or b""), **about)
+            zarr.consolidate_metadata(self.store, path=self.path)
+        data = self.store.value.to_bytes()
+        self.objects.put(self.store.held, data)
+        return Group(self.path, digest_of(data), **about)
 
 
 def read_values(array: Any, rows: slice = slice(None)) -> np.ndarray:
