@@ -280,7 +280,7 @@ def mean_discrepancy(x: Float[Tensor, "m width"], y: Float[Tensor, "n width"], k
     k is exp(−|a − b|₁ / s), or exp(−|a − b|² / 2s²), summed over five widths around the median distance in this batch:
     1/4, 1/2, 1, 2 and 4 times s, or s² (ours; the paper names the two kernels only).
     """
-    both = torch.cat([x, y])
+    both = torch.cat([x, y]).float()
     apart = both[:, None] - both
     distance = apart.abs().sum(dim=-1) if kernel == "mmd-laplacian" else apart.square().sum(dim=-1)
     others = ~torch.eye(len(both), dtype=torch.bool, device=both.device)
