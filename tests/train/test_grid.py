@@ -16,7 +16,16 @@ import pytest
 import torch
 
 from aqa_shared.errors import UsageError
-from aqa_train.config import RunConfig, parse_variants
+from aqa_train.config import (
+    RunConfig,
+    as_toml,
+    differences,
+    method_config,
+    parse_variants,
+    resolve,
+    spelt_out,
+    training_of,
+)
 from aqa_train.features import FeatureSet
 from aqa_train.grid import cells
 from aqa_train.predict import open_ensemble
@@ -119,6 +128,33 @@ def test_cells_are_named_after_what_differs() -> None:
 def test_wrong_variants_are_named(settings: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         cells(RunConfig(features="f", methods=("aa",), **settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("order", [["dropout", "aa.dropout"], ["aa.dropout", "dropout"]])
+def test_what_is_said_of_one_method_wins_in_any_order(order: list[str]) -> None:
+    values = {"dropout": 0.1, "aa.dropout": 0.2}
+    config = RunConfig(features="f", methods=("aa", "vat"), settings={n: values[n] for n in order})
+    assert [method_config(config, m).dropout for m in config.methods] == [0.2, 0.1]
+
+
+@pytest.mark.parametrize("name", ["lr", "dropout"])
+def test_a_variant_that_a_method_would_not_follow_is_refused(name: str) -> None:
+    config = RunConfig(features="f", methods=("aa",), settings={f"aa.{name}": 0.2}, variants={name: ("0.1", "0.3")})
+    with pytest.raises(UsageError, match=rf"--variant {name} would change nothing where aa\.{name} is set"):
+        cells(config)
+
+
+def test_a_grid_run_again_from_its_own_configuration_is_the_same(tmp_path: Path) -> None:
+    variants = {"lr": ("0.01", "0.02"), "dropout": ("0.1", "0.3")}
+    # Their recipes differ in lr, so that a configuration that spells out names it by method.
+    config = RunConfig(features="f", methods=("aa", "gdlt"), variants=variants)
+    (tmp_path / "config.toml").write_text(as_toml(spelt_out(config)))
+    again = resolve(tmp_path / "config.toml", {}, environment={})
+    assert again.variants == config.variants
+    assert [cell.name for cell in cells(again)] == [cell.name for cell in cells(config)]
+    for mine, other in zip(cells(config), cells(again), strict=True):
+        assert differences(mine.config, other.config) == []
+        assert {training_of(other.config, m).lr for m in other.config.methods} == {float(other.variant["lr"])}
 
 
 @pytest.mark.parametrize("given", ["dropout", "dropout=", "=1", "dropout=1,1", "dropout=1,,2"])

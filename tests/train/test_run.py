@@ -262,6 +262,12 @@ def test_the_part_that_is_held_out_is_an_option(make_store: MakeStore, capsys: p
         aqa_train("--print-config", "--test-fraction", 1)
 
 
+def test_print_config_of_a_grid_keeps_its_axes(make_store: MakeStore, capsys: pytest.CaptureFixture[str]) -> None:
+    aqa_train("--features", make_store(videos=16), "--labelled", "0.4,0.8", "--variant", "lr=0.1,0.2", "--print-config")
+    shown = tomllib.loads(capsys.readouterr().out)
+    assert (shown["methods"], shown["labelled"], shown["variants"]) == (["s4aqa"], [0.4, 0.8], {"lr": ["0.1", "0.2"]})
+
+
 def test_print_config_needs_no_features(capsys: pytest.CaptureFixture[str]) -> None:
     aqa_train("--print-config", "--seeds", 2)
     shown = capsys.readouterr().out

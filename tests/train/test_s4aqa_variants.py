@@ -139,6 +139,12 @@ def test_keep_first_frame_trains_its_parts_and_scores_what_moves() -> None:
     assert torch.equal(model(x), model(other))
 
 
+def test_keep_first_frame_normalises_over_stills_too() -> None:
+    model = still(S4AQAConfig(**SMALL, decoder_width=8, discriminator_width=8, norm="joint"))
+    terms = model.losses(batch(4, STILL), batch(5, STILL, seed=1))
+    assert all(t.isfinite() for t in terms.values())
+
+
 def test_keep_first_frame_needs_the_stills(make_store: MakeStore, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"first frames, and the stream\(s\) still-rgb are not there") as e:
         KeepFirstFrame(inputs(6), CONFIG)

@@ -16,6 +16,7 @@ from aqa_shared.errors import UsageError
 from aqa_train.columns import Column
 from aqa_train.methods.mean_mlp import MeanMLP, MeanMLPConfig
 from aqa_train.methods.usdl import MUSDL, USDL, MUSDLConfig, USDLConfig, by_rule, decode, divergence, soft_label
+from aqa_train.storage import unread
 
 from .conftest import MakeStore
 from .method_checks import (
@@ -159,6 +160,14 @@ def test_musdl_scores_are_the_rule_in_training_units() -> None:
     marks = torch.stack([head(x).softmax(-1).argmax(-1) * 10 / 20 for head in model.judges], dim=1)
     points = _reference_rule(marks, batch.columns["difficulty"])
     torch.testing.assert_close(model(batch), torch.as_tensor(SCALE.to_training(points.double().numpy())).float())
+
+
+def test_what_is_not_a_number_is_seen_in_the_score_and_every_judge_is_stored() -> None:
+    broken = torch.tensor([[0.0, torch.nan, 1.0]])
+    assert decode(broken, "argmax").isnan().all()
+    assert by_rule(torch.tensor([[9.0, 7.0, 7.5, 8.0, torch.nan, 10.0, 7.0]]), 2).isnan().all()
+    torch.manual_seed(0)
+    assert unread(MUSDL(shape(columns=MARKS), MUSDLConfig(widths=(8,))), videos(3, columns=dives(3))) == []
 
 
 def test_musdl_loss_is_the_sum_over_the_judges() -> None:

@@ -94,8 +94,10 @@ def train(
         if not settings.methods and is_store(settings.features):
             # Which methods are trained follows from the data, and their settings from that.
             from aqa_train.experiment import prepare
+            from aqa_train.grid import cells
 
-            settings = prepare(settings, console.warn).config
+            found = prepare(cells(settings)[0].config, console.warn).config
+            settings = settings.model_copy(update={"methods": found.methods, "streams": found.streams})
         typer.echo(as_toml(spelt_out(settings)), nl=False)
         return
     run(settings, out, device=device, jobs=jobs, in_memory=in_memory, resume=resume is not None, dry_run=dry_run)

@@ -399,7 +399,8 @@ def method_config(config: RunConfig, method: str) -> Any:
     cls = row.load().Config
     names = [f.name for f in dataclasses.fields(cls)]
     values: dict[str, Any] = {}
-    for key, value in config.settings.items():
+    # What is said of this method alone wins, whatever the order.
+    for key, value in sorted(config.settings.items(), key=lambda item: "." in item[0]):
         owner, dot, name = key.rpartition(".")
         if dot and owner not in config.methods:
             raise UsageError(f"setting {key!r}: no method {owner!r} here{_instead(owner, config.methods)}")
@@ -436,7 +437,8 @@ def as_toml(config: RunConfig) -> str:
 def spelt_out(config: RunConfig) -> RunConfig:
     """The same with every setting of its methods and their training, those left at their defaults too.
 
-    A plain name where the methods agree, `method.name` where they do not; what makes a method is not a setting of it.
+    A plain name where the methods agree, `method.name` where they do not; what makes a method is not a setting of it,
+    and what `variants` vary has no one value.
     """
     settings: dict[str, dict[str, Any]] = {}
     training: dict[str, dict[str, Any]] = {}
@@ -449,7 +451,9 @@ def spelt_out(config: RunConfig) -> RunConfig:
             settings.setdefault(name, {})[method] = list(own[name]) if isinstance(own[name], tuple) else own[name]
     common, apart = _agreed(training)
     shared, others = _agreed(dict(sorted(settings.items())))
-    return config.model_copy(update={"training": Training(**common), "settings": shared | others | apart})
+    common, shared = ({k: v for k, v in part.items() if k not in config.variants} for part in (common, shared))
+    own = {k: v for k, v in (others | apart).items() if not config.variants.keys() & {k, k.rpartition(".")[2]}}
+    return config.model_copy(update={"training": Training(**common), "settings": shared | own})
 
 
 def _agreed(values: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:

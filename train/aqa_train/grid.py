@@ -45,6 +45,11 @@ def cells(config: RunConfig) -> list[Cell]:
                 f"--variant {name}: {', '.join(config.methods)} has no such setting",
                 fix="aqa-train --print-config shows the settings",
             )
+        if own := [key for key in config.settings if key.endswith(f".{name}")]:
+            raise UsageError(
+                f"--variant {name} would change nothing where {', '.join(own)} is set",
+                fix=f"omit {own[0]}, or vary it: --variant {own[0]}={','.join(config.variants[name])}",
+            )
     found = []
     for fraction, values in product(config.fractions, list(product(*config.variants.values()))):
         chosen = dict(zip(config.variants, values, strict=True))

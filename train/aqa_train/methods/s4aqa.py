@@ -223,7 +223,8 @@ class S4AQA(AA):
     def _together(self, inputs: dict[str, Videos]) -> dict[str, list[Float[Tensor, "batch width"]]]:
         """f of every input, normalised over all of them."""
         masks = [present for _, present in inputs.values() if present is not None]
-        names = next(iter(inputs.values()))[0]
+        # Stills that stand in for hidden segments are of clean videos alone.
+        names = [n for n in next(iter(inputs.values()))[0] if all(n in x for x, _ in inputs.values())]
         streams = {n: torch.cat([x[n] for x, _ in inputs.values()]) for n in names}
         together = self.summaries(streams, torch.cat(masks) if masks else None)
         sizes = [len(next(iter(x.values()))) for x, _ in inputs.values()]

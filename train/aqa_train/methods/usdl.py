@@ -171,10 +171,11 @@ def divergence(logits: Float[Tensor, "batch bins"], target: Float[Tensor, "batch
 def decode(logits: Float[Tensor, "batch bins"], how: Decoding) -> Float[Tensor, "batch"]:
     """From a distribution to a place among the bins."""
     if how == "argmax":
-        return logits.argmax(dim=-1).to(logits.dtype)
+        # What is not a number must be seen in the score, and argmax alone would hide it.
+        return logits.argmax(dim=-1).to(logits.dtype) + 0.0 * logits.detach().sum(dim=-1)
     return logits.softmax(dim=-1) @ torch.arange(logits.shape[-1], dtype=logits.dtype, device=logits.device)
 
 
 def by_rule(marks: Float[Tensor, "batch judges"], drop: int) -> Float[Tensor, "batch"]:
-    """Sum of the marks without the `drop` highest and lowest."""
-    return marks.sort(dim=1).values[:, drop : marks.shape[1] - drop].sum(dim=1)
+    """Sum of the marks without the `drop` highest and lowest; NaN where any mark is."""
+    return marks.sort(dim=1).values[:, drop : marks.shape[1] - drop].sum(dim=1) + 0.0 * marks.detach().sum(dim=1)
