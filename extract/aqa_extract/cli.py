@@ -277,7 +277,8 @@ def extract(
         replace=tuple(replace or ()),
         overwrite=overwrite,
         shard=_shard(shard, overwrite),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        # What `aqa info` recommends to make what is missing: it must not empty the store again.
+        command=shlex.join([Path(sys.argv[0]).name, *(a for a in sys.argv[1:] if a != "--overwrite")]),
     )
     if dry_run:
         from aqa_extract.estimate import estimate
@@ -362,6 +363,7 @@ def settings_from(
 
 
 _USERS: tuple[tuple[str, Callable[[ExtractSettings], bool], str], ...] = (
+    ("fit", lambda s: any(not stream.actor for stream in chosen(s)), "a stream that does not follow the actor"),
     ("segments", lambda s: s.sampling.protocol == "even", "--protocol even"),
     ("segment_frames", lambda s: s.sampling.protocol in ("even", "dense"), "--protocol even or dense"),
     ("step", lambda s: s.sampling.protocol == "dense", "--protocol dense"),

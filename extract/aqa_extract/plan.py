@@ -14,7 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from aqa_extract import faults, quarantine
-from aqa_extract.identity import Identity, identify, stat_matches
+from aqa_extract.identity import Identity, identify, size_and_time, stat_matches
 from aqa_extract.job import Job, without_twins
 from aqa_extract.streams import identified, parse
 from aqa_shared import console
@@ -152,7 +152,7 @@ def _work(video: Video) -> float:
     if video.end is not None:
         return float(video.end - (video.start or 0))
     try:
-        return 1 + os.path.getsize(video.path) / 10_000
+        return 1 + size_and_time(video.path)[0] / 10_000
     except OSError:
         return 1.0
 

@@ -69,6 +69,28 @@ def test_the_actor_does_not_depend_on_the_other_streams(
     assert stores[0].table["actor_coverage"][0] == stores[1].table["actor_coverage"][0] > 0
 
 
+def test_the_actor_of_a_part_is_that_of_its_frames(
+    dive: Path, tmp_path: Path, i3d_rgb_weights: str, detector: PersonDetector
+) -> None:
+    """The same frames as a part of a file and as a file of their own: same boxes, as decoding is lossless here."""
+    import av
+
+    with av.open(str(dive)) as container:
+        pictures = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    late = Clip(frames=40, size=(160, 128), codec="ffv1", suffix=".mkv", draw=lambda i, w, h: pictures[i])
+    own = Clip(frames=28, size=(160, 128), codec="ffv1", suffix=".mkv", draw=lambda i, w, h: pictures[i + 12])
+    videos = [
+        Video(id="part", path=str(late.write(tmp_path / "late")), start=12),
+        Video(id="own", path=str(own.write(tmp_path / "own"))),
+    ]
+    report = extract(videos, tmp_path / "s.zarr", settings("actor-rgb"), Options(device="cpu", workers=1))
+    assert report.failures == []
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    for name in ("actor_box", "actor_score", "actor_rgb"):
+        np.testing.assert_array_equal(store.video("part", name), store.video("own", name), err_msg=name)
+    assert store.table["actor_coverage"].min() > 0
+
+
 def test_a_video_without_an_actor_is_listed(tmp_path: Path, i3d_rgb_weights: str, detector: PersonDetector) -> None:
     rng = np.random.default_rng(0)
     noise = Clip(frames=26, size=(64, 48), draw=lambda _, w, h: rng.integers(0, 256, (h, w, 3), np.uint8))

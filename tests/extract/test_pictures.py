@@ -131,6 +131,16 @@ DAMAGES = {
 }
 
 
+def test_what_a_camera_puts_behind_a_picture_is_no_damage(decoder: Decoder, tmp_path: Path) -> None:
+    folder = make(tmp_path / "frames", range(1, 31))
+    frames = pillow(folder)
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes() + b"\nSEFT and the like")
+    taken = decode(decoder, folder)
+    assert (taken.finished.corrupt, list(taken.finished.warnings)) == (0, [])
+    assert np.array_equal(taken.stack[0], frames[0])
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_picture_is_named(decoder: Decoder, tmp_path: Path, damage: str) -> None:
     folder = make(tmp_path / "frames", range(1, 121))

@@ -358,6 +358,20 @@ def test_every_kind_of_processor_computes_the_same_bits(tmp_path: Path, monkeypa
 
 
 @pytest.mark.usefixtures("fresh")
+def test_a_compiler_that_knows_no_newer_processors_serves_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As gcc before 11."""
+    command = build.compiler()
+    if command is None or native.level() == "base":
+        pytest.skip("no C compiler, or nothing newer than the least, here")
+    old = tmp_path / "cc"
+    old.write_text(f'#!/bin/sh\ncase "$*" in *x86-64-v*|*x86_64_v*) exit 1;; esac\nexec {" ".join(command)} "$@"\n')
+    old.chmod(0o755)
+    assert build.build([str(old)], tmp_path) == [tmp_path / "tvl1-base.so"]
+    monkeypatch.setattr(build, "library", lambda name: tmp_path / f"tvl1-{name}.so")
+    assert engine_for(torch.device("cpu"), PARITY) == "native"
+
+
+@pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("how", ["off", "missing", "stale", "wrong"])
 def test_without_the_right_library_torch_does_the_work_and_says_why(
     how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

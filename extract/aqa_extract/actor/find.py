@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,10 +33,13 @@ def find(
     settings: ActorSettings,
     each: Callable[[Callable[[Tensor], Persons], Iterable[Tensor]], Iterable[Persons]] = map,
 ) -> Found:
-    """Follow the actor through `length` frames of `size` = (height, width) pixels; `views` are on the detector's
-    device. `each` applies the detector to batches, in order, on as many cores as it likes."""
+    """Follow the actor through `length` frames of `size` = (height, width) pixels; frame 0 of the tracks is the first
+    look. `views` are on the detector's device. `each` applies the detector to batches, in order, on as many cores as
+    it likes."""
     seen = list(each(detector.detect, views.frames.split(BATCH)))
     boxes = torch.cat([s.boxes for s in seen]).cpu().numpy()
     scores = torch.cat([s.scores for s in seen]).cpu().numpy()
     looks = look_at(views, boxes, scores)
-    return Found(looks, follow(looks, length, size, settings))
+    # A part, or a protocol's timeline, may begin late in the file.
+    own = replace(looks, positions=looks.positions - looks.positions[0])
+    return Found(looks, follow(own, length, size, settings))

@@ -46,7 +46,8 @@ class Folder:
             names = picture_names(path)
             self.size, self.mtime_ns = size_and_time(path)
         except OSError as e:
-            raise DecodeFailure("unreadable", "probe", e.strerror or str(e)) from e
+            theirs = isinstance(e, FileNotFoundError | NotADirectoryError | PermissionError)
+            raise DecodeFailure("unreadable" if theirs else "read_error", "probe", e.strerror or str(e)) from e
         if not names:
             raise DecodeFailure("no_frames", "probe", "a folder without .jpg, .jpeg or .png in it")
         found = [re.fullmatch(r"(.*?)(\d+)\.[A-Za-z]+", name) for name in names]
@@ -96,7 +97,8 @@ class Folder:
                     return f"pixels of {image.mode}, not of 8 bits"
                 image.load()
                 # Zeros in place of the rest, as half a download leaves them, are no error to Pillow.
-                if image.format != "PNG" and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+                # Behind its end a camera may have put more; in entropy-coded data the marker cannot occur.
+                if image.format != "PNG" and b"\xff\xd9" not in data[data.rfind(b"\xff\xda") :]:
                     return "truncated"
                 return np.asarray(ImageOps.exif_transpose(image).convert("RGB")), image
         except (DecodeFailure, MemoryError):

@@ -46,8 +46,9 @@ def load(name: str | None = None) -> Pairs | str:
     """The compiled solver (of the fastest kind, or of the one called `name`), or why there is none."""
     if os.environ.get("AQA_NATIVE") == "0":
         return "AQA_NATIVE=0 turns it off"
-    path = build.library(name or level())
-    if not path.exists():
+    able = list(build.LEVELS)[list(build.LEVELS).index(name or level()) :]
+    path = next((p for p in map(build.library, able) if p.exists()), None)
+    if path is None:
         return "this installation was made without a C compiler"
     try:
         library = ctypes.CDLL(str(path))

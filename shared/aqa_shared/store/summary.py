@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def _never_began(runs: list[Run]) -> list[dict[str, Any]]:
     for n in sorted({r.shard[1] for r in runs if r.shard}):
         of = [r for r in runs if r.shard and r.shard[1] == n]
         for i in sorted(set(range(1, n + 1)) - {r.shard[0] for r in of if r.shard}):
-            command = of[0].command.replace(f"--shard {of[0].shard[0]}/{n}", f"--shard {i}/{n}")  # type: ignore[index]
+            command = re.sub(r" --shard[= ]\S+", "", of[0].command) + f" --shard {i}/{n}"
             rows.append({"command": command, "missing": None, "ids": [], "shard": (i, n)})
     return rows
 
