@@ -198,7 +198,7 @@ def test_features_too_large_for_memory_are_an_environment_fault(make_store: Make
     experiment = prepare(config, lambda message: None)
     huge = dataclasses.replace(experiment.features, lengths=np.full(12, 2**46))
     with pytest.raises(EnvironmentFault, match="can't allocate memory") as e:
-        place(dataclasses.replace(experiment, features=huge), torch.device("cpu"), "yes", 1)
+        place(huge, torch.device("cpu"), "yes", 1)
     assert "--in-memory no" in e.value.fix
 
 

@@ -247,8 +247,8 @@ def open_ensemble(path: str | Path, method: str | None = None) -> Ensemble:
         files = _of_run(path, method)
     else:
         files = sorted(path.glob("fold*-seed*/last.safetensors"), key=_number)
-    if not files and (path / "results.csv").exists():
-        runs = sorted(f"{path / file.parent.name}" for file in path.glob("*/metrics.json"))
+    runs = sorted(f"{path / file.parent.name}" for file in path.glob("*/metrics.json"))
+    if not files and runs:
         raise UsageError(f"{path} holds {len(runs)} runs: {', '.join(runs[:5])}", fix="name one of them")
     if not files:
         begun = (path / "config.json").exists()
