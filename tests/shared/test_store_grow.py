@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from zarr.storage import MemoryStore, WrapperStore
+from zarr.storage import FsspecStore, MemoryStore, WrapperStore
 
 from aqa_shared.errors import StoreError
 from aqa_shared.store import (
@@ -131,6 +132,60 @@ def test_the_last_of_several_staged_versions_counts(where: Where) -> None:
     finalise(where)
     np.testing.assert_array_equal(FeatureStore.open(where).read("rgb"), arrays_of(2)["rgb"])
     assert verify(where) == []
+
+
+def test_going_back_to_what_the_store_has_counts(where: Where) -> None:
+    """A file is replaced by another version, the run is killed, and the old version comes back."""
+    for number in (1, 2, 1):
+        with open_writer(where) as writer:
+            writer.replace(["a"])
+            writer.commit("a", arrays_of(number), meta_of(number))
+            if len(FeatureStore.open(where)) == 0:
+                writer.finalise()
+    finalise(where)
+    np.testing.assert_array_equal(FeatureStore.open(where).read("rgb"), arrays_of(1)["rgb"])
+
+
+def test_finalising_again_what_a_killed_process_finalised_changes_nothing(where: Where) -> None:
+    """It published, and was killed before it removed what was staged: a replaced video and a stream added to it."""
+    make_store(where, 1)
+    with open_writer(where) as writer:
+        writer.replace(["v0.mp4"])
+        writer.commit("v0.mp4", arrays_of(7), meta_of(7))
+    with open_writer(where, specs=FLOW[:2]) as writer:
+        commit(writer, 0)
+    objects = Objects.at(where, write=True)
+    staged = [f"staged/{name}" for name in objects.names("staged")]
+    kept = dict(zip(staged, objects.get_all(staged), strict=True))
+    finalise(where)
+    before = FeatureStore.open(where)
+    for key, data in kept.items():
+        objects.put(key, data or b"")
+    finalise(where)
+    after = FeatureStore.open(where)
+    assert after.coverage == before.coverage
+    assert after.coverage["flow"] == 1
+    np.testing.assert_array_equal(after.select("rgb").read("rgb"), arrays_of(7)["rgb"])
+    assert after.pending == 0
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
+def test_a_refusal_that_the_client_takes_for_a_fault_is_one(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3-compatible servers answer 412 without saying which condition failed, AWS sometimes 409."""
+    objects = Objects(f"memory://{uuid.uuid4().hex}/s.zarr", write=True)
+    assert isinstance(objects.store, FsspecStore)
+    put = objects.store.fs._pipe_file
+
+    async def refusing(path: str, data: bytes, mode: str = "overwrite", **more: Any) -> None:
+        try:
+            await put(path, data, mode=mode, **more)
+        except FileExistsError as e:
+            raise OSError(code, "At least one of the pre-conditions you specified did not hold") from e
+
+    monkeypatch.setattr(objects.store.fs, "_pipe_file", refusing)
+    assert objects.put_new("log/1", b"winner")
+    assert not objects.put_new("log/1", b"loser")
+    assert objects.get("log/1") == b"winner"
 
 
 def test_two_that_finalise_at_once_both_count(where: Where, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,10 @@ from zarr.storage import MemoryStore
 
 from aqa_shared.errors import ExitCode, StoreError
 from aqa_shared.records import ExtractSettings
-from aqa_shared.store import ArraySpec, FeatureStore, Objects, contents, verify
+from aqa_shared.store import ArraySpec, FeatureStore, Objects, contents, finalise, verify
 from aqa_shared.store.layout import sealed, to_json, unsealed, video_key
 from aqa_shared.store.log import log_key, numbers
+from aqa_shared.store.stage import write_part
 
 from .store_cases import FLOW, PROVENANCE, SETTINGS, SPECS, arrays_of, commit, make_store, meta_of, open_writer, tree
 
@@ -239,15 +240,46 @@ def test_an_id_is_printable_text(bad: str, message: str) -> None:
         video_key(bad)
 
 
-def test_staged_videos_of_other_settings_do_not_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("used", [False, True])
+def test_a_writer_whose_declaration_gave_way_is_refused_at_its_first_commit(tmp_path: Path, used: bool) -> None:
     """Two first runs at once, of which one had other settings: the one whose declaration stands wins."""
     with open_writer(tmp_path / "s", specs=FLOW) as late:
         with open_writer(tmp_path / "s", specs=[replace(FLOW[0], identity={"bound": 3})]) as writer:
-            writer.commit("v1.mp4", {"flow": arrays_of(1, 2, FLOW)["flow"]}, {})
-        commit(late, 0)
+            if used:
+                writer.commit("v1.mp4", {"flow": arrays_of(1, 2, FLOW)["flow"]}, {})
+        with pytest.raises(StoreError, match=r"bound: 3 in the store, default now \(flow\)"):
+            commit(late, 0)
+        assert not late.committed
         late.finalise()
-    assert FeatureStore.open(tmp_path / "s").coverage == {"flow": 1}
-    assert FeatureStore.open(tmp_path / "s").pending == 0
+    assert FeatureStore.open(tmp_path / "s").coverage["flow"] == used
+
+
+def test_staged_videos_of_other_settings_are_dropped_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where both look at the same moment, before either has committed."""
+    open_writer(tmp_path / "s", specs=[replace(FLOW[0], identity={"bound": 3})])
+    arrays = {"flow": arrays_of(1, 2, FLOW)["flow"]}
+    write_part(
+        Objects(tmp_path / "s", write=True),
+        "v1.mp4",
+        arrays,
+        {"flow": FLOW[0].family},
+        {},
+        {},
+        sequence=0,
+        replaces_all=False,
+        again=False,
+    )
+    finalise(tmp_path / "s")
+    assert "made with other settings than the store's: v1.mp4" in " ".join(capsys.readouterr().err.split())
+    store = FeatureStore.open(tmp_path / "s")
+    assert (store.ids, store.pending) == ([], 0)
+    # With nothing that counts the declaration still gives way.
+    with open_writer(tmp_path / "s", specs=FLOW) as writer:
+        commit(writer, 0)
+        writer.finalise()
+    assert FeatureStore.open(tmp_path / "s").ids == ["v0.mp4"]
 
 
 _FULL_DISK = """

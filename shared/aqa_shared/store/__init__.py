@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aqa_shared.store.checks import Damage, verify
-    from aqa_shared.store.holdings import Contents, contents, refuse_foreign, refuse_other
+    from aqa_shared.store.holdings import Contents, contents, refuse_other, refuse_to_empty
     from aqa_shared.store.layout import SCHEMA, ArraySpec, Role
     from aqa_shared.store.log import is_store
     from aqa_shared.store.merge import compact, finalise
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "checks": ("Damage", "verify"),
-    "holdings": ("Contents", "contents", "refuse_foreign", "refuse_other"),
+    "holdings": ("Contents", "contents", "refuse_other", "refuse_to_empty"),
     "layout": ("SCHEMA", "ArraySpec", "Role"),
     "log": ("is_store",),
     "merge": ("compact", "finalise"),
@@ -54,8 +54,8 @@ __all__ = [
     "is_store",
     "label",
     "missing",
-    "refuse_foreign",
     "refuse_other",
+    "refuse_to_empty",
     "verify",
 ]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from aqa_shared.errors import StoreError
 from aqa_shared.records import ExtractSettings
 from aqa_shared.store.blocks import Block, Index, Source
 from aqa_shared.store.layout import OURS, ArraySpec, merged_meta
-from aqa_shared.store.log import State, numbers, state_of, state_or_none
+from aqa_shared.store.log import Damaged, State, numbers, state_of, state_or_none
 from aqa_shared.store.objects import Objects, Where, disk_errors
 from aqa_shared.store.stage import Part, read_staged
 
@@ -61,6 +62,13 @@ class Contents:
         for video_id in self.parts:
             (found.add if names <= self.live(video_id).keys() else found.discard)(video_id)
         return Metas(self, found)
+
+    @property
+    def used(self) -> dict[str, ArraySpec]:
+        """The arrays that some video has; what was only declared gives way to another declaration."""
+        names = {name for b in self.state.blocks for name in b.arrays}
+        names |= {name for parts in self.parts.values() for p in parts for name in p.arrays}
+        return {n: s for n, s in self.state.arrays.items() if n in names}
 
     @property
     def settings(self) -> ExtractSettings | None:
@@ -134,6 +142,15 @@ def refuse_foreign(objects: Objects) -> None:
             f"{objects}: has other things in it ({seen}), and is not a feature store",
             fix="give a new or empty folder with --out; nothing was changed",
         )
+
+
+def refuse_to_empty(where: Where) -> None:
+    """Raise where `--overwrite` must leave a place alone: what is not ours, or of a newer version; damage is fine."""
+    objects = Objects.at(where)
+    with disk_errors(objects, "read the store"):
+        refuse_foreign(objects)
+        with suppress(Damaged):
+            state_or_none(objects)
 
 
 def settings_of(objects: Objects, state: State) -> ExtractSettings | None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from aqa_shared.console import warn
 from aqa_shared.errors import StoreError
 from aqa_shared.store.blocks import Block, Index, Source, Torn, write_blocks
 from aqa_shared.store.holdings import counts
@@ -25,7 +26,7 @@ def finalise(where: Where) -> State:
 
     Costs what is new, the small blocks before it, and a look at the index. Where nothing is new, nothing is written.
     Any number of processes may do it at once. Raises StoreError; a staged video found damaged is dropped, so that the
-    next extraction makes it again.
+    next extraction makes it again; one that was made with other settings than the store's is dropped with a warning.
     """
     objects = Objects.at(where, write=True)
     return _change(objects, "finalise the store", _finalised)
@@ -80,9 +81,19 @@ def _change(objects: Objects, doing: str, step: Callable[[Objects, State], tuple
 def _finalised(objects: Objects, state: State) -> tuple[State, list[str]]:
     staged = read_staged(objects)
     parts = [p for p in staged.parts if counts(state, p)]
+    if lost := sorted({p.id for p in staged.parts if not counts(state, p)}):
+        warn(
+            f"{objects}: dropped as made with other settings than the store's: {', '.join(lost[:5])}"
+            f"{f' and {len(lost) - 5} more' if len(lost) > 5 else ''}; extract them again"
+        )
     blocks = [Block(objects, b) for b in state.blocks]
     before = Index(blocks)
-    new = [p for p in parts if not _holds(before, p)]
+    new: list[Part] = []
+    touched: set[str] = set()
+    for part in parts:  # what follows a change of a video is a change, even one back to what the blocks hold
+        if part.id in touched or not _holds(before, part):
+            new.append(part)
+            touched.add(part.id)
     prefix = f"{state.number + 1:08}-"
     groups = list(state.blocks)
     if new:

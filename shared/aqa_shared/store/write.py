@@ -18,7 +18,7 @@ from aqa_shared.errors import StoreError
 from aqa_shared.records import ExtractSettings, Video
 from aqa_shared.store.holdings import Contents, Metas, contents, refuse_foreign, refuse_other
 from aqa_shared.store.layout import ArraySpec, array_digest, merged_meta, to_json
-from aqa_shared.store.log import Damaged, State, new_state, numbers, publish, state_or_none, write_root
+from aqa_shared.store.log import Damaged, State, new_state, numbers, publish, state_of, state_or_none, write_root
 from aqa_shared.store.merge import clear, finalise
 from aqa_shared.store.objects import Objects, Where, disk_errors
 from aqa_shared.store.stage import Run, checked_arrays, write_labels, write_part, write_run
@@ -32,6 +32,7 @@ class StoreWriter:
         self._run, self._contents = run, found
         self._again: set[str] = set()
         self._replaced: set[str] = set()
+        self._begun = False
 
     @classmethod
     def open(
@@ -85,7 +86,8 @@ class StoreWriter:
 
         `arrays` holds one array (segments, …) for every spec. `meta` must be a function of the video alone (no wall
         times): equal videos then give equal stores. Raises ValueError where the arrays do not fit the specs or values
-        are not finite (the video's fault), StoreError where the disk refuses.
+        are not finite (the video's fault), StoreError where the disk refuses, or, at the first commit, where another
+        writer has declared the arrays otherwise since.
         """
         data = checked_arrays(self.specs, id, arrays)
         meta = json.loads(to_json(meta))
@@ -101,6 +103,9 @@ class StoreWriter:
             data = fresh
         before = self._contents.parts.get(id, [])
         with disk_errors(self.objects, f"commit {id}"):
+            if not self._begun:  # until now another writer could declare these arrays otherwise
+                refuse_other(self.objects, state_of(self.objects).arrays, self.specs)
+                self._begun = True
             part = write_part(
                 self.objects,
                 id,
@@ -160,10 +165,8 @@ def _declared(objects: Objects, specs: Sequence[ArraySpec], overwrite: bool) -> 
             after = replace(new_state(), number=0 if state is None else state.number + 1, arrays=wanted)
         else:
             found = Contents(objects, state)
-            used = {name for b in state.blocks for name in b.arrays}
-            used |= {name for parts in found.parts.values() for p in parts for name in p.arrays}
-            refuse_other(objects, {n: s for n, s in state.arrays.items() if n in used}, specs)
-            arrays = {**state.arrays, **{n: s for n, s in wanted.items() if n not in used}}
+            refuse_other(objects, found.used, specs)
+            arrays = {**state.arrays, **wanted, **found.used}
             if arrays == state.arrays:
                 return found
             after = state.next(arrays=arrays)
