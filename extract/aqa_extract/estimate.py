@@ -267,7 +267,7 @@ def _networks(settings: ExtractSettings, out: Where, known: Contents | None, dev
     torch.set_num_threads(1)
     networks = Networks.load(settings, device, lambda _: None)
     if known is not None:
-        refuse_other(out, known.state.arrays, identified(settings, networks.weights))
+        refuse_other(out, known.used, identified(settings, networks.weights))
     return networks
 
 

@@ -20,7 +20,7 @@ from aqa_extract.streams import identified, parse
 from aqa_shared import console
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import ExtractSettings, Failure, Video
-from aqa_shared.store import Contents, Where, contents, refuse_other, verify
+from aqa_shared.store import Contents, Where, contents, refuse_other, refuse_to_empty, verify
 
 if TYPE_CHECKING:
     from aqa_extract.run import Options
@@ -67,11 +67,11 @@ def read_plan(
     Raises StoreError for what is no store, or a store of other settings, UsageError for ids to replace that are not
     among the videos.
     """
-    known = contents(out)  # also before --overwrite: it refuses what is no store of ours
+    known = None
     if options.overwrite:
-        known = None
-    if known is not None:
-        refuse_other(out, known.state.arrays, identified(settings), weights=False)
+        refuse_to_empty(out)
+    elif (known := contents(out)) is not None:
+        refuse_other(out, known.used, identified(settings), weights=False)
     before = quarantine.read(out) if known else {}
     damaged = {damage.id for damage in verify(out)} if known and options.repair else set()
     return plan(videos, known, before, damaged, settings, options), known
@@ -97,7 +97,7 @@ def plan(
     look = cache(look)  # a manifest may have hundreds of rows of one file
     names = {s: parse(s).array(parse(s).outputs[0]) for s in settings.streams}
     live = {video.id: known.live(video.id).keys() for video in videos} if known else {}
-    recorded = {i: known.meta(i) for i, has in live.items() if has and i not in damaged} if known else {}
+    recorded = {i: known.meta(i) for i, has in live.items() if has} if known else {}
     refusals = _refusals([video for video in videos if video.id in recorded], recorded, look)
     for video in videos:
         failed = before.get(video.id)
@@ -109,7 +109,7 @@ def plan(
             detail = REFUSALS[reason].format(other=recorded[video.id].get("path"))
             result.refused.append(Job(video, look(video.path)).failed(reason, "probe", detail))
             continue
-        elif video.id in recorded:
+        elif video.id in recorded and video.id not in damaged:
             wanted = tuple(s for s in settings.streams if names[s] not in live[video.id])
             if not wanted:
                 result.already.append(video.id)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,24 +13,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
-from aqa_extract.plan import only, plan, shard
+from aqa_extract.plan import only, plan, read_plan, shard
 from aqa_extract.run import Options
 from aqa_extract.streams import completed, identified
-from aqa_shared.records import ExtractSettings, FlowSettings, Video
-from aqa_shared.store import StoreWriter, contents
+from aqa_shared.errors import StoreError
+from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Video
+from aqa_shared.store import StoreWriter, Where, contents
+from aqa_shared.store.layout import sealed, unsealed
 
 RGB = completed(ExtractSettings())
 BOTH = completed(ExtractSettings(streams=("rgb", "flow", "rgb:logits"), flow=FlowSettings(mode="parity")))
 
 
-def _store(settings: ExtractSettings, videos: list[Video]) -> MemoryStore:
-    store = MemoryStore()
+def _store(settings: ExtractSettings, videos: list[Video]) -> Where:
+    return _fill(MemoryStore(), settings, videos)
+
+
+def _fill(store: Where, settings: ExtractSettings, videos: list[Video], identity: Mapping[str, Any] = {}) -> Where:
     specs = identified(settings)
     with StoreWriter.open(store, specs=specs, settings=settings, provenance={}) as writer:
         for video in videos:
             arrays = {s.name: np.zeros((2, *s.shape), s.dtype) for s in specs}
             part = video.model_dump(include={"path", "start", "end", "start_time", "end_time"})
-            writer.commit(video.id, arrays, part | {"identity": {}})
+            writer.commit(video.id, arrays, part | {"identity": identity})
+        if isinstance(store, Path):
+            writer.finalise()
     return store
 
 
@@ -50,6 +59,49 @@ def test_a_plan_is_a_function_of_its_arguments() -> None:
     first, second = (plan(videos, known, {}, {"v1"}, RGB, Options(), lambda path: None) for _ in range(2))
     assert first == second
     assert [job.video.id for job in first.jobs] == ["v1", "v2"]  # the damaged one again
+
+
+def test_a_damaged_store_can_be_overwritten_and_one_of_a_newer_version_not(tmp_path: Path) -> None:
+    video = Video(id="v0", path="/gone/0.mp4")
+    for pattern in ("blocks/*/video_id/c*", "log/*"):
+        store = tmp_path / pattern[:3]
+        _fill(store, RGB, [video])
+        file = max(store.glob(pattern))
+        good = file.read_bytes()
+        file.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+        with pytest.raises(StoreError):
+            read_plan([video], store, RGB, Options())
+        found, known = read_plan([video], store, RGB, Options(overwrite=True))
+        assert ([job.video for job in found.jobs], known) == ([video], None)
+    file.write_bytes(sealed({**unsealed(good), "aqa_schema": 99, "aqa_version": "7.0"}))
+    with pytest.raises(StoreError, match="newer version"):
+        read_plan([video], store, RGB, Options(overwrite=True))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"notes\.txt"):
+        read_plan([video], tmp_path / "mine", RGB, Options(overwrite=True))
+
+
+def test_settings_that_no_video_was_made_with_bind_nobody() -> None:
+    store = MemoryStore()
+    other = RGB.model_copy(update={"pixels": Pixels(short_side=128, crop=112)})
+    _fill(store, other, [])
+    video = Video(id="v0", path="/gone/0.mp4")
+    assert len(read_plan([video], store, RGB, Options())[0].jobs) == 1
+    _fill(store, RGB, [video])  # staged
+    with pytest.raises(StoreError, match="pixels"):
+        read_plan([video], store, other, Options())
+
+
+def test_a_changed_file_does_not_repair_features_of_the_old_one(tmp_path: Path) -> None:
+    """Else the streams that are not damaged would stay those of the old one."""
+    (tmp_path / "0.mp4").write_text("new")
+    video = Video(id="v0", path=str(tmp_path / "0.mp4"))
+    known = contents(_fill(MemoryStore(), BOTH, [video], {"size": 1, "mtime_ns": 1, "fingerprint": "old"}))
+    found = plan([video], known, {}, {"v0"}, RGB, Options(repair=True))
+    assert ([f.reason for f in found.refused], found.jobs) == (["id_conflict"], [])
+    found = plan([video], known, {}, {"v0"}, RGB, Options(repair=True, replace=("v0",)))
+    assert (found.replaced, len(found.jobs)) == ({"v0"}, 1)
 
 
 def test_flow_that_is_there_already_is_not_computed_for_another_stream() -> None:
