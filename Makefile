@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 BUILT := pyproject.toml hatch_build.py $(addprefix extract/aqa_extract/flow/,tvl1.c network.py build.py)
 
 # One process a core, each with whole files: their fixtures are dear.
-PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all test-versions lint clean
 

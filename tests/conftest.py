@@ -12,6 +12,10 @@ import torch
 torch.set_num_threads(1)
 
 
+LONG = ("test_stopping.py", "test_grid.py", "test_device.py", "test_supervised.py", "test_run.py", "test_cli.py")
+"""Files that take minutes."""
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Reference clips and goldens that live beside the checkout and are not part of it."""
@@ -44,7 +48,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU only where there is none, and say so."""
+    """Long files first, so that no process is left with one at the end; what needs a GPU is skipped, and said."""
+    items.sort(key=lambda item: item.path.name not in LONG)  # within these the order stays
     if torch.cuda.is_available():
         return
     for item in items:
