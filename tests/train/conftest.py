@@ -50,6 +50,7 @@ def store_maker(folder: Path) -> MakeStore:
         seed: int = 0,
         metas: Sequence[dict[str, Any]] | None = None,
         scale: float = 1.0,
+        identity: dict[str, dict[str, Any]] | None = None,
     ) -> Path:
         settings = ExtractSettings(
             # Other views of a video are arrays like any other, whether aqa-extract makes them or not.
@@ -57,7 +58,17 @@ def store_maker(folder: Path) -> MakeStore:
             sampling=Sampling(segments=segments),
             flow=FlowSettings(mode="parity" if any("flow" in s for s in streams) else "off"),
         )
-        specs = [ArraySpec(s.replace("-", "_"), ("channel",), (channels,), "float32", role="feature") for s in streams]
+        specs = [
+            ArraySpec(
+                s.replace("-", "_"),
+                ("channel",),
+                (channels,),
+                "float32",
+                role="feature",
+                identity=(identity or {}).get(s, {}),
+            )
+            for s in streams
+        ]
         x, truth = synthetic(videos, segments, channels, seed)
         x *= np.float32(scale)
         rng = np.random.default_rng(seed + 1)

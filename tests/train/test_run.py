@@ -120,6 +120,18 @@ def test_checkpoint_scores_as_the_run_did(finished: Path, make_store: MakeStore)
         assert load_checkpoint(folder / "best.safetensors").meta["epoch"] == result["best_epoch"]
 
 
+def test_a_stream_of_a_later_run_is_compared_by_its_own_settings(make_store: MakeStore, tmp_path: Path) -> None:
+    """A store has rgb of one run and flow of another with other pixels: its settings show those of the first alone."""
+    apart = make_store(videos=12, streams=("rgb", "flow"), identity={"flow": {"pixels.crop": 64}})
+    aqa_train(
+        "--features", apart, "--streams", "flow", "--method", "aa", "--epochs", 1, "--seeds", 1, "--out", tmp_path / "o"
+    )
+    model = load_checkpoint(next((tmp_path / "o" / "models" / "aa").iterdir()))
+    model.score(FeatureStore.open(apart))
+    with pytest.raises(StoreError, match=r"flow were extracted.*pixels\.crop: trained on 64, given the default"):
+        model.score(FeatureStore.open(make_store(videos=12, name="b.zarr", streams=("rgb", "flow"))))
+
+
 def test_checkpoint_refuses_other_features(finished: Path, make_store: MakeStore) -> None:
     model = load_checkpoint(finished / "models" / "aa" / "fold0-seed0")
     with pytest.raises(StoreError, match=r"rgb weights: trained on aaaa.*given bbbb"):

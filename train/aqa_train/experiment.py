@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class Experiment:
     weights: dict[str, Any]
     data: dict[str, str | None]
     """Digests of everything that was read: the store's content and the labels file."""
+    made: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By stream, what decided its values: one store may hold streams of several ways."""
 
     @property
     def trainings(self) -> list[OneTraining]:
@@ -79,6 +81,7 @@ class Data:
     extract: ExtractSettings | None
     weights: dict[str, Any]
     digests: dict[str, str | None]
+    made: dict[str, dict[str, Any]]
 
 
 def open_data(config: RunConfig, say: Say) -> Data:
@@ -104,7 +107,8 @@ def open_data(config: RunConfig, say: Say) -> Data:
         labels = hashlib.sha256(Path(config.labels).read_bytes()).hexdigest()
     weights = dict(store.provenance.get("weights") or {})
     content = store.select(*features.channels).content
-    return Data(config, features, store.settings, weights, {"content": content, "labels_sha256": labels})
+    made = {name: dict(store.specs[name].identity) for name in features.channels}
+    return Data(config, features, store.settings, weights, {"content": content, "labels_sha256": labels}, made)
 
 
 def prepare(config: RunConfig, say: Say) -> Experiment:
@@ -123,7 +127,7 @@ def arrange(config: RunConfig, data: Data, say: Say) -> Experiment:
             f"there is no video without a score to learn from: {WITHOUT_UNLABELLED} is trained, which needs none "
             f"(--method {DEFAULT} --labelled 0.4 hides 60 % of the scores, to see what {DEFAULT} is worth)"
         )
-    experiment = Experiment(config, features, splits, data.extract, data.weights, data.digests)
+    experiment = Experiment(config, features, splits, data.extract, data.weights, data.digests, data.made)
     _outside_range(experiment, say)
     _refuse_unmet(experiment)
     for method in config.methods:
@@ -213,6 +217,7 @@ def _test(
         "inputs": asdict(learned.inputs),
         "extract": None if experiment.extract is None else experiment.extract.model_dump(mode="json"),
         "weights": experiment.weights,
+        "made": experiment.made,
         "split": {"fold": split.fold, "seed": split.seed, "sha256": split.digest},
         "learned_from": identities(features, np.flatnonzero(learned_from(features, split, config))),
         "not_stored": unread(fitted.model, learned.read.load(labelled[:2], device)),

@@ -62,6 +62,7 @@ class Model:
         if isinstance(features, Mapping):
             return self._from_arrays(features)
         self.refuse_other_features(features.settings, _weights(features.provenance))
+        self._refuse_made_otherwise(features)
         found = FeatureSet.from_store(features, list(self.inputs.streams))
         self._refuse_other_shapes(found.shapes)
         for name, column in self.inputs.columns.items():
@@ -96,6 +97,21 @@ class Model:
                 f"the features were extracted in another way than the checkpoint's: {'; '.join(wrong)}",
                 fix="extract with the checkpoint's settings (aqa predict does), or train on these features",
             )
+
+    def _refuse_made_otherwise(self, features: Any) -> None:
+        """Settings are those of all runs of a store together; what decided a stream's values, the stream itself says."""
+        for name, mine in self.meta.get("made", {}).items():
+            theirs = features.specs[name].identity if name in features.specs else mine
+            wrong = [
+                f"{k}: trained on {mine.get(k, 'the default')}, given {theirs.get(k, 'the default')}"
+                for k in sorted({*mine, *theirs})
+                if mine.get(k) != theirs.get(k)
+            ]
+            if wrong:
+                raise StoreError(
+                    f"the features {name} were extracted in another way than the checkpoint's: {'; '.join(wrong)}",
+                    fix="extract a store as the run's was (`aqa info` shows its settings), then aqa predict RUN STORE",
+                )
 
     def _from_arrays(self, features: Mapping[str, NDArray[np.floating]]) -> FeatureSet:
         missing = [n for n in self.channels if n not in features]
