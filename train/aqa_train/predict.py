@@ -99,7 +99,7 @@ class Model:
             )
 
     def _refuse_made_otherwise(self, features: Any) -> None:
-        """Settings are those of all runs of a store together; what decided a stream's values, the stream itself says."""
+        """A store's settings are those of all its runs together; what decided a stream, the stream itself says."""
         for name, mine in self.meta.get("made", {}).items():
             theirs = features.specs[name].identity if name in features.specs else mine
             wrong = [
