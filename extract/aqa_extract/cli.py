@@ -387,8 +387,12 @@ def _unused(name: str, settings: ExtractSettings) -> str | None:
 def refuse_ignored(context: typer.Context, settings: ExtractSettings) -> None:
     """Raises UsageError for an option that was given, on the command line or elsewhere, and would do nothing."""
     said = f"--protocol {settings.sampling.protocol}, --streams {','.join(settings.streams)}"
+    preset = context.params.get("preset")
+    by_preset = PRESETS[preset].options if preset else {}
     for name in context.params:
         source = context.get_parameter_source(name)
+        if source is not None and source.name == "DEFAULT_MAP" and name in by_preset:
+            continue  # nobody gave it: what was given makes it idle
         if source is not None and source.name != "DEFAULT" and (by := _unused(name, settings)):
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} would be ignored with {said}", fix=f"omit it, or use {by}")

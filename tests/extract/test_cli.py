@@ -114,6 +114,9 @@ def test_a_preset_gives_way_to_all_else(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('preset = "gdlt"\n')
     assert gdlt.items() <= printed(tmp_path, *REQUIRED, "--config", "c.toml").items()
     assert "choose one of gdlt" in run(tmp_path, *REQUIRED, "--preset", "dglt").stderr
+    idle = run(tmp_path, "none", "--out", "s.zarr", "--preset", "gdlt", "--protocol", "even")
+    assert (idle.returncode, "none" in idle.stderr) == (ExitCode.NO_INPUT, True)  # not: --step would be ignored
+
 
 
 @pytest.mark.parametrize(
