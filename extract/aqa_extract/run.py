@@ -19,7 +19,7 @@ from aqa_extract.job import Job
 from aqa_extract.plan import Plan, only, pinned, read_plan, shard
 from aqa_extract.sampling import coverage
 from aqa_extract.signals import GRACE, Interrupted, Signals, caught
-from aqa_extract.streams import completed, identified
+from aqa_extract.streams import array_specs, completed, identified
 from aqa_shared import __version__, console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, NoInputError
 from aqa_shared.machine import available_cores, available_memory, pick_device
@@ -136,10 +136,14 @@ def extract(
         report = Report(out, 0, len(todo.already), todo.kept_out + todo.refused, {f.id for f in todo.kept_out})
         committed: set[str] = set()
         overwrite = options.overwrite
+        arrays = tuple(spec.name for spec in array_specs(settings))
+        asked = Run(options.command, arrays, tuple(video.id for video in videos), options.shard)
         for streams, jobs in todo.passes.items():
             one = only(pinned(settings, known), streams)
-            committed |= _run(jobs, todo, one, options, overwrite, [v.id for v in videos], report, signals)
+            committed |= _run(jobs, todo, one, options, overwrite, asked, report, signals)
             overwrite = False
+        if options.shard is not None and known is not None and not todo.passes:
+            expect(out, asked)  # it has begun, though it found nothing to do
         if known is not None or todo.jobs:
             # What is known about a new version of a file says nothing about the features of the old one, which stay
             # where the new one is refused or could not be used.
@@ -159,7 +163,7 @@ def _run(
     settings: ExtractSettings,
     options: Options,
     overwrite: bool,
-    asked: Sequence[str],
+    asked: Run,
     report: Report,
     signals: Signals,
 ) -> set[str]:
@@ -188,7 +192,7 @@ def _run(
     with StoreWriter.open(
         report.store, specs=specs, settings=settings, provenance=provenance, overwrite=overwrite
     ) as writer:
-        expect(report.store, Run(options.command, tuple(s.name for s in specs), tuple(asked), options.shard))
+        expect(report.store, asked)
         writer.forget(todo.damaged)
         writer.replace(todo.replaced)
         work = Work(networks, writer, options, ByteBudget(memory_budget(device), threading.Event()))

@@ -295,6 +295,14 @@ def test_two_parts_and_a_finalise_are_one_run(clips: Path, undisturbed: Path, tm
     (never,) = missing(store)
     assert (never["missing"], never["command"]) == (None, "aqa-extract --shard 1/2")
     extract(videos, store, SETTINGS, Options(shard=(1, 2), command="aqa-extract --shard 1/2"))
+    # A part that finds nothing to do has begun as well.
+    extract(videos, store, SETTINGS, Options(shard=(2, 2), command="aqa-extract --shard 2/2"))
+    finalise(store)
+    extract(videos, store, SETTINGS, Options(shard=(1, 2), command="aqa-extract --shard=1/2"))
+    (never,) = missing(store)
+    assert never["command"] == "aqa-extract --shard 2/2"
+    extract(videos, store, SETTINGS, Options(shard=(2, 2), command="aqa-extract --shard=2/2"))
+    assert missing(store) == []
     finalise(store)
     assert missing(store) == []
     assert contents(store) == contents(undisturbed)
