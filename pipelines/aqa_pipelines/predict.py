@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -80,11 +81,12 @@ def predict_videos(
         store = FeatureStore.open(stores[0])
         store = store.select(*(name for name in ensemble.first.channels if name in store.specs))
         return Predictions(model, _scored(ensemble.score(store, where), store), [])
-    found, failures = _extracted(ensemble, videos, device, where, decoder, workers)
+    found, failures = _extracted(run, ensemble, videos, device, where, decoder, workers)
     return Predictions(model, found, failures)
 
 
 def _extracted(
+    run: Path,
     ensemble: Ensemble,
     videos: Sequence[str],
     device: str,
@@ -102,6 +104,12 @@ def _extracted(
         raise UsageError(
             f"{ensemble.files[0]} was trained on features made elsewhere, so how to extract them is not known",
             fix="train on a store written by aqa-extract",
+        )
+    told = {"duration"}  # by the video itself
+    if unknown := [n for n, c in trained.inputs.columns.items() if not c.label and n not in told]:
+        raise UsageError(
+            f"{ensemble.method} reads the column(s) {', '.join(unknown)}, which videos alone do not have",
+            fix=f"extract with aqa-extract --labels FILE, then aqa predict {shlex.quote(str(run))} STORE",
         )
     settings = settings_for(trained.settings, list(trained.channels), trained.weights)
     manifest = find_videos(videos, with_labels=False)

@@ -373,6 +373,22 @@ def test_predict_says_what_is_wrong(tmp_path: Path) -> None:
     assert run("aqa", "predict", tmp_path, "video.mp4", "--format", "xml").returncode == 2
 
 
+def test_a_model_that_reads_columns_refuses_bare_videos_before_anything_is_extracted(
+    store: Path, tmp_path: Path
+) -> None:
+    table, out = tmp_path / "labels.csv", tmp_path / "run"
+    ids = ["a\x1b[31m.mp4", *(f"dive{i}.mp4" for i in range(1, 5))]
+    table.write_text("id,score,difficulty\n" + "".join(f"{name},{5 + i},{2 + i / 2}\n" for i, name in enumerate(ids)))
+    small = ["--epochs", "1", "--seeds", "1", "--jobs", "1", "--device", "cpu", "--set", "mlp_widths=8"]
+    train = ["--features", store, "--labels", table, "--method", "i3d+mlp-dd", "--test-fraction", "0.3", *small]
+    done = run("aqa-train", *train, "--out", out)
+    assert done.returncode == 0, done.stderr
+    done = run("aqa", "predict", out, tmp_path / "no-such-video.mp4", "--device", "cpu")
+    assert done.returncode == 2
+    assert "reads the column(s) difficulty" in done.stderr
+    assert "aqa-extract --labels FILE" in done.stderr
+
+
 def test_from_videos_to_scores(tmp_path: Path, i3d_rgb_weights: str) -> None:
     """Render, extract, train, predict with the real commands; the scores are those the trainer tested with."""
     render = ["--videos", "9", "--size", "64x48", "--frames", "16", "--render-only", "--out", "d", "--workers", "1"]

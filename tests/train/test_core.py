@@ -376,6 +376,19 @@ def test_a_video_without_exemplar_is_refused_before_training(
         assert np.isfinite(predict(fitted(task, across=True).model, task[0].features, np.arange(12), CPU)).all()
 
 
+@pytest.mark.parametrize("last", [{"category": [*"aaaaaaaaaaac"]}, {"difficulty": [2.0] * 11 + [0.0]}])
+def test_a_test_video_that_cannot_be_scored_is_refused_before_the_first_epoch(last: dict[str, Any]) -> None:
+    task, shape = task_for(row="core-dd" if "difficulty" in last else "core", **last)
+    tested = replace(task, unlabelled=np.arange(0), scored=np.arange(12))
+    config = CoReConfig(**SMALL, difficulty="difficulty" in last)  # type: ignore[arg-type]
+
+    def begun(*_: object) -> None:
+        pytest.fail("an epoch was trained")
+
+    with pytest.raises(UsageError, match="000011"):
+        fit(lambda: CoRe(shape, config), tested, Training(epochs=2), seed=[1], device=CPU, on_epoch=begun)
+
+
 def test_one_labelled_video_is_too_few() -> None:
     with pytest.raises(UsageError, match="the only labelled video") as e:
         fitted(task_for(4, 1))

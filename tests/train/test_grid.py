@@ -27,11 +27,14 @@ from aqa_train.config import (
     training_of,
 )
 from aqa_train.features import FeatureSet
-from aqa_train.grid import cells
+from aqa_train.grid import cells, reads
+from aqa_train.methods import METHODS
 from aqa_train.predict import open_ensemble
+from aqa_train.trainer import predict
 
 from .conftest import MakeStore, synthetic
 from .runs import aqa_train, read_csv
+from .shows import fitted, task_of
 
 SMALL = ["--set", "widths=8,8", "--set", "batch=8", "--device", "cpu"]
 
@@ -128,6 +131,35 @@ def test_cells_are_named_after_what_differs() -> None:
 def test_wrong_variants_are_named(settings: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         cells(RunConfig(features="f", methods=("aa",), **settings))  # type: ignore[arg-type]
+
+
+OTHERS = {
+    "masked": 2, "mask_value": "mean", "recover": "all", "decoder_width": 9, "alignment": "mmd-rbf",
+    "discriminator_width": 9, "reversal": 2.0, "norm": "separate", "regressor_width": 9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["s4aqa", "aa", "aa+rda", "aa+msfr", "vanilla-ssl"])
+def test_a_setting_is_read_where_it_changes_what_is_learned(method: str) -> None:
+    """Elsewhere a variant of it would train the same model again."""
+    task, row = task_of(8, 8), METHODS[method]
+    weights = {n: v for n, v in row.fixed.items() if n.endswith("_weight")}
+
+    def says(**setting: object) -> list[float]:
+        small = {"widths": (8,), "regressor_width": 8, "decoder_width": 8, "discriminator_width": 8, **weights}
+        model = fitted(row.load(), row.load().Config(**{**small, **setting}), task).model
+        return predict(model, task.features, task.labelled, torch.device("cpu")).tolist()
+
+    plain = says()
+    # The unused decoder of aa+rda takes random numbers before the discriminator does: another draw, no other model.
+    tried = {n: v for n, v in OTHERS.items() if (method, n) != ("aa+rda", "decoder_width")}
+    assert {n: reads(method, n) for n in tried} == {n: says(**{n: v}) != plain for n, v in tried.items()}
+
+
+def test_standardised_features_are_others_for_methods_without_epochs_too() -> None:
+    assert reads("ridge", "standardise")
+    assert reads("coreg", "standardise")
+    assert not reads("ridge", "lr")
 
 
 @pytest.mark.parametrize("order", [["dropout", "aa.dropout"], ["aa.dropout", "dropout"]])

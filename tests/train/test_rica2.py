@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from aqa_shared.errors import UsageError
 from aqa_train.batch import ScoreScale
 from aqa_train.columns import Column
 from aqa_train.methods.rica2 import RICA2, RICA2Config, attention_losses, information
+from aqa_train.predict import load_checkpoint
 
+from .conftest import MakeStore
 from .method_checks import SCALE, alone_as_together, learns_by_heart, shape, trained_by, videos
+from .runs import aqa_train, read_csv
 
 SMALL = RICA2Config(width=16, heads=2, layers=1, dropout=0.0)
 RUBRIC = {
@@ -98,7 +102,7 @@ def test_difficulty_multiplies_points_from_their_own_zero() -> None:
     batch = videos(1, columns={"difficulty": torch.tensor([2.0])})
     assert model(batch).item() == pytest.approx(2.5)
     batch.columns["difficulty"][:] = torch.nan
-    with pytest.raises(UsageError, match="v0: no difficulty"):
+    with pytest.raises(UsageError, match="v0 has the difficulty nan"):
         model(batch)
 
 
@@ -228,6 +232,30 @@ def _bias_after_preparing(own: np.ndarray[Any, Any]) -> float:
     how = Training(epochs=1, batch=8, lr=1e-9)
     model: Any = fit(lambda: RICA2(replace(inputs, scale=SCALE), SMALL), task, how, seed=[0], device=CPU).model
     return float(model.head[-1].bias.detach())
+
+
+def test_a_difficulty_of_0_is_refused_with_the_video() -> None:
+    batch = videos(3, columns={**dives(3), "difficulty": torch.tensor([2.0, 0.0, 3.0])})
+    with pytest.raises(UsageError, match="v1 has the difficulty 0"):
+        small(replace(SMALL, difficulty=True))(batch)
+
+
+@pytest.mark.parametrize("declared", [range(12), range(9, 12)])
+def test_the_declared_dive_is_difficulty_and_read_where_training_videos_have_it(
+    declared: range, make_store: MakeStore, tmp_path: Path
+) -> None:
+    labels = [
+        {"split": "test" if i > 8 else "train", **({"extra": {"position": "AB"[i % 2]}} if i in declared else {})}
+        for i in range(12)
+    ]
+    aqa_train("--features", make_store(videos=12, labels=labels), "--method", "rica2", "--seeds", 1, "--epochs", 1,
+              "--jobs", 1, "--device", "cpu", "--set", "width=16", "--set", "heads=2", "--set", "layers=1",
+              "--out", tmp_path / "o")  # fmt: skip
+    model = load_checkpoint(tmp_path / "o" / "models" / "rica2" / "fold0-seed0")
+    known = len(declared) == 12
+    assert set(model.inputs.columns) == ({"position"} if known else set())
+    (row,) = [r for r in read_csv(tmp_path / "o" / "metrics.csv") if r["method"] == "rica2"]
+    assert row["uses_difficulty"] == str(known)
 
 
 def test_heads_must_fit_the_width() -> None:

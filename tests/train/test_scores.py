@@ -239,6 +239,25 @@ def test_checkpoints_hold_what_prediction_needs_at_half_the_size(run: Path) -> N
         assert all((v.dtype == torch.float16) == (v.ndim == 2) for v in tensors.values())
 
 
+def test_videos_outside_the_split_need_no_columns(make_store: MakeStore, tmp_path: Path) -> None:
+    """Twelve of a category with a difficulty; four of another one without, which the split does not name."""
+    labels = [{"category": "a", "difficulty": 2.0 + i % 2} if i < 12 else {"category": "b"} for i in range(16)]
+    store, out = make_store(videos=16, labels=labels), tmp_path / "o"
+    (tmp_path / "split.csv").write_text(
+        "id,split\n" + "".join(f"{i:03d}.mp4,{'test' if i > 8 else 'train'}\n" for i in range(12))
+    )
+    aqa_train("--features", store, "--split", tmp_path / "split.csv", "--method", "core,core-dd,i3d+mlp", "--seeds", 1,
+              "--epochs", 1, "--out", out, "--set", "width=8", "--set", "mlp_widths=8", *ALONE[2:])  # fmt: skip
+    rows = read_csv(out / "scores.csv")
+    for method in ("core", "core-dd", "i3d+mlp"):
+        mine = [r for r in rows if r["method"] == method]
+        assert [r["trained_on"] for r in mine] == ["1"] * 9 + ["0"] * 7
+        scored = 16 if method == "i3d+mlp" else 12
+        assert [bool(r["score"]) for r in mine] == [9 <= i < scored for i in range(16)]
+    # Nine of them were learned from; that the other four have no score is another matter.
+    assert json.loads((out / "metrics.json").read_text())["scores"] == {"videos": 16, "learned_by_all": 9}
+
+
 def test_the_method_of_a_run_of_several_is_never_guessed(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds the methods aa \(Spearman on test -?[\d.]+\), s4aqa") as e:
         open_ensemble(run)

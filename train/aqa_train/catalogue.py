@@ -23,6 +23,7 @@ def catalogue() -> list[dict[str, Any]]:
                 "unlabelled": row.unlabelled,
             },
             "uses_difficulty": row.uses_difficulty,
+            "declares": list(row.declares),
             "recipes": {dataset: dict(recipe) for dataset, recipe in row.recipes.items()} if _learns(row) else None,
         }
         for name, row in METHODS.items()
@@ -45,6 +46,8 @@ def as_text(methods: list[dict[str, Any]]) -> str:
             lines.append(f"    reads    column {', '.join(needs['optional'])}, where there is one")
         if m["uses_difficulty"]:
             lines.append("    uses the declared difficulty")
+        elif m["declares"]:
+            lines.append("    uses the declared difficulty where it reads what that is made of")
         if m["recipes"] is None:
             lines.append("    recipe   none: learns all at once")
             continue

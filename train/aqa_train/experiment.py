@@ -190,7 +190,7 @@ def _learn(
     settings, cls = method_config(config, training.method), METHODS[training.method].load()
     fitted = fit(
         lambda: cls(inputs, settings),
-        Task(read, rows["labelled"], rows["unlabelled"], rows["validation"], hidden),
+        Task(read, rows["labelled"], rows["unlabelled"], rows["validation"], hidden, _scored(read, inputs, split)),
         how,
         seed=[split.seed, split.fold],
         device=device,
@@ -201,13 +201,24 @@ def _learn(
     return _Learned(fitted, read, inputs)
 
 
+def _scored(features: FeatureSet, inputs: Inputs, split: Split) -> Rows:
+    """Who is scored: every video of the store; by a method that reads columns, those that the split names.
+
+    Of the others nobody promised the columns, nor that a category is one that was learned from.
+    """
+    if all(column.label for column in inputs.columns.values()):
+        return np.arange(len(features.ids))
+    return protocol.rows_of(features, split.labelled + split.unlabelled + split.validation + split.test)
+
+
 def _test(
     experiment: Experiment, training: OneTraining, learned: _Learned, folder: Path, device: torch.device
 ) -> dict[str, Any]:
-    """Scores of all videos by what was learned, figures of the test videos, and checkpoints in `folder`."""
+    """Scores by what was learned, figures of the test videos, and checkpoints in `folder`."""
     config, split, row = experiment.config, training.split, METHODS[training.method]
     fitted, features = learned.fitted, experiment.features
     labelled, test = (protocol.rows_of(features, ids) for ids in (split.labelled, split.test))
+    scored = _scored(features, learned.inputs, split)
     scores = features.column("score").astype(np.float64)
     how = training_of(config, training.method)
     meta = {
@@ -227,7 +238,7 @@ def _test(
         "fold": split.fold,
         "seed": split.seed,
         "split_sha256": split.digest,
-        "uses_difficulty": row.uses_difficulty,
+        "uses_difficulty": row.uses_difficulty or any(name in learned.inputs.columns for name in row.declares),
         "labelled": len(split.labelled),
         "unlabelled": len(split.unlabelled),
         "parameters": sum(p.numel() for p in fitted.model.parameters()),
@@ -243,15 +254,16 @@ def _test(
     for selection, state in _selections(fitted):
         load_state(fitted.model, state)
         # All at once, and in one way: the last bit depends on which videos are scored together.
-        values = learned.inputs.scale.to_scores(predict(fitted.model, learned.read, np.arange(len(scores)), device))
-        if not np.isfinite(values).all():
+        values = np.full(len(scores), np.nan)
+        values[scored] = learned.inputs.scale.to_scores(predict(fitted.model, learned.read, scored, device))
+        if not np.isfinite(values[scored]).all():
             raise Diverged(
-                f"{training.name} ({selection}) gives {features.ids[np.flatnonzero(~np.isfinite(values))[0]]} a score "
+                f"{training.name} ({selection}) gives {features.ids[scored[~np.isfinite(values[scored])][0]]} a score "
                 "that is not a finite number",
                 fix="lower --lr, or standardise the features (--set standardise=z-score)",
             )
         if selection == "last":
-            result["scores"] = values.tolist()
+            result["scores"] = [None if np.isnan(v) else v for v in values.tolist()]
         predicted = values[test]
         result["predicted"][selection] = predicted.tolist()
         result["metrics"][selection] = metrics.evaluate(
@@ -359,7 +371,11 @@ def what_it_reads(
     row = METHODS[method]
     chosen = features.select([array_of(s) for s in row.streams or config.streams])
     labelled, seen = (protocol.rows_of(features, ids) for ids in (split.labelled, split.labelled + split.unlabelled))
-    there = {name: kind for name, kind in row.optional.items() if any(c is not None for c in features.cells(name))}
+    there = {}
+    for name, kind in row.optional.items():
+        cells = features.cells(name)
+        if any(cells[r] is not None for r in seen):
+            there[name] = kind
     return chosen.prepared({**row.columns, **there}, row.labels, seen, labelled, standardise)
 
 

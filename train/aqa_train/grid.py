@@ -86,7 +86,8 @@ def reads(method: str, setting: str) -> bool:
         return False
     cls = row.load()
     if name in Training.model_fields:
-        return hasattr(cls, "losses")
+        # Features are standardised for methods that learn all at once too.
+        return hasattr(cls, "losses") or name == "standardise"
     return name in {f.name for f in dataclasses.fields(cls.Config)} - row.fixed.keys()
 
 

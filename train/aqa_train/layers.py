@@ -151,6 +151,19 @@ def refuse_unknown(batch: Batch, column: str) -> None:
         )
 
 
+def difficulty_of(batch: Batch) -> Float[Tensor, "batch"]:
+    """By which scores are divided. Raises UsageError where a video has none, or one that is not above 0."""
+    difficulty = batch.columns["difficulty"]
+    wrong = (~(difficulty > 0)).nonzero().flatten().tolist()
+    if wrong:
+        name = batch.ids[wrong[0]] if batch.ids else f"video {wrong[0]}"
+        raise UsageError(
+            f"{name} has the difficulty {difficulty[wrong[0]].item():g}, by which scores are divided",
+            fix="give every video its difficulty (--labels FILE), or use a method that does without, such as i3d+mlp",
+        )
+    return difficulty
+
+
 @torch.no_grad()
 def follow(average: nn.Module, module: nn.Module, decay: float) -> None:
     """One step of a moving average over parameters and buffers, which keeps `decay` of itself."""

@@ -71,8 +71,8 @@ def every_video(
 ) -> Iterator[list[Any]]:
     """The rows of scores.csv, a video and method each, in the order of `COLUMNS`.
 
-    `results` hold every training's `scores` of all videos, in the store's order. A video whose score every model
-    learned from has none: what they say of it is no prediction.
+    `results` hold every training's `scores` of all videos, in the store's order; None where it gave none. A video whose
+    score every model learned from has none: what they say of it is no prediction.
     """
     true = features.column("score").astype(np.float64)
     learned = {(s.fold, s.seed): learned_from(features, s, config) for s in splits}
@@ -80,17 +80,19 @@ def every_video(
     for method in dict.fromkeys(r["method"] for r in results):
         mine = [r for r in results if r["method"] == method]
         runs = [(r["fold"], r["seed"]) for r in mine]
-        left_out = np.stack([learned[run] for run in runs])
+        values = np.array([r["scores"] for r in mine], dtype=np.float64)
+        trained_on = np.stack([learned[run] for run in runs])
+        left_out = trained_on | np.isnan(values)
         seen = (np.stack([unlabelled[run] for run in runs]) & ~left_out).sum(axis=0)
-        found = combine(np.array([r["scores"] for r in mine], dtype=np.float64), left_out)
+        found = combine(values, left_out)
         for i, name in enumerate(features.ids):
-            row = (found.score[i], found.spread[i], found.members[i], seen[i], left_out[:, i].sum())
+            row = (found.score[i], found.spread[i], found.members[i], seen[i], trained_on[:, i].sum())
             yield [name, method, *map(_cell, row), _cell(true[i]), _cell(found.score[i] - true[i])]
 
 
 def without(rows: Sequence[Sequence[Any]]) -> int:
     """How many videos have no score of the first method, because every model of it learned from theirs."""
-    return sum(row[1] == rows[0][1] and row[2] is None for row in rows)
+    return sum(row[1] == rows[0][1] and row[2] is None and row[6] > 0 for row in rows)
 
 
 def _cell(value: Any) -> Any:

@@ -41,7 +41,7 @@ class Diverged(AqaError):
 
 @dataclass(frozen=True)
 class Task:
-    """What one training learns from; rows of `features`."""
+    """What one training learns from, and scores; rows of `features`."""
 
     features: FeatureSet
     labelled: Rows
@@ -49,6 +49,8 @@ class Task:
     validation: Rows
     scores: NDArray[np.float64]
     """By row, in training units; only those of labelled and validation rows are read."""
+    scored: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Videos that will be scored in the end: one that cannot be is refused before the first epoch."""
 
 
 @dataclass
@@ -187,6 +189,9 @@ class _Loop:
         if hasattr(self.model, "prepare"):
             with torch.no_grad():
                 self.model.prepare(self._pool())  # type: ignore[operator]
+        if hasattr(self.model, "losses") and len(self.task.scored):
+            with _kept_rng(self.device):
+                predict(self.model, self.task.features, self.task.scored, self.device)
         self.at.seconds += time.monotonic() - started
 
     def _begin_epoch(self) -> None:

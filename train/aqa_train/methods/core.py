@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs
-from aqa_train.layers import mean_feature, mlp
+from aqa_train.layers import difficulty_of, mean_feature, mlp
 from aqa_train.methods.s4aqa import NotNegative, Positive
 from aqa_train.pool import Part, Pool
 
@@ -109,7 +109,7 @@ class CoRe(nn.Module):
         """Keep the labelled videos, in an order by chance in which voters are taken, and cut differences in groups."""
         labelled = pool.labelled.take(torch.as_tensor(pool.rng.permutation(len(pool.labelled))))
         if self.config.difficulty:
-            raw = self._raw(labelled.scores) / self._difficulty(labelled)
+            raw = self._raw(labelled.scores) / difficulty_of(labelled)
             self.best.fill_(self.config.quality_max or float(raw.max()))
         self.known = self._to_value(labelled.scores, labelled)
         if not self.config.compare:
@@ -149,32 +149,20 @@ class CoRe(nn.Module):
         """0 … top: scores in training units, or divided by difficulty, so that the best possible is `top`."""
         if not self.config.difficulty:
             return scores
-        return self._raw(scores) / self._difficulty(batch) * (self.scale.top / self.best)
+        return self._raw(scores) / difficulty_of(batch) * (self.scale.top / self.best)
 
     def _to_score(self, values: Float[Tensor, "batch"], batch: Batch) -> Float[Tensor, "batch"]:
         if not self.config.difficulty:
             return values
-        raw = values * (self.best / self.scale.top) * self._difficulty(batch)
+        raw = values * (self.best / self.scale.top) * difficulty_of(batch)
         return (raw - self.scale.low) * (self.scale.top / (self.scale.high - self.scale.low))
-
-    def _difficulty(self, batch: Batch) -> Float[Tensor, "batch"]:
-        """Raises UsageError where a video has none."""
-        difficulty = batch.columns["difficulty"]
-        wrong = ~(difficulty > 0)
-        if bool(wrong.any()):
-            at = int(wrong.nonzero()[0])
-            raise UsageError(
-                f"{_name(batch.ids, at)} has the difficulty {difficulty[at].item():g}, by which scores are divided",
-                fix="give every video its difficulty (--labels FILE), or use a method that does without: core, i3d+mlp",
-            )
-        return difficulty
 
     # ---- exemplars
 
     def _classes(self, batch: Batch) -> tuple[Int[Tensor, "batch"], Float[Tensor, "batch"]]:
         """Codes of categories, and difficulties; zeros where they are not looked at."""
         category = batch.columns.get("category", torch.zeros_like(batch.scores, dtype=torch.int64))
-        return category, self._difficulty(batch) if self.config.difficulty else torch.zeros_like(batch.scores)
+        return category, difficulty_of(batch) if self.config.difficulty else torch.zeros_like(batch.scores)
 
     def _distance(
         self, batch: Batch, x: Float[Tensor, "batch width"], *, among: bool = False
@@ -223,7 +211,7 @@ class CoRe(nn.Module):
             return
         if self.config.difficulty:
             nothing = (~(unlabelled.column("difficulty") > 0)).nonzero().flatten()
-            self._difficulty(unlabelled.take(nothing))
+            difficulty_of(unlabelled.take(nothing))
         if self.category is not None and not self.config.across:
             categories = unlabelled.column("category")
             strange = (~torch.isin(categories, self.categories) | (categories < 0)).nonzero().flatten()

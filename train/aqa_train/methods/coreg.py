@@ -70,14 +70,14 @@ class COREG(nn.Module):
         return (told[0] + told[1]) / 2
 
     def prepare(self, pool: Pool) -> None:
-        labelled, unlabelled = pool.labelled.whole(), pool.unlabelled.whole()
-        refuse_none(unlabelled)
-        if self.config.k > len(labelled):
+        refuse_none(pool.unlabelled)
+        labelled = len(pool.labelled)
+        if self.config.k > labelled:
             raise UsageError(
-                f"the {self.config.k} nearest of {len(labelled)} labelled videos are asked for",
-                fix=f"--set k={len(labelled)} or less, or score more videos",
+                f"the {self.config.k} nearest of {labelled} labelled videos are asked for",
+                fix=f"--set k={labelled} or less, or score more videos",
             )
-        x = torch.cat([mean_feature(labelled), mean_feature(unlabelled)])
+        x = torch.cat([mean_feature(b) for part in (pool.labelled, pool.unlabelled) for b in part.batches()])
         far = [_distance(x, x, power) for power in self.config.powers]
         known = torch.as_tensor(pool.labelled.known, device=x.device)
         scores = co_train(far, known, self.config.k, self.config.rounds, self.config.pool, pool.rng)

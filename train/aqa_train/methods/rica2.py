@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs
-from aqa_train.layers import mlp, refuse_unknown, segments_of
+from aqa_train.layers import difficulty_of, mlp, segments_of
 from aqa_train.pool import Pool
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -190,8 +190,7 @@ class RICA2(nn.Module):
     def _factor(self, batch: Batch) -> Tensor:
         if not self.config.difficulty:
             return torch.ones(())
-        refuse_unknown(batch, "difficulty")
-        return batch.columns["difficulty"]
+        return difficulty_of(batch)
 
     def _points(self, batch: Batch, execution: Tensor) -> Tensor:
         """Times difficulty, which multiplies points from their own zero on, not from the scale's lower end."""

@@ -19,7 +19,7 @@ Keeping the first frame of each segment and recovery before scores (Tables VI an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -237,7 +237,7 @@ class S4AQA(AA):
         return self.discriminator(reversed_).squeeze(-1)
 
 
-def refuse_none(unlabelled: Batch) -> None:
+def refuse_none(unlabelled: Sized) -> None:
     """Nothing can be learned from unlabelled videos where there are none."""
     if len(unlabelled) == 0:
         raise UsageError(
