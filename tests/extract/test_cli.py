@@ -118,7 +118,6 @@ def test_a_preset_gives_way_to_all_else(tmp_path: Path) -> None:
     assert (idle.returncode, "none" in idle.stderr) == (ExitCode.NO_INPUT, True)  # not: --step would be ignored
 
 
-
 @pytest.mark.parametrize(
     ("given", "streams", "said"),
     [

@@ -352,9 +352,12 @@ def test_the_catalogue_says_what_each_method_needs(monkeypatch: pytest.MonkeyPat
     assert found["ridge"]["recipes"] is None
     assert found["s4aqa"]["needs"]["unlabelled"]
     said = as_text(list(found.values()))
-    assert (
-        "    recipe   sgd, lr 0.0001, weight decay 0.0001, 500 epochs, batch 32 (--recipe rhythmic-gymnastics)" in said
-    )
+    for recipe in (
+        "sgd, lr 0.0001, weight decay 0.0001, constant, 500 epochs of the larger set, batch 32 (--recipe rhythmic-",
+        "sgd, lr 0.01, weight decay 0.0001, cosine, 400 epochs of the larger set, batch 32 (--recipe rhythmic-",
+        "adam, lr 0.001, weight decay 0, constant, 200 epochs of the labelled set, batch 2 (--recipe mtl-aqa)",
+    ):
+        assert f"    recipe   {recipe}" in said
     assert "column difficulty (number), column category (category), column judges (vector)" in said
     assert "arXiv:1703.01780" in said
     assert "    reads    column category, where there is one" in said

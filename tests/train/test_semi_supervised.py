@@ -19,6 +19,7 @@ from aqa_train.methods.coreg import COREG, COREGConfig, co_train
 from aqa_train.methods.pseudo_labels import PseudoLabels, PseudoLabelsConfig, nearest_mean
 from aqa_train.methods.s4l import S4L, TURNS, S4LConfig
 from aqa_train.methods.vat import VAT, VATConfig, divergence
+from aqa_train.pool import Part
 from aqa_train.signals import Stopped
 from aqa_train.trainer import predict
 
@@ -240,6 +241,11 @@ def test_coreg_scores_as_two_regressors_do() -> None:
     assert len(model.x) > 12
     np.testing.assert_allclose(predict(model, task.features, rows, CPU), np.mean(expected, axis=0), rtol=1e-6)
     alone_as_together(model, task.features.load(rows, CPU))
+
+
+def test_coreg_never_has_all_segments_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Part, "whole")
+    assert len(fitted(COREG, COREGConfig(), task_of(12, 20)).model.x) > 12
 
 
 # ---- S4L

@@ -54,7 +54,7 @@ def as_text(methods: list[dict[str, Any]]) -> str:
         for dataset, recipe in {"": {}, **m["recipes"]}.items():
             values = Training(**recipe)
             said = f"{values.optimiser}, lr {values.lr:g}, weight decay {values.weight_decay:g}, "
-            said += f"{values.epochs} epochs, batch {values.batch}"
+            said += f"{values.schedule}, {values.epochs} epochs of the {values.epoch_of} set, batch {values.batch}"
             lines.append(f"    recipe   {said}{f' (--recipe {dataset})' if dataset else ''}")
     return "\n".join(lines)
 
