@@ -79,7 +79,7 @@ def test_each_is_trained_saved_and_predicted_with(make_store: MakeStore, tmp_pat
         out,
     )
     rows = {r["method"]: r for r in json.loads((out / "metrics.json").read_text())["rows"]}
-    assert {m for m in METHODS if rows[m]["uses_difficulty"]} == {"musdl", "rica2", "rica2-dd"}  # rica2 reads the declared dive
+    assert {m for m in METHODS if rows[m]["uses_difficulty"]} == {"musdl", "rica2", "rica2-dd"}
     said = {(r["method"], r["id"]): float(r["score"]) for r in read_csv(out / "scores.csv") if r["score"]}
     opened = FeatureStore.open(store)
     tested = json.loads((out / "splits" / "fold0-seed0.json").read_text())["test"]
