@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -41,6 +42,7 @@ def write_clip(path: Path, frames: int, size: tuple[int, int], codec: str, hlg: 
     with av.open(str(path), "w") as container:
         options = {"preset": "veryfast", "x265-params": "log-level=none"}
         stream = container.add_stream(codec, rate=Fraction(25), options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p10le" if hlg else "yuv420p"
         if hlg:
             context = stream.codec_context
@@ -88,7 +90,7 @@ def jumps(source: Source, found: Probe, table: PacketTable | None, repeats: int)
         (ours, decoded), (truth, _) = read(found), read(replace(found, entries=()))
         assert ours == truth, "frames after a jump differ"
         what = f"{decoded} of {n} frames decoded, equal; sequential"
-        compare(name, repeats, lambda read=read: read(found), lambda read=read: read(replace(found, entries=())), what)
+        compare(name, repeats, partial(read, found), partial(read, replace(found, entries=())), what)
 
 
 def packet_table(source: Source, repeats: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,10 @@ from aqa_train.metrics import spearman
 from aqa_train.trainer import Task, fit, predict
 
 VARIANTS = {
-    "aa": S4AQAConfig(recovery_weight=0, adversarial_weight=0),
+    "aa": S4AQAConfig(recovery_weight=0, alignment_weight=0),
     "aa+rda": S4AQAConfig(recovery_weight=0),
     "aa+rda, separate norm": S4AQAConfig(recovery_weight=0, norm="separate"),
-    "aa+msfr, weight 1": S4AQAConfig(recovery_weight=1, adversarial_weight=0),
+    "aa+msfr, weight 1": S4AQAConfig(recovery_weight=1, alignment_weight=0),
     "weight 1": S4AQAConfig(recovery_weight=1),
     "weight 4": S4AQAConfig(recovery_weight=4),
     "weight 40": S4AQAConfig(),
@@ -70,7 +71,7 @@ def main() -> None:
         for name, values in found.items():
             config = VARIANTS[name]
             fitted = fit(
-                lambda config=config, inputs=inputs: S4AQA(inputs, config),
+                partial(S4AQA, inputs, config),
                 task,
                 training,
                 seed=[draw, 0],

@@ -87,7 +87,8 @@ def frames_of(path: Path) -> Tensor:
         raise ValueError(f"only {len(frames)} frames")
     start = (len(frames) - FRAMES) // 2
     whole = torch.from_numpy(np.stack(frames[start : start + FRAMES])).permute(0, 3, 1, 2)
-    return resize(whole, size_at_short_side(*whole.shape[-2:], 256))
+    height, width = whole.shape[-2:]
+    return resize(whole, size_at_short_side(height, width, 256))
 
 
 class I3DFigures:
@@ -137,7 +138,8 @@ def flow_figures(figures: Figures, clip: str, frames: Tensor, device: torch.devi
     def by_opencv(optimised: bool) -> np.ndarray:
         cv2.setUseOptimized(optimised)
         try:
-            return cv2.optflow.DualTVL1OpticalFlow_create().calc(a, b, None).transpose(2, 0, 1)
+            made = cv2.optflow.DualTVL1OpticalFlow_create()  # type: ignore[attr-defined]
+            return made.calc(a, b, None).transpose(2, 0, 1)
         finally:
             cv2.setUseOptimized(True)
 
@@ -182,8 +184,8 @@ def goldens(figures: Figures, folder: Path, i3d: I3DFigures) -> None:
         frames = torch.from_numpy(golden["pairs"]).flatten(0, 1)
         first = torch.arange(0, len(frames), 2)
         flow = golden["flow"].astype(np.float32).transpose(3, 0, 1, 2)
-        got = tvl1(frames.to(i3d.device), first, first + 1).cpu().numpy().transpose(1, 0, 2, 3)
-        figures.add("TV-L1, stored", path.stem, **flow_errors(got, flow))
+        ours = tvl1(frames.to(i3d.device), first, first + 1).cpu().numpy().transpose(1, 0, 2, 3)
+        figures.add("TV-L1, stored", path.stem, **flow_errors(ours, flow))
     ssd(figures, folder, i3d.device)
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from aqa_extract.decode.child import Chunk, Decoder, DecodeRequest
 from aqa_shared.records import Sampling, Video
 
 PAIRS = 4
@@ -61,7 +62,9 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def compare(ours: Callable[[], object], reference: Callable[[], object], repeats: int, device: torch.device):
+def compare(
+    ours: Callable[[], object], reference: Callable[[], object], repeats: int, device: torch.device
+) -> tuple[float, float, float]:
     """(our median seconds, the reference's, median of the pairwise ratios reference / ours)."""
     seconds(ours, device)  # first calls allocate and choose kernels
     pairs = [(seconds(ours, device), seconds(reference, device)) for _ in range(repeats)]
@@ -72,10 +75,8 @@ def compare(ours: Callable[[], object], reference: Callable[[], object], repeats
     )
 
 
-def decode_child(path: Path, decoder: object) -> int:
+def decode_child(path: Path, decoder: Decoder) -> int:
     """Frames of one video through the child process and shared memory."""
-    from aqa_extract.decode.child import Chunk, DecodeRequest
-
     request = DecodeRequest(
         path=str(path),
         video=Video(id=path.name, path=str(path)),
@@ -84,7 +85,7 @@ def decode_child(path: Path, decoder: object) -> int:
         need_next=True,
         deadline=120.0,
     )
-    return sum(len(event.positions) for event in decoder.decode(request) if isinstance(event, Chunk))  # type: ignore[attr-defined]
+    return sum(len(event.positions) for event in decoder.decode(request) if isinstance(event, Chunk))
 
 
 def decode_here(path: Path) -> list[np.ndarray]:
@@ -111,7 +112,6 @@ def main() -> None:
     from aqa_extract import frames as px
     from aqa_extract.actor.ssd import load_detector
     from aqa_extract.backbones import BACKBONES
-    from aqa_extract.decode.child import Decoder
     from aqa_extract.flow.inputs import to_gray
     from aqa_extract.flow.tvl1 import tvl1
     from aqa_extract.i3d import load_i3d
@@ -153,11 +153,12 @@ def main() -> None:
                 "PyAV in this process",
                 lambda: decode_here(path),
             )
-        small = px.resize(frames, px.canvas_size(*frames.shape[-2:], BACKBONES["i3d"].input.canvas))
+        height, width = frames.shape[-2:]
+        small = px.resize(frames, px.canvas_size(height, width, BACKBONES["i3d"].input.canvas))
         first = torch.arange(PAIRS, device=device)
         gray = to_gray(small[: PAIRS + 1])
         arrays = [g.cpu().numpy().astype(np.uint8) for g in gray]
-        opencv = cv2.optflow.DualTVL1OpticalFlow_create()
+        opencv = cv2.optflow.DualTVL1OpticalFlow_create()  # type: ignore[attr-defined]
         row(
             f"TV-L1 {gray.shape[-2]}x{gray.shape[-1]}",
             "pair",

@@ -30,7 +30,7 @@ from aqa_train.trainer import Task, fit
 
 Rate = tuple[float, float]
 """Epochs per second, and per second of CPU time: the second is comparable on a machine with other work."""
-METHODS = {"aa": S4AQAConfig(recovery_weight=0, adversarial_weight=0), "s4aqa": S4AQAConfig()}
+METHODS = {"aa": S4AQAConfig(recovery_weight=0, alignment_weight=0), "s4aqa": S4AQAConfig()}
 
 
 def make_task(videos: int, device: torch.device, in_memory: bool = True) -> Task:
@@ -53,7 +53,7 @@ def ours(method: str, videos: int, epochs: int, threads: int, precision: str, in
     fit(
         lambda: S4AQA(Inputs({"rgb": (1024,)}, 10), METHODS[method]),
         make_task(videos, where, in_memory),
-        Training(epochs=epochs + 1, precision=precision),  # type: ignore[arg-type]
+        Training(epochs=epochs + 1, precision=precision),
         seed=[0],
         device=where,
         on_epoch=lambda epoch, row: ends.append((time.perf_counter(), time.process_time())),
