@@ -113,6 +113,11 @@ DISK = """
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
+static int fails(void) {
+    while (getenv("STUCK")) pause();
+    errno = EIO;
+    return -1;
+}
 static int bad(int fd) {
     struct stat s;
     const char *size = getenv("BAD_SIZE");
@@ -122,26 +127,43 @@ static int late(long at) { return at + 64 > atol(getenv("BAD_SIZE")) / 2; }
 ssize_t read(int fd, void *to, size_t n) {
     static ssize_t (*real)(int, void *, size_t);
     if (!real) real = dlsym(RTLD_NEXT, "read");
-    if (bad(fd) && late(lseek(fd, 0, SEEK_CUR) + n)) { errno = EIO; return -1; }
+    if (bad(fd) && late(lseek(fd, 0, SEEK_CUR) + n)) return fails();
     return real(fd, to, n);
 }
 ssize_t pread64(int fd, void *to, size_t n, off64_t at) {
     static ssize_t (*real)(int, void *, size_t, off64_t);
     if (!real) real = dlsym(RTLD_NEXT, "pread64");
-    if (bad(fd) && late(at + n)) { errno = EIO; return -1; }
+    if (bad(fd) && late(at + n)) return fails();
     return real(fd, to, n, at);
 }
 """
 
 
-@pytest.mark.skipif(shutil.which("cc") is None or sys.platform != "linux", reason="needs a C compiler and LD_PRELOAD")
-def test_a_disk_that_gives_no_bytes_is_not_taken_for_a_damaged_video(videos: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def disk(tmp_path: Path) -> str:
+    """A library that stands between every program and the disk."""
+    if shutil.which("cc") is None or sys.platform != "linux":
+        pytest.skip("needs a C compiler and LD_PRELOAD")
     (tmp_path / "disk.c").write_text(DISK)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "disk.so", tmp_path / "disk.c", "-ldl"], check=True)
-    done = run_command(videos, LD_PRELOAD=str(tmp_path / "disk.so"), BAD_SIZE=str((videos / "a.mp4").stat().st_size))
+    return str(tmp_path / "disk.so")
+
+
+def test_a_disk_that_gives_no_bytes_is_not_taken_for_a_damaged_video(videos: Path, tmp_path: Path, disk: str) -> None:
+    done = run_command(videos, LD_PRELOAD=disk, BAD_SIZE=str((videos / "a.mp4").stat().st_size))
     assert done.returncode == ExitCode.ENVIRONMENT, done.stdout + done.stderr
     assert "a.mp4: read_error" in done.stdout
     assert "1 extracted" in done.stdout
+    assert quarantine.read(tmp_path / "s.zarr") == {}
+
+
+def test_a_disk_that_never_answers_is_not_taken_for_a_slow_video(videos: Path, tmp_path: Path, disk: str) -> None:
+    size = str((videos / "a.mp4").stat().st_size)
+    (videos / "b.mp4").unlink()
+    done = run_command(videos, LD_PRELOAD=disk, BAD_SIZE=size, STUCK="1", AQA_EXTRACT_TIMEOUT="2")
+    assert done.returncode == ExitCode.ENVIRONMENT, done.stdout + done.stderr
+    assert "a.mp4: decoder_stalled" in done.stdout
+    assert "waited" in done.stdout
     assert quarantine.read(tmp_path / "s.zarr") == {}
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,44 @@ START_SECONDS = 60.0
 """For a child to start on a loaded machine; not part of any video's deadline."""
 
 
+DEATH_SECONDS = 10.0
+"""For a killed child to end."""
+
+LEAST_WAIT = 0.5
+"""Seconds; what the child did within less says nothing of why it is late."""
+
+
 class Clock:
-    """Seconds spent waiting for the child, against a limit."""
+    """Seconds spent waiting for the child, against a limit, and how many of them it computed."""
 
     def __init__(self, limit: float) -> None:
-        self.limit, self.spent = limit, 0.0
+        self.limit, self.spent, self.worked = limit, 0.0, 0.0
         self.heard = 0.0
         """What had been spent when the last answer came."""
+        self.worked_till_heard = 0.0
+        """And how much of that it had computed."""
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        started = time.monotonic()
+    def running(self, processor_seconds: Callable[[], float]) -> Iterator[None]:
+        started, worked = time.monotonic(), processor_seconds()
         try:
             yield
         finally:
             self.spent += time.monotonic() - started
+            self.worked += processor_seconds() - worked
+
+    def answered(self) -> None:
+        """The child is alive."""
+        self.heard, self.worked_till_heard = self.spent, self.worked
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the child mostly waited and did not compute, in all or since its last answer.
+
+        For its turn, for a disk or for a network: none of them is the video's doing.
+        """
+        silent = (self.spent - self.heard, self.worked - self.worked_till_heard)
+        return any(spent > LEAST_WAIT and worked < spent / 2 for spent, worked in ((self.spent, self.worked), silent))
 
     @property
     def left(self) -> float:
@@ -82,7 +105,7 @@ class Child:
                 raise
             # It has not been shown any video yet: whatever ended it, none is to blame.
             detail = f"no decoder started: {e.detail}"
-            if e.reason == "decode_timeout":
+            if e.reason in ("decode_timeout", "decoder_stalled"):
                 detail = f"no decoder started within {START_SECONDS:.0f} s: use fewer --workers on a machine this busy"
             raise DecodeFailure("decoder_not_started", "probe", detail) from None
 
@@ -95,22 +118,40 @@ class Child:
     def receive(self, clock: Clock, limit: Clock, stage: Stage, backend: str) -> tuple[dict[str, Any], bytes]:
         """The next event; a failure that the child reports is raised as `Reported`."""
         try:
-            with clock.running(), limit.running() if limit is not clock else contextlib.nullcontext():
+            with contextlib.ExitStack() as clocks:
+                for each in {clock, limit}:
+                    clocks.enter_context(each.running(self.processor_seconds))
                 message, payload = self.channel.receive(max(0.0, limit.left))
         except TimeoutError:
+            if limit.stalled:
+                detail = _stalled(limit, limit is clock)
+                raise DecodeFailure("decoder_stalled", stage, detail, backend, limit=limit.limit) from None
             detail = _late(limit, limit is clock)
             raise DecodeFailure("decode_timeout", stage, detail, backend, limit=limit.limit) from None
         except Gone:
             raise self._death(stage, backend) from None
-        clock.heard, limit.heard = clock.spent, limit.spent
+        clock.answered()
+        limit.answered()
         if message.get("event") == "failed":
             raise Reported(DecodeFailure(message["reason"], message["stage"], message["detail"], message["backend"]))
         return message, payload
 
+    def processor_seconds(self) -> float:
+        """What all its threads have computed; where the system does not tell, it never seems to wait."""
+        try:
+            user, system = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+        except OSError:
+            return time.monotonic()
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
     def kill(self) -> None:
-        """End the process, whatever it is doing, and wait for it, so that no zombie stays."""
+        """End the process, whatever it is doing, and wait for it, so that no zombie stays.
+
+        One that waits for a dead disk ends when that answers, and not before: it is left alone.
+        """
         self.process.kill()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=DEATH_SECONDS)
         self.channel.close()
         self.buffer.close()
         self._stderr.close()
@@ -144,6 +185,15 @@ def _late(clock: Clock, is_the_videos: bool) -> str:
     else:
         said = f"the decoder gave no answer within {clock.limit:.0f} s"
     return f"{said}; raise --timeout" if is_the_videos else said
+
+
+def _stalled(clock: Clock, is_the_videos: bool) -> str:
+    said = (
+        f"the decoder computed for {clock.worked:.0f} of {clock.limit:.0f} s; for the rest it waited for the disk, the "
+        "network or a processor"
+    )
+    fix = "check that the file can be read, use fewer --workers, or raise --timeout"
+    return f"{said}; {fix}" if is_the_videos else said
 
 
 def _environment() -> dict[str, str]:
