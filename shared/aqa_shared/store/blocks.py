@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from aqa_shared.errors import StoreError
-from aqa_shared.store.groups import GroupReader, GroupWriter
+from aqa_shared.store.groups import GroupReader, GroupWriter, Outdated
 from aqa_shared.store.layout import (
     BLOCKS,
     ArraySpec,
@@ -118,6 +118,8 @@ class Block(GroupReader):
     def read(self, name: str, rows: slice) -> np.ndarray:
         try:
             return super().read(name, rows)
+        except Outdated:
+            raise
         except StoreError as e:
             if name not in self.arrays:
                 raise

@@ -6,6 +6,7 @@ import errno
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,7 @@ from zarr.storage import WrapperStore
 
 from aqa_shared.errors import StoreError
 from aqa_shared.store.layout import chunk_rows, digest_of, to_json
-from aqa_shared.store.log import Group
+from aqa_shared.store.log import Group, state_or_none
 from aqa_shared.store.objects import Objects
 
 
@@ -118,6 +119,10 @@ def read_values(array: Any, rows: slice = slice(None)) -> np.ndarray:
     return data.astype(object) if data.dtype.kind == "T" else data
 
 
+class Outdated(StoreError):
+    """A reader holds a state of which something was removed since."""
+
+
 class GroupReader:
     """A group as it was written, or a StoreError."""
 
@@ -162,5 +167,13 @@ class GroupReader:
             raise self.damaged(name, str(getattr(e, "strerror", None) or e)) from e
 
     def damaged(self, name: str, seen: str) -> StoreError:
-        """The error for bytes that are not what was written."""
+        """The error for bytes that are not what was written, or are not there any more."""
+        now = None
+        with suppress(StoreError):
+            now = state_or_none(self.objects)
+        if now is not None and self.path not in {g.path for g in (*now.blocks, now.labels) if g}:
+            return Outdated(
+                f"{self.objects}: the store was compacted since it was opened, and what was opened is gone",
+                fix="open it again, or run the same command again; nothing is lost",
+            )
         return StoreError(f"{self.objects}: {self.path}{name and '/' + name} is damaged: {seen}", fix=self.fix)

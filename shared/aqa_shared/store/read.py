@@ -11,6 +11,7 @@ import numpy as np
 from aqa_shared.errors import StoreError
 from aqa_shared.records import ExtractSettings
 from aqa_shared.store.blocks import Block, Index
+from aqa_shared.store.groups import Outdated
 from aqa_shared.store.holdings import counts, provenance_of, settings_of
 from aqa_shared.store.layout import (
     LABEL_COLUMNS,
@@ -57,7 +58,7 @@ class FeatureStore:
             for attempt in range(5):
                 state = state_of(objects) if number is None else state_or_none(objects, number)
                 if state is None:
-                    raise StoreError(f"{where}: the store was compacted since it was opened", fix="open it again")
+                    raise Outdated(f"{where}: the store was compacted since it was opened", fix="open it again")
                 try:
                     return cls(objects, state, Index([Block(objects, b) for b in state.blocks]))
                 except StoreError:
