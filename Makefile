@@ -11,7 +11,7 @@ BUILT := pyproject.toml hatch_build.py $(addprefix extract/aqa_extract/flow/,tvl
 # One process a core, each with whole files: their fixtures are dear.
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-versions lint clean
+.PHONY: demo test test-all test-versions test-slurm lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/aqa demo --out demo
@@ -26,6 +26,12 @@ test-all: lint
 # The lowest and the newest versions that pyproject.toml allows, on the oldest and the newest Python that is here.
 test-versions:
 	.ci/versions
+
+# An array on a SLURM of our own, with tasks cancelled and pre-empted; installs Debian's SLURM where it is not there.
+test-slurm: $(VENV)/.installed-dev
+	command -v slurmctld >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; } || \
+		echo "SLURM is not here, and apt-get cannot install it"
+	$(BIN)/python -m pytest -q -m '' tests/pipelines/test_slurm.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from aqa_shared.store.objects import Objects, Where, disk_errors
     from aqa_shared.store.read import FeatureStore
     from aqa_shared.store.stage import Run
-    from aqa_shared.store.summary import describe, missing
+    from aqa_shared.store.summary import describe, missing, missing_parts
     from aqa_shared.store.write import StoreWriter, expect, label
 
 _HOMES = {
@@ -29,7 +29,7 @@ _HOMES = {
     "objects": ("Objects", "Where", "disk_errors"),
     "read": ("FeatureStore",),
     "stage": ("Run",),
-    "summary": ("describe", "missing"),
+    "summary": ("describe", "missing", "missing_parts"),
     "write": ("StoreWriter", "expect", "label"),
 }
 """Modules are opened when a name of theirs is asked for: Zarr takes longer to import than `--help` may take."""
@@ -54,6 +54,7 @@ __all__ = [
     "is_store",
     "label",
     "missing",
+    "missing_parts",
     "refuse_other",
     "refuse_to_empty",
     "verify",

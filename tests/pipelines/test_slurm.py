@@ -1,0 +1,279 @@
+"""`aqa submit slurm`: its scripts against stored ones, and on a SLURM of our own, with tasks lost on the way."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.extract.clips import Clip
+from typer.testing import CliRunner
+
+from aqa_pipelines.cli import app
+from aqa_pipelines.slurm import Slurm, array_script, end_script, resolve
+from aqa_shared.errors import ExitCode, UsageError
+from aqa_shared.records import ExtractSettings
+from aqa_shared.store import FeatureStore, StoreWriter, compact, expect, missing_parts
+
+BIN = Path(sys.executable).parent
+GOLDEN = Path(__file__).parent / "golden" / "slurm.txt"
+VIDEOS = ["my videos/", "--out", "feats.zarr", "--streams", "rgb,flow"]
+SITE = Slurm(
+    parts=32,
+    at_once=8,
+    partition="gpu",
+    account="lab",
+    launch="apptainer exec --nv aqa.sif aqa",
+    setup=("module load apptainer", "export TMPDIR=/scratch"),
+    directives=("--constraint=a100", "--mem-per-gpu=64G"),
+    end_directives=("--partition=cpu",),
+    memory="",
+)
+
+
+def test_the_scripts_are_the_stored_ones() -> None:
+    array = array_script(SITE, VIDEOS, [1, 2, 3, 7, 32], Path("/home/me/my dives"))
+    end = end_script(SITE, VIDEOS, "feats.zarr", "4711", Path("/home/me/my dives"))
+    assert f"{array}\n{end}" == GOLDEN.read_text()
+
+
+def test_the_last_round_only_finalises() -> None:
+    end = end_script(SITE.model_copy(update={"again": 0}), VIDEOS, "s3://b/f.zarr", "1", Path("/a"))
+    assert end.splitlines()[-1] == "exec apptainer exec --nv aqa.sif aqa finalise s3://b/f.zarr"
+
+
+def test_a_dry_run_prints_what_it_would_submit_and_submits_nothing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AQA_SLURM_PARTITION", "gpu")
+    (tmp_path / "site.toml").write_text('partition = "other"\ncpus = 4\n')
+    options = ["--config", "site.toml", "--parts", "3", "--dry-run"]
+    done = CliRunner().invoke(app, ["submit", "slurm", *options, "--", "extract", *VIDEOS])
+    assert done.exit_code == 0, done.output
+    settings = Slurm(parts=3, cpus=4, partition="gpu")
+    array = array_script(settings, VIDEOS, [1, 2, 3], tmp_path)
+    assert done.stdout == f"{array}\n{end_script(settings, VIDEOS, 'feats.zarr', '<the array>', tmp_path)}"
+    assert [p.name for p in tmp_path.iterdir()] == ["site.toml"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--time", "soon"], "time: not a time limit of SLURM"),
+        (["--memory", "much"], "memory: not a size of SLURM"),
+        (["--directives", "constraint=a100"], "'constraint=a100' is not an option of sbatch"),
+        (["--name", "a\nb"], "name: must be one line"),
+        (["--parts", "0"], "parts"),
+    ],
+)
+def test_a_wrong_setting_is_named(options: list[str], message: str) -> None:
+    done = subprocess.run(
+        [BIN / "aqa", "submit", "slurm", *options, "--", "extract", *VIDEOS], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert message in done.stderr
+
+
+def test_a_variable_of_the_environment_is_named(monkeypatch) -> None:
+    monkeypatch.setenv("AQA_SLURM_CPUS", "many")
+    with pytest.raises(UsageError, match=r"cpus \(from AQA_SLURM_CPUS\)"):
+        resolve(None, {})
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["extract", "v", "--out", "s", "--shard", "1/2"], "--shard cannot be given"),
+        (["extract", "v", "--out", "s", "--overwrite"], "--overwrite cannot be given"),
+        (["extract", "v", "--ot", "s"], "--ot"),
+        (["verify", "s"], "'verify' cannot be submitted"),
+    ],
+)
+def test_what_cannot_be_parted_is_said_before_it_is_queued(command: list[str], message: str) -> None:
+    done = subprocess.run([BIN / "aqa", "submit", "slurm", "--", *command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert message in done.stderr
+
+
+def test_without_slurm_it_says_where_to_submit(monkeypatch, tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    command = [BIN / "aqa", "submit", "slurm", "--", "extract", *VIDEOS]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert "sbatch is not on this machine" in done.stderr
+
+
+def test_parts_are_missing_until_they_are_whole(tmp_path: Path) -> None:
+    from aqa_shared.store import ArraySpec, Run
+
+    store = tmp_path / "s.zarr"
+    arguments = ["v/", "--out", "s.zarr"]
+    assert missing_parts(store, arguments, 3) == [1, 2, 3]
+    spec = ArraySpec("rgb", ("channel",), (4,), "float32", role="feature")
+    with StoreWriter.open(store, specs=(spec,), settings=ExtractSettings(), provenance={}) as writer:
+        for i in (1, 2):
+            expect(store, Run(f"aqa extract v/ --out s.zarr --shard {i}/3", ("rgb",), (f"{i}.mp4",), (i, 3)))
+        writer.commit("1.mp4", {"rgb": [[0.0] * 4]}, {})
+    assert missing_parts(store, arguments, 3) == [2, 3]
+    assert missing_parts(store, [*arguments, "--streams", "flow"], 3) == [1, 2, 3]
+    assert missing_parts(store, arguments, 4) == [1, 2, 3, 4]
+
+
+# ---- a real SLURM
+
+
+CONF = """\
+ClusterName=aqa
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+AuthType=auth/munge
+AuthInfo=socket={at}/munge/socket
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={at}/state
+SlurmdSpoolDir={at}/spool
+SlurmctldPidFile={at}/slurmctld.pid
+SlurmdPidFile={at}/slurmd.pid
+SlurmctldLogFile={at}/slurmctld.log
+SlurmdLogFile={at}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=bf_interval=1,sched_interval=1
+PreemptType=preempt/partition_prio
+PreemptMode={preempt}
+AccountingStorageType=accounting_storage/none
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=2000 State=UNKNOWN
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=30 State=UP
+PartitionName=high Nodes=ALL PriorityTier=9 PreemptMode=OFF State=UP
+"""
+
+
+@pytest.fixture(params=["REQUEUE", "CANCEL"])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> Iterator[Path]:
+    """A node of two cores under slurmctld and slurmd on loopback; yields the folder of their logs."""
+    lacking = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]
+    if lacking or os.geteuid():
+        pytest.skip(
+            f"needs SLURM and root (`make test-slurm` installs it on Debian): no {', '.join(lacking) or 'root'}"
+        )
+    at = tmp_path / "slurm"
+    for folder in ("munge", "state", "spool"):
+        (at / folder).mkdir(parents=True, mode=0o700)
+    conf = at / "slurm.conf"
+    conf.write_text(
+        CONF.format(
+            host=socket.gethostname().split(".")[0], at=at, ports=[_free_port(), _free_port()], preempt=request.param
+        )
+    )
+    monkeypatch.setenv("SLURM_CONF", str(conf))
+    key = at / "munge" / "key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    places = {"key-file": key, "socket": at / "munge/socket", "seed-file": at / "munge/seed"}
+    logs = {"log-file": at / "munge/log", "pid-file": at / "munge/pid"}
+    daemons = [
+        ["munged", "--force", "--foreground", *(f"--{k}={v}" for k, v in {**places, **logs}.items())],
+        ["slurmctld", "-D", "-c", "-f", str(conf)],
+        ["slurmd", "-D", "-c", "-f", str(conf)],
+    ]
+    running = []
+    try:
+        for daemon in daemons:
+            running.append(subprocess.Popen(daemon, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            time.sleep(1)
+        _until(lambda: "idle" in _answer("sinfo", "--noheader", "--format=%t"), 60)
+        yield at
+    finally:
+        subprocess.run(["scancel", "--full", "--user=root"], check=False, timeout=60)
+        time.sleep(1)
+        for process in reversed(running):
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _answer(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
+
+
+def _until(true, seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, _answer("squeue") + _answer("scontrol", "show", "jobs")
+        time.sleep(0.3)
+
+
+def _states(job: str) -> dict[str, str]:
+    """Task → state, of those that are queued or run."""
+    rows = _answer("squeue", "--noheader", "--array", f"--jobs={job}", "--format=%K %T").split("\n")
+    return dict(row.split()[:2] for row in rows if row)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_an_array_whose_tasks_are_cancelled_and_preempted_gives_the_bytes_of_one_process(
+    cluster: Path, tmp_path: Path, i3d_rgb_weights: str
+) -> None:
+    videos = tmp_path / "v"
+    videos.mkdir()
+    for i in range(9):
+        Clip(frames=20 + i, size=(64 + 2 * i, 48)).write(videos / f"clip{i}")
+    small = ["--segments", "2", "--short-side", "32", "--crop", "32", "--weights", f"rgb={i3d_rgb_weights}"]
+    parted = ["extract", "v", "--out", "parts.zarr", *small, "--workers", "1"]
+    asked = ["--parts", "3", "--gpus", "0", "--cpus", "1", "--memory", "", "--time", "10"]
+    # Preemption that cancels kills what it takes: the job at the end must not be taken.
+    asked += ["--partition", "low", "--end-directives=--partition=high"]
+
+    def run(*command: str) -> str:
+        done = subprocess.run([BIN / "aqa", *command], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    said = run("submit", "slurm", *asked, "--", *parted)
+    job = re.match(r"job (\d+): 3 parts of 3", said).group(1)  # type: ignore[union-attr]
+
+    _until(lambda: list(_states(job).values()).count("RUNNING") == 2, 60)
+    _answer("scancel", f"{job}_1")
+    _until(lambda: "1" not in _states(job) or _states(job)["1"] == "COMPLETING", 60)
+    # Somebody with more rights takes the whole node: what runs is told, and has its time of grace.
+    _answer("sbatch", "--partition=high", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 2")
+
+    def ended() -> bool:
+        return not _answer("squeue", "--noheader").strip()
+
+    _until(ended, 900)
+    logs = {p.name: p.read_text() for p in (tmp_path / "slurm-logs").iterdir()}
+    ends = [text for name, text in logs.items() if name.startswith("aqa-end")]
+    assert any(re.search(r"^job \d+: [12] parts? of 3", text, re.MULTILINE) for text in ends), logs
+    assert any("whole, nothing is missing" in text for text in ends), logs
+    assert any("DUE TO PREEMPTION" in text for text in logs.values()), logs
+
+    run("extract", "v", "--out", "one.zarr", *small, "--workers", "1")
+    one, parts = (FeatureStore.open(tmp_path / name) for name in ("one.zarr", "parts.zarr"))
+    assert parts.ids == one.ids
+    assert parts.content == one.content
+    assert parts.pending == 0
+    for name in ("one.zarr", "parts.zarr"):
+        compact(tmp_path / name)
+    assert _blocks(tmp_path / "one.zarr") == _blocks(tmp_path / "parts.zarr")
+
+
+def _blocks(store: Path) -> dict[str, bytes]:
+    """Every file of the blocks; their names say what is in them."""
+    return {str(p.relative_to(store)): p.read_bytes() for p in sorted((store / "blocks").rglob("*")) if p.is_file()}
