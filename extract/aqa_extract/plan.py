@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from aqa_extract import faults, quarantine
 from aqa_extract.identity import Identity, identify, size_and_time, stat_matches
 from aqa_extract.job import Job, without_twins
-from aqa_extract.streams import identified, parse
+from aqa_extract.streams import OTHERS, array_specs, identified, parse
 from aqa_shared import console
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import ExtractSettings, Failure, Video
@@ -95,7 +95,7 @@ def plan(
     result = Plan(damaged=damaged)
     fresh: dict[tuple[str, ...], list[Job]] = {}
     look = cache(look)  # a manifest may have hundreds of rows of one file
-    names = {s: parse(s).array(parse(s).outputs[0]) for s in settings.streams}
+    needs = _needs(settings)
     live = {video.id: known.live(video.id).keys() for video in videos} if known else {}
     recorded = {i: known.meta(i) for i, has in live.items() if has} if known else {}
     refusals = _refusals([video for video in videos if video.id in recorded], recorded, look)
@@ -110,7 +110,7 @@ def plan(
             result.refused.append(Job(video, look(video.path)).failed(reason, "probe", detail))
             continue
         elif video.id in recorded and video.id not in damaged:
-            wanted = tuple(s for s in settings.streams if names[s] not in live[video.id])
+            wanted = tuple(s for s in settings.streams if needs[s] - live[video.id])
             if not wanted:
                 result.already.append(video.id)
                 continue
@@ -122,6 +122,19 @@ def plan(
         fresh.setdefault(wanted, []).append(Job(video, look(video.path)))
     result.passes = {streams: without_twins(jobs) for streams, jobs in fresh.items()}
     return result
+
+
+def _needs(settings: ExtractSettings) -> dict[str, set[str]]:
+    """By stream, the arrays that the store has where it has that stream.
+
+    The tracks of other people come with the first stream that follows the actor: `--actors 3` adds them to a store
+    that has the stream without them.
+    """
+    streams = {name: parse(name) for name in settings.streams}
+    needs = {name: {stream.array(stream.outputs[0])} for name, stream in streams.items()}
+    if first := next((name for name, stream in streams.items() if stream.actor), None):
+        needs[first] |= {spec.name for spec in array_specs(settings) if spec.name.startswith(OTHERS)}
+    return needs
 
 
 def shard(videos: Sequence[Video], i: int, n: int) -> list[Video]:

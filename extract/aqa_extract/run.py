@@ -142,7 +142,9 @@ def extract(
             one = only(pinned(settings, known), streams)
             committed |= _run(jobs, todo, one, options, overwrite, asked, report, signals)
             overwrite = False
-        if options.shard is not None and known is not None and not todo.passes:
+        if options.shard is not None and not todo.passes:
+            if known is None:
+                StoreWriter.open(out, specs=(), provenance={})
             expect(out, asked)  # it has begun, though it found nothing to do
         if known is not None or todo.jobs:
             # What is known about a new version of a file says nothing about the features of the old one, which stay

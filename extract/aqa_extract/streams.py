@@ -49,6 +49,8 @@ VIEWS: dict[str, View] = {
     "mirror": View("left and right exchanged", mirrored=True),
 }
 
+OTHERS = "other_"
+"""What the names of arrays about people besides the actor begin with."""
 GRAMMAR = "[view-][actor-](rgb|flow)[@backbone][:output]"
 _WRITTEN = re.compile(
     rf"(?:({'|'.join(filter(None, VIEWS))})-)?(actor-)?(rgb|flow)(?:@({'|'.join(BACKBONES)}))?(?::([a-z]+))?"
@@ -271,7 +273,7 @@ def identities(
     found = {}
     for spec in array_specs(settings):
         found[spec.name] = _sampled(settings, PUBLISHED_FRAMES)
-        if spec.name.startswith(("actor_", "other_")):
+        if spec.name.startswith(("actor_", OTHERS)):
             found[spec.name] |= _coloured(settings) | _followed(settings) | digests(["actor"])
     for stream in chosen(settings):
         for output in stream.outputs:

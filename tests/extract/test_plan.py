@@ -17,7 +17,7 @@ from aqa_extract.plan import only, plan, read_plan, shard
 from aqa_extract.run import Options
 from aqa_extract.streams import completed, identified
 from aqa_shared.errors import StoreError
-from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Video
+from aqa_shared.records import ActorSettings, ExtractSettings, FlowSettings, Pixels, Video
 from aqa_shared.store import StoreWriter, Where, contents
 from aqa_shared.store.layout import sealed, unsealed
 
@@ -51,6 +51,17 @@ def test_a_video_lacks_the_streams_that_the_store_does_not_have_of_it() -> None:
     assert found.already == []
     again = plan(videos, contents(_store(BOTH, videos)), {}, set(), RGB, Options(), lambda path: None)
     assert (again.already, again.jobs) == (["v0", "v1", "v2", "v3"], [])
+
+
+def test_more_people_are_followed_where_the_store_has_the_actor_alone() -> None:
+    videos = [Video(id="v0", path="/gone/0.mp4")]
+    alone = completed(ExtractSettings(streams=("rgb", "actor-rgb", "actor-rgb:logits")))
+    several = alone.model_copy(update={"actor": ActorSettings(actors=3)})
+    store = _store(alone, videos)
+    found = plan(videos, contents(store), {}, set(), several, Options(), lambda path: None)
+    assert list(found.passes) == [("actor-rgb",)]
+    assert read_plan(videos, _store(several, videos), several, Options())[0].jobs == []
+    assert read_plan(videos, _store(several, videos), alone, Options())[0].jobs == []
 
 
 def test_a_plan_is_a_function_of_its_arguments() -> None:

@@ -309,6 +309,17 @@ def test_two_parts_and_a_finalise_are_one_run(clips: Path, undisturbed: Path, tm
     assert sorted(quarantine.read(store)) == ["broken.mp4"]
 
 
+def test_a_part_with_nothing_to_do_begins_the_store(tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    videos = [Video(id="v", path=str(tmp_path / "v.mp4"))]
+    report = extract(videos, store, SETTINGS, Options(shard=(2, 2), command="aqa-extract --shard 2/2"))
+    assert (report.extracted, report.exit_code) == (0, ExitCode.OK)
+    finalise(store)
+    assert FeatureStore.open(store).ids == []
+    (never,) = missing(store)
+    assert (never["missing"], never["command"]) == (None, "aqa-extract --shard 1/2")
+
+
 def test_a_stream_added_later_leaves_the_first_one_as_it_is(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
     shutil.copytree(undisturbed, store)
