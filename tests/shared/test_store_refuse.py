@@ -15,7 +15,7 @@ import zarr
 from zarr.storage import MemoryStore
 
 from aqa_shared.errors import ExitCode, StoreError
-from aqa_shared.records import ExtractSettings
+from aqa_shared.records import ExtractSettings, FlowSettings, Pixels
 from aqa_shared.store import ArraySpec, FeatureStore, Objects, contents, finalise, verify
 from aqa_shared.store.layout import sealed, to_json, unsealed, video_key
 from aqa_shared.store.log import log_key, numbers
@@ -324,3 +324,19 @@ def test_settings_are_kept(tmp_path: Path) -> None:
     assert store.settings == ExtractSettings(streams=("rgb", "actor-rgb"))
     assert store.provenance == PROVENANCE
     assert json.loads(store.column("meta")[0]) == meta_of(0)
+
+
+def test_settings_of_what_is_selected_are_those_of_the_run_that_made_it(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", 1)
+    other = ExtractSettings(
+        streams=("flow",), flow=FlowSettings(mode="parity"), pixels=Pixels(short_side=128, crop=112)
+    )
+    with open_writer(tmp_path / "s", specs=FLOW, settings=other) as writer:
+        commit(writer, 0)
+        writer.finalise()
+    store = FeatureStore.open(tmp_path / "s")
+    assert store.select("flow").settings == other
+    assert store.select("rgb", "frame_index").settings == SETTINGS
+    both = store.select("rgb", "flow").settings
+    assert both == store.settings == SETTINGS.joined(other)
+    assert store.select("frame_index").settings == store.settings  # no run says that it made it

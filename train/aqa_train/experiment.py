@@ -106,9 +106,10 @@ def open_data(config: RunConfig, say: Say) -> Data:
         features = relabel(features, Path(config.labels), {k: v for k, v in columns.items() if v is not None})
         labels = hashlib.sha256(Path(config.labels).read_bytes()).hexdigest()
     weights = dict(store.provenance.get("weights") or {})
-    content = store.select(*features.channels).content
+    read = store.select(*features.channels)
     made = {name: dict(store.specs[name].identity) for name in features.channels}
-    return Data(config, features, store.settings, weights, {"content": content, "labels_sha256": labels}, made)
+    digests = {"content": read.content, "labels_sha256": labels}
+    return Data(config, features, read.settings, weights, digests, made)
 
 
 def prepare(config: RunConfig, say: Say) -> Experiment:

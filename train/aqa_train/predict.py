@@ -61,7 +61,8 @@ class Model:
         """What `score` takes, checked to be what this model can read."""
         if isinstance(features, Mapping):
             return self._from_arrays(features)
-        self.refuse_other_features(features.settings, _weights(features.provenance))
+        read = features.select(*(name for name in self.channels if name in features.specs))
+        self.refuse_other_features(read.settings, _weights(features.provenance))
         self._refuse_made_otherwise(features)
         found = FeatureSet.from_store(features, list(self.inputs.streams))
         self._refuse_other_shapes(found.shapes)

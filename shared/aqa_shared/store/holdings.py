@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import reduce
 from typing import Any
 
 from aqa_shared.errors import StoreError
@@ -153,22 +155,27 @@ def refuse_to_empty(where: Where) -> None:
             state_or_none(objects)
 
 
-def settings_of(objects: Objects, state: State) -> ExtractSettings | None:
-    """The settings of all runs of a store together. Raises StoreError for those of a newer version."""
-    found: ExtractSettings | None = None
+def settings_of(objects: Objects, state: State, arrays: Collection[str] | None = None) -> ExtractSettings | None:
+    """The settings of all runs of a store together, or of those that made some of `arrays`.
+
+    Raises StoreError for those of a newer version.
+    """
+    runs: list[ExtractSettings] = []
     for run in state.runs:
         if run.get("settings") is None:
             continue
         try:
-            settings = ExtractSettings.model_validate(run["settings"])
+            runs.append(ExtractSettings.model_validate(run["settings"]))
         except ValueError as e:
             raise StoreError(
                 f"{objects}: made by {run.get('tool') or f'aqa {state.version}'} with settings that this version does "
                 f"not know: {e}",
                 fix="update this package (in its folder: git pull, then pip install .)",
             ) from e
-        found = settings if found is None else found.joined(settings)
-    return found
+    if arrays is not None:
+        # An array is named as its stream is written, with _ for what a name cannot have.
+        runs = [s for s in runs if {re.sub("[-@:]", "_", name) for name in s.streams} & set(arrays)] or runs
+    return reduce(ExtractSettings.joined, runs) if runs else None
 
 
 def provenance_of(state: State) -> dict[str, Any]:

@@ -112,8 +112,8 @@ class FeatureStore:
 
     @cached_property
     def settings(self) -> ExtractSettings | None:
-        """Of all runs together; None for features from elsewhere."""
-        return settings_of(self._objects, self._state)
+        """Of all runs together, or of those that made what was selected; None for features from elsewhere."""
+        return settings_of(self._objects, self._state, self._chosen)
 
     @property
     def provenance(self) -> dict[str, Any]:
