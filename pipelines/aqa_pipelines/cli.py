@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from aqa_pipelines import datasets_cli, submit_cli, weights_cli
+from aqa_pipelines import datasets_cli, submit_cli, tables_cli, weights_cli
 from aqa_shared import console
 from aqa_shared.commands import App, Group, Later, Version
 from aqa_shared.errors import ExitCode, UsageError
@@ -35,6 +35,7 @@ app = App(
 app.add_typer(datasets_cli.app, name="datasets")
 app.add_typer(submit_cli.app, name="submit")
 app.add_typer(weights_cli.app, name="weights")
+tables_cli.add(app)
 
 StorePath = Annotated[
     str, typer.Argument(metavar="STORE", help="Store of aqa-extract: a folder or a URL.", show_default=False)

@@ -39,8 +39,10 @@ def test_rank_correlations_equal_scipys(pairs: list[tuple[int, int]]) -> None:
 
 def test_relative_l2_by_hand() -> None:
     # Errors 1 and 3 of a range of 10: (0.01 + 0.09) / 2 × 100.
-    assert relative_l2([1, 7], [0, 10], 0, 10) == pytest.approx(5.0)
-    assert relative_l2([1], [1], 3, 3) is None
+    assert relative_l2([1, 7], [0, 10], 10) == pytest.approx(5.0)
+    assert relative_l2([1], [1], 0) is None
+    # Each by its own action's range: 1/10 and 3/30.
+    assert relative_l2([1, 7], [0, 10], [10, 30]) == pytest.approx(1.0)
 
 
 def test_mean_absolute_error_by_hand() -> None:
@@ -76,7 +78,7 @@ def test_mean_and_deviation() -> None:
 
 
 def test_a_constant_prediction_is_null_in_json() -> None:
-    found = evaluate([3, 3, 3], [1, 2, 4], (0, 10))
+    found = evaluate([3, 3, 3], [1, 2, 4], 10)
     assert found["spearman"] is None
     assert found["kendall"] is None
     text = json.dumps(found, allow_nan=False)

@@ -37,7 +37,7 @@ def run(
             for fold, part in enumerate(parts):
                 results.append(result(name, fold, seed, [ids[i] for i in part], true[part],
                                       "last" if p.ndim == 2 else "baseline", mine[part]))  # fmt: skip
-    tested = Comparison.of(results, over_folds, (0.0, 100.0), group or {}, np.random.default_rng(0))
+    tested = Comparison.of(results, over_folds, 100.0, group or {}, np.random.default_rng(0))
     return summarise(results, tested)
 
 
@@ -186,7 +186,7 @@ def test_a_fold_without_a_prediction_is_left_out_of_figure_and_interval(over_fol
     ]
     for r in results[1:]:
         r["predicted"]["best-on-validation"] = GOOD[[int(i[1:]) for i in r["ids"]]].tolist()
-    tested = Comparison.of(results, over_folds, (0.0, 100.0), {}, np.random.default_rng(0))
+    tested = Comparison.of(results, over_folds, 100.0, {}, np.random.default_rng(0))
     _, row = summarise(results, tested)
     (whole,) = run({"aa": [GOOD]}, TRUE, folds=2, over_folds=over_folds)
     for name in ("spearman", "mae"):
@@ -208,7 +208,7 @@ def test_a_row_that_lacks_a_fold_is_compared_on_the_others() -> None:
             result(name, fold, 0, ids[part], TRUE[part], "baseline", values[part])
             for name, values in (("mean-score", MEAN), ("ridge", better))
         ]
-    tested = Comparison.of(results, "mean", (0.0, 100.0), {}, np.random.default_rng(0))
+    tested = Comparison.of(results, "mean", 100.0, {}, np.random.default_rng(0))
     row = next(r for r in summarise(results, tested) if r["method"] == "aa")
     assert (row["test_videos"], row["spearman"]["defined"], row["spearman"]["of"]) == (30, 1, 2)
     expected = metrics.spearman(FAIR[30:], TRUE[30:]) - 1  # type: ignore[operator]
@@ -259,7 +259,7 @@ def test_undefined_folds_and_seeds_are_counted() -> None:
     ]
     results[0]["predicted"]["best-on-validation"] = [1.0, 2.0]
     results += [result("difficulty-only", 0, s, ids, true, "baseline", true) for s in (0, 1)]
-    tested = Comparison.of(results, "mean", (0.0, 10.0), {}, np.random.default_rng(0))
+    tested = Comparison.of(results, "mean", 10.0, {}, np.random.default_rng(0))
     rows = summarise(results, tested)
     last, best, difficulty = rows
     one = pytest.approx(1.0)

@@ -30,7 +30,11 @@ class ScoreScale:
         return (scores - self.low) * (self.top / (self.high - self.low))
 
     def to_scores(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
-        return values.astype(np.float64) * ((self.high - self.low) / self.top) + self.low
+        return self.difference(values) + self.low
+
+    def difference(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Differences of scores, or deviations, in the dataset's units."""
+        return values.astype(np.float64) * ((self.high - self.low) / self.top)
 
 
 @dataclass(frozen=True)

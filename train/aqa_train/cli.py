@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +28,7 @@ from aqa_train.config import (
     resolve,
     spelt_out,
 )
-from aqa_train.signals import Stopped, ended_in_order
+from aqa_train.signals import ended_in_order
 
 if TYPE_CHECKING:
     from aqa_train.experiment import Experiment
@@ -116,20 +115,13 @@ def run(
 ) -> dict[str, Any] | None:
     """The command's work: train, write `out`, print the table; returns what metrics.json of the last run holds."""
     from aqa_train import experiment as work
-    from aqa_train.checkpoint import writing
-    from aqa_train.grid import cells, write_tidy
-    from aqa_train.outputs import (
-        refuse_other_data,
-        refuse_other_digests,
-        write_places,
-        write_results,
-        write_run,
-        write_start,
-    )
+    from aqa_train.grid import cells, write_comparisons, write_tidy
+    from aqa_train.outputs import refuse_other_data, refuse_other_digests, write_places, write_run
     from aqa_train.plots import draw
     from aqa_train.protocol import once
+    from aqa_train.run import train_cells
     from aqa_train.summary import as_text
-    from aqa_train.workers import Here, Job, Processes, choose_jobs, shared_folder
+    from aqa_train.workers import choose_jobs
 
     where, say = pick_device(device), once(console.warn)
     data = work.open_data(settings, say)
@@ -137,7 +129,7 @@ def run(
     whole = grid[0][1].config if len(grid) == 1 else data.config
     jobs = choose_jobs(jobs, sum(len(e.trainings) for _, e in grid), where, settings.training.threads)
     out = out or default_folder(whole)
-    resume = resume or _holds_this_run(out, whole, {cell.name for cell, _ in grid})
+    resume = resume or holds_this_run(out, whole, {cell.name for cell, _ in grid})
     if resume:
         refuse_other_digests(whole, data.digests, out)
         for cell, experiment in grid:
@@ -150,53 +142,31 @@ def run(
             said = estimate(experiment, out / cell.name, resume, where, in_memory, jobs)
             console.out.print(said, markup=False)
         return None
-    go_on = f"aqa-train --resume {shlex.quote(str(out))}"
-    with shared_folder(jobs) as folder:
-        placed = work.place(data.features, where, in_memory, jobs, folder)
-        grid = [(cell, replace(experiment, features=placed)) for cell, experiment in grid]
+
+    def begin() -> None:
         if len(grid) > 1 and not resume:
             write_run(whole, data.digests, out, str(where))
         elif len(grid) > 1:
             write_places(whole, out)
-        for cell, experiment in grid:
-            if (out / cell.name / "config.json").exists():
-                write_places(experiment.config, out / cell.name)
-            else:
-                write_start(experiment, out / cell.name, str(where))
-        executor = Processes(placed, where, jobs) if jobs > 1 else Here(placed, where)
-        every = [
-            Job(experiment, t, out / cell.name, f"{cell.name}/{t.name}".lstrip("/"))
-            for cell, experiment in grid
-            for t in experiment.trainings
-        ]
-        # By seed, so that comparisons fill up evenly over the whole grid.
-        for job in sorted(every, key=lambda j: j.training.split.seed):
-            if not job.done:
-                executor.submit(job)
-        with ended_in_order(go_on):
-            try:
-                executor.result()
-            except Stopped as e:
-                e.fix = go_on
-                raise
-            found = []
-            for cell, experiment in grid:
-                own = out / cell.name
-                results = [work.run_training(experiment, t, placed, own, where) for t in experiment.trainings]
-                compared = work.run_baselines(experiment, placed)
-                with writing(own):
-                    summary = write_results(experiment, own, results, compared)
-                if cell.name:
-                    console.out.print(f"{cell.name}\n", markup=False)
-                else:
-                    draw(own, console.warn)
-                if summary["rows"]:
-                    console.out.print(as_text(summary), markup=False)
-                _note_scores(experiment, own, summary["scores"])
-                found.append((cell, [*results, *compared]))
-            write_tidy(out, found)
+
+    found = []
+    go_on = f"aqa-train --resume {shlex.quote(str(out))}"
+    for done in train_cells(
+        grid, data.features, out, device=where, jobs=jobs, in_memory=in_memory, go_on=go_on, before=begin
+    ):
+        if done.cell.name:
+            console.out.print(f"{done.cell.name}\n", markup=False)
+        else:
+            draw(done.out, console.warn)
+        if done.summary["rows"]:
+            console.out.print(as_text(done.summary), markup=False)
+        _note_scores(done.experiment, done.out, done.summary["scores"])
+        found.append(done)
+    write_tidy(out, [(d.cell, [*d.results, *d.baselines]) for d in found])
+    if len(grid) > 1:
+        write_comparisons(out, [(d.cell, d.summary["comparisons"]) for d in found])
     console.note(f"run folder: {out}")
-    return summary
+    return found[-1].summary
 
 
 def _note_scores(experiment: Experiment, out: Path, counts: dict[str, int]) -> None:
@@ -236,7 +206,7 @@ def _resumed(saved: RunConfig, flags: dict[str, Any], sets: list[str], resume: P
     return saved.model_copy(update={name: getattr(absolute(wanted), name) for name in PLACES})
 
 
-def _holds_this_run(out: Path, config: RunConfig, parts: set[str]) -> bool:
+def holds_this_run(out: Path, config: RunConfig, parts: set[str], *, quiet: bool = False) -> bool:
     """Whether `out` has this very run or grid, begun or finished; raises for any other and for a foreign folder."""
     from aqa_train.outputs import START, read_config
 
@@ -247,7 +217,8 @@ def _holds_this_run(out: Path, config: RunConfig, parts: set[str]) -> bool:
                 f"{out} already holds a run with other settings: {'; '.join(changed)}",
                 fix="name another --out, or give the settings of that run to go on with it",
             )
-        console.note(f"{out} holds this run: going on where it stands")
+        if not quiet:
+            console.note(f"{out} holds this run: going on where it stands")
         return True
     # A run that was cut off before it began leaves these, which are written again.
     left = {*START, *parts}

@@ -121,6 +121,13 @@ class RunConfig(Record):
             default="by the number of videos, where nothing says what is test",
         ),
     ] = Field(default=None, ge=2)
+    folds_by: Annotated[
+        str | None,
+        Option(PROTOCOL, "Test each value of this column once: published folds, or leave one group out."),
+    ] = None
+    """Column each value of which is tested once; videos without one are in training only."""
+    category: Annotated[str | None, Option(PROTOCOL, "Only videos of this category: one sport, one task.")] = None
+    """Videos of other categories take no part."""
     group: Annotated[str | None, Option(PROTOCOL, "Column whose equal values stay in one fold.")] = None
     """Column whose equal values stay in one fold."""
     test_fraction: Annotated[
@@ -132,7 +139,7 @@ class RunConfig(Record):
         Option(
             PROTOCOL,
             "Of several folds: pooled (one figure over all their test videos) or mean (of each fold's figure).",
-            default="mean for --folds and --split, else pooled",
+            default="mean for --folds, --folds-by and --split, else pooled",
         ),
     ] = None
     """What is reported of several folds; None: `mean` where folds were asked for or given, else `pooled`."""
@@ -169,6 +176,15 @@ class RunConfig(Record):
         Option(PROTOCOL, "Ends of the score scale, as 0,104.5.", default="of the labelled scores"),
     ] = None
     """The scale's ends in the dataset's units; None takes the labelled training scores' ends."""
+    dataset: Annotated[
+        str | None,
+        Option(
+            PROTOCOL,
+            "dataset.json of `aqa datasets prepare`: R-l2 is measured over its ranges of scores.",
+            metavar="<path>",
+        ),
+    ] = None
+    """A dataset's record, whose ranges, by category where it has them, R-ℓ2 divides by."""
     recipe: Annotated[
         str,
         Option(LEARNING, "A dataset: train as the methods' authors did on it (aqa methods).", default="as on MTL-AQA"),
@@ -305,7 +321,7 @@ def with_methods(config: RunConfig, unlabelled: bool) -> RunConfig:
 
 TABLES = ("training", "settings", "variants")
 """What is no single value."""
-PLACES = ("features", "labels", "split")
+PLACES = ("features", "labels", "split", "dataset")
 """Settings that say where something is. What it is, the run folder knows by digest, so it may be moved."""
 
 
@@ -325,7 +341,10 @@ def _table(value: Any, name: str) -> dict[str, Any]:
 def _refuse_settings_without_effect(config: RunConfig) -> None:
     """A setting that every chosen method fixes, or that another setting rules out, would do nothing."""
     if config.all_scores:
-        ruled_out = ("split", "folds", "group", "test_fraction", "over_folds", "labelled", "validation", "transductive")
+        ruled_out = (
+            *("split", "folds", "folds_by", "test_fraction", "group", "over_folds"),
+            *("labelled", "validation", "transductive"),
+        )
         given = [n for n in ruled_out if getattr(config, n) != RunConfig.model_fields[n].default]
         if given:
             raise UsageError(
@@ -353,7 +372,7 @@ def _refuse_settings_without_effect(config: RunConfig) -> None:
             f"{', '.join(config.methods)}: no recipe for {config.recipe!r}",
             fix=f"choose from {', '.join(recipes)}" if recipes else "omit --recipe",
         )
-    testing = ("split", "folds", "test_fraction")
+    testing = ("split", "folds", "folds_by", "test_fraction")
     given = [f"{name} = {value}" for name in testing if (value := getattr(config, name)) is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} say what is tested", fix="give one of them")

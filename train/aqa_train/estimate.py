@@ -37,8 +37,7 @@ def estimate(
     config, features, split = experiment.config, experiment.features, experiment.splits[0]
     streams = ", ".join(f"{n} ({c})" for n, c in features.channels.items())
     seeds = len({training.split.seed for training in experiment.trainings})
-    tried = {t.method: t for t in reversed(experiment.trainings)}
-    each = {m: epochs_of(config, m) * _seconds_an_epoch(experiment, t, placed, device) for m, t in tried.items()}
+    each = seconds_each(experiment, placed, device)
     seconds = sum(each[t.method] for t in experiment.trainings) / jobs
     epochs = ", ".join(f"{m} of {epochs_of(config, m)} epochs" for m in config.methods)
     return "\n".join(
@@ -54,6 +53,15 @@ def estimate(
             "epochs of each method, tried just now one at a time; a busier machine takes longer",
         )
     )
+
+
+def seconds_each(experiment: Experiment, features: FeatureSet, device: torch.device) -> dict[str, float]:
+    """How long one training of each method takes, by a few epochs of its first."""
+    tried = {t.method: t for t in reversed(experiment.trainings)}
+    return {
+        m: epochs_of(experiment.config, m) * _seconds_an_epoch(experiment, t, features, device)
+        for m, t in tried.items()
+    }
 
 
 def _seconds_an_epoch(

@@ -109,6 +109,9 @@ def open_data(config: RunConfig, say: Say) -> Data:
     read = store.select(*features.channels)
     made = {name: dict(store.specs[name].identity) for name in features.channels}
     digests = {"content": read.content, "labels_sha256": labels}
+    if config.dataset is not None:
+        protocol.spans(config, features)  # what it lacks is said now
+        digests["dataset_sha256"] = hashlib.sha256(Path(config.dataset).read_bytes()).hexdigest()
     return Data(config, features, read.settings, weights, digests, made)
 
 
@@ -252,6 +255,7 @@ def _test(
         "predicted": {},
         "metrics": {},
     }
+    spans = protocol.spans(config, features)
     for selection, state in _selections(fitted):
         load_state(fitted.model, state)
         # All at once, and in one way: the last bit depends on which videos are scored together.
@@ -267,9 +271,11 @@ def _test(
             result["scores"] = [None if np.isnan(v) else v for v in values.tolist()]
         predicted = values[test]
         result["predicted"][selection] = predicted.tolist()
-        result["metrics"][selection] = metrics.evaluate(
-            predicted, scores[test], protocol.metric_range(config, features)
-        )
+        result["metrics"][selection] = metrics.evaluate(predicted, scores[test], spans[test])
+        method: Any = fitted.model
+        if len(test) and getattr(method, "has_uncertainty", False):
+            doubt = predict(method, learned.read, test, device, method.uncertainty)
+            result.setdefault("uncertainty", {})[selection] = learned.inputs.scale.difference(doubt).tolist()
         epochs = {"last": len(fitted.history), "best": fitted.best_epoch}
         name = selection.split("-")[0]
         if name == "last" or epochs["best"] != epochs["last"]:
@@ -281,7 +287,7 @@ def _test(
 def run_baselines(experiment: Experiment, features: FeatureSet) -> list[dict[str, Any]]:
     """The rows every method is compared with, on the same splits: those of the table that stand beside every result."""
     scores, device = features.column("score").astype(np.float64), torch.device("cpu")
-    features = features.on(device)
+    features, spans = features.on(device), protocol.spans(experiment.config, features)
     wanted = [name for name, row in METHODS.items() if row.baseline and name not in experiment.config.methods]
     found = []
     for split in experiment.splits:
@@ -293,7 +299,7 @@ def run_baselines(experiment: Experiment, features: FeatureSet) -> list[dict[str
             learned = _learn(experiment, OneTraining(name, split), features, device)
             test = protocol.rows_of(features, split.test)
             predicted = learned.inputs.scale.to_scores(predict(learned.fitted.model, learned.read, test, device))
-            measured = metrics.evaluate(predicted, scores[test], protocol.metric_range(experiment.config, features))
+            measured = metrics.evaluate(predicted, scores[test], spans[test])
             found.append(
                 {
                     "method": name,

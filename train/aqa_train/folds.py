@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aqa_shared.errors import UsageError
+from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.manifest_labels import VideoNames
 from aqa_train.config import OverFolds, RunConfig
 from aqa_train.features import FeatureSet
@@ -26,7 +26,7 @@ HELD_OUT = 0.25
 
 _NONE: Rows = np.empty(0, dtype=np.int64)
 
-TestSource = Literal["file", "folds", "store", "part", "cross-validation"]
+TestSource = Literal["file", "folds", "column", "store", "part", "cross-validation"]
 
 
 def source_of_tests(config: RunConfig, role: NDArray[np.object_]) -> TestSource:
@@ -42,6 +42,8 @@ def source_of_tests(config: RunConfig, role: NDArray[np.object_]) -> TestSource:
         return "file"
     if config.folds is not None:
         return "folds"
+    if config.folds_by is not None:
+        return "column"
     return "store" if in_store else "part" if config.test_fraction is not None else "cross-validation"
 
 
@@ -60,9 +62,11 @@ def folds_of(
     scored, unscored = everything[~np.isnan(scores)], everything[np.isnan(scores)]
     role = np.array([role_named(str(r)) for r in features.column("split")], dtype=object)
     rng = np.random.default_rng([config.seed, 2**16])
+    others = _of_other_categories(config, features)
     if config.all_scores:
-        return [(everything, _NONE, _NONE)]
+        return [(np.setdiff1d(everything, others), _NONE, _NONE)]
     source = source_of_tests(config, role)
+    scored, unscored = np.setdiff1d(scored, others), np.setdiff1d(unscored, others)
     group = group_of(config, features)
     units = together(features, group)
     if source in ("store", "part", "cross-validation"):
@@ -74,15 +78,16 @@ def folds_of(
         found = [_from_file(fold, features, role, group, units, path, names, say) for fold in folds]
     elif source == "store":
         free = scored[role[scored] == ""]
+        everything = np.setdiff1d(everything, others)
         if len(free):
             say(f"{len(free)} scored video(s) have no split and are taken for training: {features.ids[free[0]]} …")
-        train = everything[(role == "train") | (role == "")]
-        found = [(train, everything[role == "val"], everything[role == "test"])]
+        train = everything[np.isin(role[everything].astype(str), ["train", ""])]
+        found = [(train, everything[role[everything] == "val"], everything[role[everything] == "test"])]
         if group is not None:
             _refuse_parted(group, *found[0], "the column split")
     else:
         # Who is marked for validation validates every fold; other views of it take no part.
-        validation = _NONE if source == "folds" else everything[role == "val"]
+        validation = _NONE if source in ("folds", "column") else np.setdiff1d(everything[role == "val"], others)
         views = np.setdiff1d(everything[in_same_group(units, everything, validation)], validation)
         if len(views):
             say(f"{len(views)} other view(s) of validation videos are not learned from")
@@ -90,13 +95,57 @@ def folds_of(
         rest = np.setdiff1d(unscored, np.union1d(validation, views))
         # A view without a score of what is tested would be learned from all the same.
         found = []
-        for tested in _own_tests(config, source, free, scores, category, units, rng, say):
+        tests = (
+            _by_column(config, features, free, units)
+            if source == "column"
+            else _own_tests(config, source, free, scores, category, units, rng, say)
+        )
+        for tested in tests:
             also = rest[~in_same_group(units, rest, tested)]
             found.append((np.union1d(np.setdiff1d(free, tested), also), validation, tested))
     return [
-        (train, _scored(val, scores, "validation", say), _scored(test, scores, "test", say))
+        (
+            np.setdiff1d(train, others),
+            _scored(np.setdiff1d(val, others), scores, "validation", say),
+            _scored(np.setdiff1d(test, others), scores, "test", say),
+        )
         for train, val, test in found
     ]
+
+
+def _of_other_categories(config: RunConfig, features: FeatureSet) -> Rows:
+    if config.category is None:
+        return _NONE
+    category = features.column("category").astype(str)
+    if not (category == config.category).any():
+        known = sorted(set(category.tolist()) - {""})
+        raise UsageError(
+            f"no video is of the category {config.category!r}",
+            fix=did_you_mean(config.category, known) or f"the store has {', '.join(known) or 'no category'}",
+        )
+    return np.flatnonzero(category != config.category)
+
+
+def _by_column(config: RunConfig, features: FeatureSet, free: Rows, units: NDArray[np.object_] | None) -> list[Rows]:
+    """Each value of the column is tested once."""
+    name = str(config.folds_by)
+    values = np.array(["" if cell is None else str(cell) for cell in features.cells(name)])
+    folds = sorted(set(values[free].tolist()) - {""})
+    if len(folds) < 2:
+        raise UsageError(
+            f"--folds-by {name}: the scored videos have {len(folds)} value(s) in it, and folds are two at least",
+            fix="name a column of the labels, as fold or group",
+        )
+    tests = [free[values[free] == fold] for fold in folds]
+    for fold, tested in zip(folds, tests, strict=True):
+        parted = in_same_group(units, np.setdiff1d(free, tested), tested)
+        if parted.any():
+            raise UsageError(
+                f"--folds-by {name}: {int(parted.sum())} video(s) are in the group of videos of the fold {fold}, and "
+                "are not in it",
+                fix="give all videos of a group the same fold, or omit --group",
+            )
+    return tests
 
 
 def together(features: FeatureSet, group: NDArray[np.object_] | None) -> NDArray[np.object_] | None:

@@ -20,6 +20,7 @@ from aqa_shared.files import replacing
 from aqa_train.checkpoint import writing
 from aqa_train.config import RunConfig, Training, method_config, training_of
 from aqa_train.methods import METHODS
+from aqa_train.outputs import write_records
 from aqa_train.summary import MEASURES
 
 RESULTS = "results.csv"
@@ -119,6 +120,14 @@ def tidy(found: Sequence[tuple[Cell, Sequence[Mapping[str, Any]]]]) -> Iterator[
                     "epochs": r["best_epoch"] if selection.startswith("best") else r["epochs"],
                     "seconds": r["seconds"],
                 }
+
+
+def write_comparisons(out: Path, found: Sequence[tuple[Cell, Sequence[Mapping[str, Any]]]]) -> None:
+    """`comparisons.csv` of a grid: those of every cell, Holm's correction within the cell, behind the cell's axes."""
+    rows = [{"labelled": c.labelled, **c.variant, **pair} for c, pairs in found for pair in pairs]
+    if rows:
+        with writing(out):
+            write_records(out / "comparisons.csv", rows)
 
 
 def write_tidy(out: Path, found: Sequence[tuple[Cell, Sequence[Mapping[str, Any]]]]) -> None:

@@ -47,15 +47,54 @@ def mean_absolute_error(predicted: ArrayLike, true: ArrayLike) -> float | None:
     return float(np.abs(p - t).mean()) if len(p) else None
 
 
-def relative_l2(predicted: ArrayLike, true: ArrayLike, low: float, high: float) -> float | None:
-    """R-ℓ2 × 100 (Yu et al., CoRe, ICCV 2021): the mean of (error / (high − low))², times 100.
+def relative_l2(predicted: ArrayLike, true: ArrayLike, span: ArrayLike) -> float | None:
+    """R-ℓ2 × 100 (Yu et al., CoRe, ICCV 2021): the mean of (error / span)², times 100.
 
-    The paper's range is the action's; much code takes the range of the test labels. Both are reported.
+    `span` is highest − lowest score, one number or one a video. The paper's is that of the video's action; much code
+    takes that of the test labels. Both are reported.
     """
     p, t = _pair(predicted, true)
-    if not len(p) or not high > low:
+    width = np.broadcast_to(np.asarray(span, dtype=np.float64), p.shape)
+    if not len(p) or not (width > 0).all():
         return None
-    return float(np.square((p - t) / (high - low)).mean() * 100)
+    return float(np.square((p - t) / width).mean() * 100)
+
+
+def area_under_curve(predicted: ArrayLike, true: ArrayLike) -> float | None:
+    """Of true scores that are of two values, how often the better one is predicted higher; None for others."""
+    from scipy.stats import mannwhitneyu
+
+    p, t = _pair(predicted, true)
+    values = np.unique(t)
+    if len(values) != 2 or not np.isfinite(p).all():
+        return None
+    better = t == values[1]
+    return float(mannwhitneyu(p[better], p[~better]).statistic / (better.sum() * (~better).sum()))
+
+
+BINS = 10
+"""Of calibration, as RICA² has them."""
+
+
+def calibration(uncertainty: ArrayLike, error: ArrayLike) -> float | None:
+    """Kendall's tau between uncertainty and absolute error, both the means of ten equal parts in order of uncertainty.
+
+    1 where whoever is less sure errs more (Majeedi et al., RICA², ECCV 2024, section 4). None of fewer than two
+    videos a part, and where all are equally sure or equally wrong.
+    """
+    u, e = _pair(uncertainty, error)
+    if len(u) < 2 * BINS:
+        return None
+    parts = np.array_split(np.argsort(u, kind="stable"), BINS)
+    return kendall([u[part].mean() for part in parts], [e[part].mean() for part in parts])
+
+
+def selective(uncertainty: ArrayLike, error: ArrayLike) -> NDArray[np.float64]:
+    """(10,): the mean absolute error of the surest 10 %, 20 % … 100 % of the videos; NaN of none."""
+    u, e = _pair(uncertainty, error)
+    surest = e[np.argsort(u, kind="stable")]
+    kept = [round(len(u) * (i + 1) / BINS) for i in range(BINS)]
+    return np.array([surest[:n].mean() if n else np.nan for n in kept])
 
 
 def fisher_mean(correlations: Sequence[float | None]) -> float | None:
@@ -79,15 +118,15 @@ def mean_std(values: Sequence[float | None]) -> tuple[float | None, float | None
     return float(np.mean(defined)), float(np.std(defined, ddof=1)) if len(defined) > 1 else None
 
 
-def evaluate(predicted: ArrayLike, true: ArrayLike, score_range: tuple[float, float]) -> dict[str, float | int | None]:
-    """Every metric of one test set; `score_range` is the dataset's, for R-ℓ2."""
+def evaluate(predicted: ArrayLike, true: ArrayLike, span: ArrayLike) -> dict[str, float | int | None]:
+    """Every metric of one test set; `span` is highest − lowest score of the dataset or of each video's action."""
     p, t = _pair(predicted, true)
-    low, high = (float(t.min()), float(t.max())) if len(t) else (0.0, 0.0)
     return {
         "n": len(t),
         "spearman": spearman(p, t),
         "kendall": kendall(p, t),
         "mae": mean_absolute_error(p, t),
-        "rl2_dataset_range": relative_l2(p, t, *score_range),
-        "rl2_test_range": relative_l2(p, t, low, high),
+        "rl2_dataset_range": relative_l2(p, t, span),
+        "rl2_test_range": relative_l2(p, t, np.ptp(t)) if len(t) else None,
+        "auc": area_under_curve(p, t),
     }

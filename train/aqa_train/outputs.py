@@ -8,7 +8,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from aqa_shared.errors import UsageError
 from aqa_shared.files import replace_text, replacing
 from aqa_train import scores
 from aqa_train.checkpoint import writing
+from aqa_train.comparisons import Row as Compared
+from aqa_train.comparisons import compare
 from aqa_train.config import PLACES, RunConfig, as_toml, spelt_out
 from aqa_train.experiment import Experiment, write_json
 from aqa_train.intervals import LEVEL
@@ -92,8 +95,12 @@ def refuse_other_digests(config: RunConfig, data: dict[str, str | None], out: Pa
         found = json.loads(file.read_text())
     except (OSError, ValueError) as e:
         raise UsageError(f"{file} cannot be read ({e}): whether the data are the same is not known", fix=fix) from None
-    names = {"content": f"the store {config.features}", "labels_sha256": "the labels file"}
-    changed = [what for key, what in names.items() if found.get(key) != data[key]]
+    names = {
+        "content": f"the store {config.features}",
+        "labels_sha256": "the labels file",
+        "dataset_sha256": f"the ranges in {config.dataset}",
+    }
+    changed = [what for key, what in names.items() if found.get(key) != data.get(key)]
     if changed:
         raise UsageError(f"{' and '.join(changed)} changed since the run in {out} began", fix=fix)
 
@@ -147,12 +154,14 @@ def write_results(
     tested = None if config.all_scores else comparison(config, experiment.features, [*results, *baselines])
     rows = [] if tested is None else summarise([*results, *baselines], tested)
     every = list(scores.every_video(experiment.features, config, experiment.splits, results))
+    pairs = [] if tested is None else _pairs([*results, *baselines], rows, tested)
     summary: dict[str, Any] = {
         "protocol": _protocol(experiment, results, tested),
         "rows": rows,
+        "comparisons": pairs,
         "scores": {"videos": len(experiment.features.ids), "learned_by_all": scores.without(every)},
         "runs": [
-            {k: r[k] for k in r if k not in ("history", "ids", "true", "predicted", "scores")}
+            {k: r[k] for k in r if k not in ("history", "ids", "true", "predicted", "scores", "uncertainty")}
             for r in [*results, *baselines]
         ],
     }
@@ -174,16 +183,36 @@ def write_results(
             for r in rows
         ),
     )
+    unsure = any("uncertainty" in r for r in results)
     _write_csv(
         out / "predictions.csv",
-        ["id", "true", "predicted", "residual", "method", "selection", "fold", "seed", "split"],
+        [
+            *("id", "true", "predicted", "residual", "method", "selection", "fold", "seed", "split"),
+            *(["uncertainty"] if unsure else []),
+        ],
         (
-            [i, t, p, p - t, r["method"], selection, r["fold"], r["seed"], "test"]
+            [i, t, p, p - t, r["method"], selection, r["fold"], r["seed"], "test", *([u] if unsure else [])]
             for r in [*results, *baselines]
             for selection, predicted in r["predicted"].items()
-            for i, t, p in zip(r["ids"], r["true"], predicted, strict=True)
+            for i, t, p, u in zip(
+                r["ids"], r["true"], predicted, r.get("uncertainty", {}).get(selection, [None] * len(predicted)),
+                strict=True,
+            )
         ),
-    )
+    )  # fmt: skip
+    if pairs:
+        write_records(out / "comparisons.csv", pairs)
+    if unsure:
+        _write_csv(
+            out / "selective.csv",
+            ["method", "selection", "calibration", "kept", "mae", "best"],
+            (
+                [r["method"], r["selection"], r["uncertainty"]["calibration"]["mean"], *point]
+                for r in rows
+                if "uncertainty" in r
+                for point in zip(*(r["uncertainty"][n] for n in ("kept", "mae", "best")), strict=True)
+            ),
+        )
     _write_csv(out / "scores.csv", scores.COLUMNS, every)
     terms = list(dict.fromkeys(k for r in results for row in r["history"][:1] for k in row))
     if config.validation or any(len(s.validation) for s in experiment.splits):
@@ -198,6 +227,31 @@ def write_results(
         ),
     )
     return summary
+
+
+def _pairs(
+    results: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], tested: Comparison
+) -> list[dict[str, Any]]:
+    """Every two of the table's rows but the best epochs', as records; what ranks nothing has no difference."""
+    compared = [
+        Compared(r["method"], tested.predictions([o for o in results if o["method"] == r["method"]], r["selection"]))
+        for r in rows
+        if r["selection"] in ("last", "baseline")
+    ]
+    return [asdict(pair) for pair in compare(tested, compared) if pair.difference is not None]
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """A CSV of records of one kind; an interval becomes two columns."""
+    flat = [
+        {k: v for name, value in r.items() for k, v in (_ends(value) if name == "interval" else {name: value}).items()}
+        for r in records
+    ]
+    _write_csv(path, list(flat[0]), (r.values() for r in flat))
+
+
+def _ends(interval: Sequence[float] | None) -> dict[str, float | None]:
+    return dict(zip(("low", "high"), interval or (None, None), strict=True))
 
 
 def _protocol(experiment: Experiment, results: list[dict[str, Any]], tested: Comparison | None) -> dict[str, Any]:

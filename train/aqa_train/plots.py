@@ -1,6 +1,7 @@
 """Pictures of a run, as PNG and SVG: predicted against true scores, losses by epoch, methods side by side.
 
-They are drawn from the files of the run folder, by `python -m aqa_train.plots RUN` too, in a process of its own:
+They are drawn from the files of the run folder, by `python -m aqa_train.plots RUN` too, and a paper's figure from the
+record of its table (`python -m aqa_train.plots FIGURE.json`), in a process of its own:
 Matplotlib reads the user's settings while it is imported (MPLBACKEND, a matplotlibrc in the working folder), and what
 it does there can cost no result.
 """
@@ -54,7 +55,10 @@ TIMEOUT = 600
 
 
 def draw(out: Path, say: Callable[[str], None]) -> None:
-    """Write plots/{scatter,curves,methods}.{png,svg} from the run's files; what cannot be drawn is said."""
+    """Write plots/{scatter,curves,methods}.{png,svg} from the run's files; what cannot be drawn is said.
+
+    Of a figure's record, `out` is its file, and the pictures lie beside it.
+    """
     # -P: a file of the working folder that is called as a library must not be imported in its place.
     command = [sys.executable, "-P", "-m", "aqa_train.plots", str(out)]
     try:
@@ -73,15 +77,20 @@ def draw(out: Path, say: Callable[[str], None]) -> None:
 def main() -> None:
     """Draw the plots of the run folder that is named; a line on stdout for each that fails."""
     out = Path(sys.argv[1]).resolve()
-    summary = json.loads((out / "metrics.json").read_text())
-    predictions, losses = _read_csv(out / "predictions.csv"), _read_csv(out / "losses.csv")
-    plots = out / "plots"
-    plots.mkdir(exist_ok=True)
+    figures: dict[str, Callable[[], Any]]
+    if out.suffix == ".json":
+        plots, record = out.parent, json.loads(out.read_text(encoding="utf-8"))
+        figures = {out.stem: lambda: (_map if record["kind"] == "embedding" else _series)(record)}
+    else:
+        plots = out / "plots"
+        plots.mkdir(exist_ok=True)
+        summary = json.loads((out / "metrics.json").read_text())
+        predictions, losses = _read_csv(out / "predictions.csv"), _read_csv(out / "losses.csv")
+        figures = {"curves": lambda: _curves(losses)}
+        if predictions:  # --all-scores leaves nothing to test on
+            figures |= {"scatter": lambda: _scatter(predictions, summary), "methods": lambda: _methods(summary)}
     mpl = _matplotlib(plots)
     failed = False
-    figures = {"curves": lambda: _curves(losses)}
-    if predictions:  # --all-scores leaves nothing to test on
-        figures |= {"scatter": lambda: _scatter(predictions, summary), "methods": lambda: _methods(summary)}
     for name, figure in figures.items():
         try:
             with mpl.rc_context(_STYLE):
@@ -264,6 +273,56 @@ def _methods(summary: dict[str, Any]) -> Any:
     level = f"; band: {summary['protocol']['interval']['level']:.0%} interval over {n} test {of}" if known else ""
     axis.set_xlabel(f"Spearman on test: a dot a seed, and their mean{level}")
     axis.grid(axis="y", visible=False)
+    return figure
+
+
+def series_of(record: dict[str, Any]) -> dict[str, dict[str, list[tuple[float, dict[str, Any] | None, float | None]]]]:
+    """The curves of a figure's record: panel → name → (x, measured, published), by x.
+
+    Rows with an `x` are points of their `series`, a panel a column; otherwise rows are curves over the columns' `x`.
+    """
+    panels: dict[str, dict[str, list[tuple[float, dict[str, Any] | None, float | None]]]] = {}
+    for row in record["rows"]:
+        for column in record["columns"]:
+            by_row = row["x"] is not None
+            x = row["x"] if by_row else column["x"]
+            point = row["measured"].get(column["name"]), row["published"].get(column["name"])
+            if x is None or point == (None, None):
+                continue
+            panel, name = (column["name"], row["series"]) if by_row else (column["measure"], row["name"])
+            panels.setdefault(panel, {}).setdefault(name, []).append((x, *point))
+    return {p: {n: sorted(points, key=lambda q: q[0]) for n, points in curves.items()} for p, curves in panels.items()}
+
+
+def _series(record: dict[str, Any]) -> Any:
+    """A panel a measure: measured with its interval, and hollow rings where something is published."""
+    panels = series_of(record)
+    figure, axes = _figure(max(len(panels), 1), 2, width=5.2)
+    for axis, (panel, curves) in zip(axes, panels.items(), strict=False):
+        for (name, points), colour in zip(curves.items(), COLOURS * len(curves), strict=False):
+            known = [(x, m) for x, m, _ in points if m is not None and m["mean"] is not None]
+            axis.plot([x for x, _ in known], [m["mean"] for _, m in known], color=colour, marker="o", ms=4, label=name)
+            banded = [(x, *m["interval"]) for x, m in known if m["interval"] is not None]
+            if banded:
+                axis.fill_between(*np.array(banded).T, color=colour, alpha=0.12, linewidth=0)
+            published = [(x, p) for x, _, p in points if p is not None]
+            if published:
+                axis.scatter(*np.array(published).T, s=44, facecolor="none", edgecolor=colour, zorder=3)
+        axis.set_title(panel)
+        axis.legend(fontsize=8)
+    figure.supxlabel("rings: published; bands: 95 % interval over test videos", fontsize=8.5, color=SOFT)
+    return figure
+
+
+def _map(record: dict[str, Any]) -> Any:
+    """A panel a method: unlabelled videos where t-SNE puts them, darker the higher their score."""
+    found = record["embedding"]
+    figure, axes = _figure(max(len(found), 1), 3)
+    for axis, (name, points) in zip(axes, found.items(), strict=False):
+        x, y, score = (np.array([p[k] for p in points], dtype=np.float64) for k in ("x", "y", "score"))
+        axis.scatter(x, y, c=score, cmap="Blues", s=14, linewidth=0)
+        axis.set(title=name, xticks=[], yticks=[])
+    figure.supxlabel("unlabelled videos; darker: a higher score", fontsize=8.5, color=SOFT)
     return figure
 
 

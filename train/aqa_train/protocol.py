@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
+from aqa_shared.datasets.published import Range
 from aqa_shared.errors import UsageError
 from aqa_train.batch import ScoreScale
 from aqa_train.config import LARGEST_SCORE, RunConfig
@@ -152,10 +156,37 @@ def score_scale(config: RunConfig, scores: NDArray[np.float64], top: float) -> S
     return replace(scale, mean=float(scale.to_training(scores).mean()))
 
 
-def metric_range(config: RunConfig, features: FeatureSet) -> tuple[float, float]:
-    """The range R-ℓ2 divides by: the given one, or that of all known scores. Evaluation only."""
+def spans(config: RunConfig, features: FeatureSet) -> NDArray[np.float64]:
+    """(videos,): highest − lowest score, which R-ℓ2 divides by. Evaluation only.
+
+    Of the dataset's record, by category where that has categories; else of the given range, or of all known scores.
+    """
+    if config.dataset is not None:
+        return _published_spans(config.dataset, config.score_column or "score", features)
     scores = features.column("score").astype(np.float64)
-    return config.score_range or (float(np.nanmin(scores)), float(np.nanmax(scores)))
+    low, high = config.score_range or (float(np.nanmin(scores)), float(np.nanmax(scores)))
+    return np.full(len(scores), high - low)
+
+
+def _published_spans(path: str, column: str, features: FeatureSet) -> NDArray[np.float64]:
+    """Of `dataset.json`. Raises UsageError where it is not one, or says nothing of a scored video."""
+    try:
+        ranges = TypeAdapter(tuple[Range, ...]).validate_python(json.loads(Path(path).read_text())["ranges"])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        said = "it has no ranges" if isinstance(e, KeyError) else str(e)
+        raise UsageError(
+            f"{path}: not the record of a dataset: {said}", fix="take the dataset.json that aqa datasets prepare writes"
+        ) from None
+    by_category = {r.category: r.high - r.low for r in ranges if r.column == column}
+    categories = features.column("category").astype(object)
+    found = np.array([by_category.get(c or None, by_category.get(None, np.nan)) for c in categories], dtype=np.float64)
+    unknown = np.flatnonzero(np.isnan(found) & ~np.isnan(features.column("score").astype(np.float64)))
+    if len(unknown):
+        raise UsageError(
+            f"{path} has no range of {column} for {features.ids[unknown[0]]} (category {categories[unknown[0]]!r})",
+            fix=f"use the record of the dataset that these videos are of, or --score-range; it has {by_category}",
+        )
+    return found
 
 
 def rows_of(features: FeatureSet, ids: Sequence[str]) -> Rows:
@@ -174,7 +205,7 @@ def comparison(config: RunConfig, features: FeatureSet, results: Sequence[Mappin
     return Comparison.of(
         results,
         over_folds(config, features),
-        metric_range(config, features),
+        dict(zip(features.ids, spans(config, features).tolist(), strict=True)),
         {} if group is None else dict(zip(features.ids, map(str, group), strict=True)),
         np.random.default_rng([config.seed, 2**17]),
     )

@@ -14,10 +14,9 @@ from aqa_train.config import OverFolds
 from aqa_train.intervals import Interval, Numbers, Resamples
 from aqa_train.methods import CONSTANT, LINEAR
 
-MEASURES = ("spearman", "kendall", "mae", "rl2_dataset_range", "rl2_test_range")
+MEASURES = ("spearman", "kendall", "mae", "rl2_dataset_range", "rl2_test_range", "auc")
 WITH_INTERVAL = ("spearman", "mae", "rl2_dataset_range")
 _RANKS = ("spearman", "kendall")
-ScoreRange = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class Comparison:
     fold: NDArray[np.int64]
     seeds: tuple[int, ...]
     over_folds: OverFolds
-    score_range: ScoreRange
+    span: Numbers
+    """By video, highest − lowest score, which R-ℓ2 divides by."""
     unit: str
     """What is drawn: `videos` or `groups`."""
     units: int
@@ -41,11 +41,14 @@ class Comparison:
         cls,
         results: Sequence[Mapping[str, Any]],
         over_folds: OverFolds,
-        score_range: ScoreRange,
+        span: float | Mapping[str, float],
         group: Mapping[str, str],
         rng: np.random.Generator,
     ) -> Comparison:
-        """From results with `fold`, `ids` and `true`; `group` by id, "" or missing for a video on its own."""
+        """From results with `fold`, `ids` and `true`; `group` by id, "" or missing for a video on its own.
+
+        `span`: highest − lowest score, of all or by id.
+        """
         found = {(r["fold"], i): t for r in results for i, t in zip(r["ids"], r["true"], strict=True)}
         names = [("group", group[i]) if group.get(i) else ("video", i) for _, i in found]
         unit = np.unique(np.array([f"{kind} {name}" for kind, name in names]), return_inverse=True)[1]
@@ -56,19 +59,19 @@ class Comparison:
             fold=fold,
             seeds=tuple(sorted({r["seed"] for r in results})),
             over_folds=over_folds,
-            score_range=score_range,
+            span=np.array([span if isinstance(span, float) else span[i] for _, i in found], dtype=np.float64),
             unit="groups" if any(group.values()) else "videos",
             units=int(unit.max(initial=-1)) + 1,
             draws=Resamples.draw(unit, np.zeros_like(fold) if over_folds == "pooled" else fold, rng),
         )
 
-    def predictions(self, results: Sequence[Mapping[str, Any]], selection: str) -> Numbers:
-        """(seeds, videos): what one method predicted; NaN where it did not."""
+    def predictions(self, results: Sequence[Mapping[str, Any]], selection: str, what: str = "predicted") -> Numbers:
+        """(seeds, videos): what one method predicted, or its `uncertainty`; NaN where there is none."""
         found = np.full((len(self.seeds), len(self.true)), np.nan)
         for r in results:
-            if selection in r["predicted"]:
+            if selection in r.get(what, {}):
                 places = [self.key[r["fold"], i] for i in r["ids"]]
-                found[self.seeds.index(r["seed"]), places] = r["predicted"][selection]
+                found[self.seeds.index(r["seed"]), places] = r[what][selection]
         return found
 
     def measure(self, predicted: Numbers) -> tuple[dict[str, float | None], dict[str, int]]:
@@ -86,6 +89,12 @@ class Comparison:
         found = _mean_defined([self._by_draw(name, p, parts) for p in predicted])
         return np.zeros_like(found) if np.isnan(found).all() else found
 
+    def by_training(self, name: str, predicted: Numbers) -> Numbers:
+        """A figure by seed and fold, in this order, of `predicted` (seeds, videos); NaN where it is undefined."""
+        parts = [np.flatnonzero(self.fold == f) for f in np.unique(self.fold)]
+        found = [self._evaluate(p, part)[name] for p in predicted for part in parts]
+        return np.array([np.nan if v is None else v for v in found], dtype=np.float64)
+
     def interval(self, name: str, predicted: Numbers, value: float | None) -> Interval | None:
         """Of a figure whose value is `value`."""
         if value is None or not self.draws.tell:
@@ -101,7 +110,7 @@ class Comparison:
 
     def _evaluate(self, predicted: Numbers, part: NDArray[np.int64]) -> dict[str, float | int | None]:
         part = part[~np.isnan(predicted[part])]
-        found = metrics.evaluate(predicted[part], self.true[part], self.score_range)
+        found = metrics.evaluate(predicted[part], self.true[part], self.span[part])
         if self._ranks_nothing(predicted, part):
             found |= dict.fromkeys(_RANKS)
         return found
@@ -122,8 +131,7 @@ class Comparison:
             elif name == "spearman":
                 found.append(intervals.spearman(intervals.ranks(p, counts), intervals.ranks(t, counts), counts))
             else:
-                low, high = self.score_range
-                error = np.abs(p - t) if name == "mae" else np.square((p - t) / (high - low)) * 100
+                error = np.abs(p - t) if name == "mae" else np.square((p - t) / self.span[part]) * 100
                 found.append(intervals.mean(error, counts))
         return intervals.fisher_mean(found) if name == "spearman" else _mean_defined(found)
 
@@ -164,6 +172,8 @@ def summarise(results: Sequence[Mapping[str, Any]], tested: Comparison) -> list[
                 row[name] |= {"defined": sum(d[name] for d in defined), "of": runs}
             together = _mean_defined(predicted)
             row["ensemble"] = {name: {"value": v} for name, v in tested.measure(together)[0].items()}
+            if (found := _sure(tested, mine, selection, predicted)) is not None:
+                row["uncertainty"] = found
             for name in WITH_INTERVAL:
                 row[name]["interval"] = tested.interval(name, predicted, row[name]["mean"])
                 found = row["ensemble"][name]
@@ -172,6 +182,32 @@ def summarise(results: Sequence[Mapping[str, Any]], tested: Comparison) -> list[
             drawn.append(predicted)
     _judge(rows, drawn, tested)
     return rows
+
+
+def _sure(
+    tested: Comparison, results: Sequence[Mapping[str, Any]], selection: str, predicted: Numbers
+) -> dict[str, Any] | None:
+    """How well a method's uncertainty tells its errors, by seed over the test videos of all folds; None without one.
+
+    `kept` is the share of the surest videos that `mae` is of, `best` what it would be were the surest those with the
+    smallest errors.
+    """
+    doubts = tested.predictions(results, selection, "uncertainty")
+    known = [~(np.isnan(d) | np.isnan(p)) for d, p in zip(doubts, predicted, strict=True)]
+    pairs = [(d[k], np.abs(p - tested.true)[k]) for d, p, k in zip(doubts, predicted, known, strict=True) if k.any()]
+    if not pairs:
+        return None
+    by_seed = [metrics.calibration(u, e) for u, e in pairs]
+    center, deviation = metrics.mean_std(by_seed)
+    curves = {
+        "mae": _mean_defined([metrics.selective(u, e) for u, e in pairs]),
+        "best": _mean_defined([metrics.selective(e, e) for _, e in pairs]),
+    }
+    return {
+        "calibration": {"mean": center, "std": deviation, "by_seed": by_seed, "bins": metrics.BINS},
+        "kept": [(i + 1) / metrics.BINS for i in range(metrics.BINS)],
+        **{name: [None if np.isnan(v) else float(v) for v in curve] for name, curve in curves.items()},
+    }
 
 
 def _judge(rows: Sequence[dict[str, Any]], predicted: Sequence[Numbers], tested: Comparison) -> None:
@@ -236,8 +272,11 @@ def as_text(summary: Mapping[str, Any]) -> str:
         title += f" × {p['folds']} folds, {how}: {p['test_all']} test videos in all"
     epoch = {"last": "last", "best-on-validation": "best on val.", "baseline": "–"}
     table = [["method", "epoch", "Spearman", "MAE", "R-ℓ2 ×100"]]
+    difficulty = any(r["uses_difficulty"] for r in rows)
+    table[0] += ["difficulty"] * difficulty
     for r in rows:
         cells = [_cell(r["spearman"], 3, spread=True), _cell(r["mae"], 2), _cell(r["rl2_dataset_range"], 2)]
+        cells += ["used" if r["uses_difficulty"] else "–"] * difficulty
         table.append([r["method"], "–" if r["epochs"] == 0 else epoch[r["selection"]], *cells])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["   ".join([c.ljust(w) for c, w in zip(row, widths, strict=True)]).rstrip() for row in table]
@@ -249,6 +288,9 @@ def as_text(summary: Mapping[str, Any]) -> str:
         legend.append(f"[{p['interval']['level']:.0%} interval over test {p['interval']['of']}]")
     named = {"best-on-validation": " (best on val.)"}
     verdicts = [f"{r['method']}{named.get(r['selection'], '')}: {r['verdict']}" for r in rows if r["verdict"]]
+    for r in rows:
+        if (sure := r.get("uncertainty")) is not None and (tau := sure["calibration"]["mean"]) is not None:
+            verdicts.append(f"{r['method']}: its uncertainty ranks its errors by τ = {tau:.2f} ({metrics.BINS} bins)")
     return "\n".join([title, "", *lines, "", *(["   ".join(legend), ""] if legend else []), *verdicts])
 
 

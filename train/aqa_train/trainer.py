@@ -118,15 +118,16 @@ def predict(
     features: FeatureSet,
     rows: Rows,
     device: torch.device,
+    ask: Callable[[Batch], Tensor] | None = None,
 ) -> NDArray[np.float64]:
-    """Scores of these videos in training units, in the order of `rows`."""
+    """Scores of these videos in training units, in the order of `rows`; or what else `ask` has of the model."""
     was_training = model.training
     model.eval()
     order = np.sort(rows)
     values = np.empty(len(order))
     done = 0
     for part in features.parts(order):
-        values[done : done + len(part)] = model(features.load(part, device)).double().cpu().numpy()
+        values[done : done + len(part)] = (ask or model)(features.load(part, device)).double().cpu().numpy()
         done += len(part)
     model.train(was_training)
     return values[np.searchsorted(order, rows)]

@@ -66,6 +66,12 @@ class DAE(nn.Module):
         }
         return {name: term for name, term in terms.items() if getattr(self.config, f"{name}_weight") > 0}
 
+    has_uncertainty = True
+
+    def uncertainty(self, batch: Batch) -> Float[Tensor, "batch"]:
+        """σ in training units."""
+        return (self.distribution(batch)[1] / 2).exp()
+
     def distribution(self, batch: Batch) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
         """μ and log σ² in training units; σ within e^±4, so that no loss overflows (ours)."""
         hidden = self.hidden(mean_feature(batch))

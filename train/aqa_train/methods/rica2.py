@@ -137,6 +137,10 @@ class RICA2(nn.Module):
         ranking, sparsity = attention_losses(attention, present.repeat(rows, 1), lengths.repeat(rows))
         return {**terms, "ranking": ranking, "sparsity": sparsity}
 
+    @property
+    def has_uncertainty(self) -> bool:
+        return self.config.stochastic
+
     def uncertainty(self, batch: Batch) -> Float[Tensor, "batch"]:
         """How wide the steps are, if stochastic: the root of their mean variance, harmonic mean over channels."""
         present = self.present(batch)[..., None]

@@ -79,6 +79,8 @@ class SAPNetConfig:
     """Labelled scores teach the student (equation 10), or the teacher too (ours)."""
     learn_from: Literal["unlabelled", "all"] = "unlabelled"
     """Whose sub-actions are parsed and contrasted: X_u and X_a, or labelled videos' too (ours)."""
+    refine: Literal["all", "parsing", "pseudo-labels", "nothing"] = "all"
+    """What sees features that attention refined (Table III): parsing and the score, the search for states, or both."""
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (256, 128)
     """Hidden widths of the regressor, of three layers (ours)."""
     projection: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)] = (512, 256, 128)
@@ -245,9 +247,11 @@ class Branch(nn.Module):
     def forward(self, x: Float[Tensor, "batch segments channels"]) -> Parsed:
         config = self.config
         # 1×1 convolution and sigmoid of what is pooled over the picture already: weighting channels commutes with it.
-        refined = x * self.attention(x).sigmoid()
+        attended = x * self.attention(x).sigmoid()
+        refined = attended if config.refine in ("all", "parsing") else x
+        searched = attended if config.refine in ("all", "pseudo-labels") else x
         with torch.no_grad():
-            own = pseudo_labels(x, refined, self.states, config.sub_actions, config.rounds)
+            own = pseudo_labels(x, searched, self.states, config.sub_actions, config.rounds)
         place = torch.arange(STEPS, device=x.device) * x.shape[1] // STEPS
         labels, steps = own[:, place], refined[:, place]
         logits = self.parser(refined) if config.parsing_weight > 0 else refined.new_zeros(len(x), STEPS, 0)

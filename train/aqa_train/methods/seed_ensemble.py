@@ -36,6 +36,12 @@ class Ensemble(nn.Module):
         """The members' mean score, in training units."""
         return torch.stack([m(batch) for m in self.members]).mean(dim=0)
 
+    has_uncertainty = True
+
+    def uncertainty(self, batch: Batch) -> Float[Tensor, "batch"]:
+        """The members' deviation (n − 1), in training units."""
+        return torch.stack([m(batch) for m in self.members]).std(dim=0)
+
     def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
         """The members' mean terms; each member's gradient is what it is alone."""
         by_member: list[dict[str, Tensor]] = [m.losses(labelled, unlabelled) for m in self.members]  # type: ignore[operator]

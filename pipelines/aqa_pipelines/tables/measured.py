@@ -1,0 +1,243 @@
+"""Published beside measured: one record of a table, from the run folders of its cells."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aqa_pipelines.tables.plan import Plan, Work
+from aqa_pipelines.tables.record import RANKS, Column, Row, Table
+from aqa_train import metrics, protocol
+from aqa_train.comparisons import Pair, compare, corrected
+from aqa_train.comparisons import Row as Compared
+from aqa_train.outputs import environment
+from aqa_train.predict import load_checkpoint
+
+BEST = "best-on-validation"
+ENVIRONMENT = ("python", "platform", "device", "aqa", "torch", "cuda")
+
+
+def measure(plan: Plan, name: str, out: Path, device: str) -> dict[str, Any]:
+    """The record of a table: rows with published and measured figures, trivial rows, comparisons, what was run."""
+    table = plan.table
+    runs = {(s.row.name, s.column.name): one for one in plan.works for s in one.spots}
+    read = {one.name: _summary(one, out) for one in plan.works}
+    found = {key: read[one.name] for key, one in runs.items()}
+    rows = [_row(table, row, found, runs) for row in table.rows]
+    return {
+        "pipeline": name,
+        **table.model_dump(include={"title", "source", "dataset", "kind", "tolerance", "differences", "reduced"}),
+        "against": table.against,
+        "columns": [
+            {"name": c.name, "measure": table.measure_of(c), "x": c.x, "average_of": c.average_of}
+            for c in table.columns
+        ],
+        "rows": rows,
+        "beside": _beside(table, found),
+        "comparisons": _comparisons(plan, out, found),
+        "protocol": {c.name: _protocol(table, c, found) for c in table.columns if not c.average_of},
+        "seconds": round(sum(s["protocol"]["seconds"] for s in read.values() if s is not None), 1),
+        "environment": {k: v for k, v in environment(device).items() if k in ENVIRONMENT},
+    }
+
+
+def _summary(one: Work, out: Path) -> dict[str, Any] | None:
+    """metrics.json of a run, where it is done."""
+    file = out / one.name / "metrics.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _row(
+    table: Table,
+    row: Row,
+    found: Mapping[tuple[str, str], dict[str, Any] | None],
+    runs: Mapping[tuple[str, str], Work],
+) -> dict[str, Any]:
+    measured: dict[str, Any] = {}
+    best: dict[str, Any] = {}
+    lacks: dict[str, str] = {}
+    difficulty = None
+    for column in table.columns:
+        key = row.name, column.name
+        if (one := runs.get(key)) is not None and one.lacks is not None:
+            lacks[column.name] = one.lacks.cause
+        if (summary := found.get(key)) is None:
+            continue
+        for mine in summary["rows"]:
+            if mine["method"] != row.method:
+                continue
+            kept = best if mine["selection"] == BEST else measured
+            kept[column.name] = _figure(mine, table.measure_of(column))
+            difficulty = mine["uses_difficulty"]
+    for kept in (measured, best):
+        _average(table, kept)
+    return {
+        "name": row.name,
+        "method": row.method,
+        **row.model_dump(include={"settings", "source", "end_to_end", "why", "x", "series", "published"}),
+        "uses_difficulty": difficulty,
+        "measured": measured,
+        "best_on_validation": best,
+        "lacks": lacks,
+    }
+
+
+def _figure(row: Mapping[str, Any], measure: str) -> dict[str, Any]:
+    """`interval` is over test videos, where there is one."""
+    return {k: row[measure].get(k) for k in ("mean", "std", "interval", "by_seed", "defined", "of")}
+
+
+def _average(table: Table, measured: dict[str, Any]) -> None:
+    """Fill in the columns that average others, by seed first."""
+    for column in table.columns:
+        parts = [measured.get(name) for name in column.average_of]
+        if not parts or any(p is None or p["mean"] is None for p in parts):
+            continue
+        ranks = table.measure_of(column) in RANKS
+        by_seed = [
+            metrics.fisher_mean(values) if ranks else metrics.mean_std(values)[0]
+            for values in zip(*(p["by_seed"] for p in parts if p is not None), strict=True)
+        ]
+        mean, std = metrics.mean_std(by_seed)
+        measured[column.name] = {"mean": mean, "std": std, "interval": None, "by_seed": by_seed}
+
+
+def _beside(table: Table, found: Mapping[tuple[str, str], dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """The trivial rows, which every run has on its own splits: those of a column's first run."""
+    own = {row.method for row in table.rows}
+    rows: dict[str, dict[str, Any]] = {}
+    for column in table.columns:
+        summary = next((s for (_, c), s in found.items() if c == column.name and s is not None), None)
+        for mine in summary["rows"] if summary is not None else ():
+            if mine["selection"] == "baseline" and mine["method"] not in own:
+                row = rows.setdefault(mine["method"], {"uses_difficulty": mine["uses_difficulty"], "measured": {}})
+                row["measured"][column.name] = _figure(mine, table.measure_of(column))
+    for row in rows.values():
+        _average(table, row["measured"])
+    return [{"name": name, **row} for name, row in rows.items()]
+
+
+def _protocol(
+    table: Table, column: Column, found: Mapping[tuple[str, str], dict[str, Any] | None]
+) -> dict[str, Any] | None:
+    """Who trained and was tested in a column's runs."""
+    summary = next((s for (_, c), s in found.items() if c == column.name and s is not None), None)
+    if summary is None:
+        return None
+    names = ("streams", "videos", "labelled", "unlabelled", "validation", "test", "test_all", "folds", "seeds")
+    return {name: summary["protocol"][name] for name in names}
+
+
+def _comparisons(plan: Plan, out: Path, found: Mapping[tuple[str, str], dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """Every measured row beside the one of `against`, column by column; Holm's correction over the whole table."""
+    table = plan.table
+    pairs: list[tuple[str, Pair]] = []
+    for column in table.columns:
+        runs = [
+            (s.row.name, one)
+            for one in plan.ready
+            for s in one.spots
+            if s.column.name == column.name and found[s.row.name, column.name] is not None
+        ]
+        if table.against is None or table.against not in dict(runs):
+            continue
+        results = {row: _results(one, out) for row, one in runs}
+        first = runs[0][1].experiment
+        assert first is not None
+        everything = [r for own in results.values() for r in own]
+        tested = protocol.comparison(first.config, first.features, everything)
+        rows = [Compared(row, tested.predictions(own, "last")) for row, own in results.items()]
+        pairs += [(column.name, pair) for pair in compare(tested, rows, table.against) if pair.difference is not None]
+    records = []
+    for what in dict.fromkeys(pair.measure for _, pair in pairs):
+        mine = [(name, pair) for name, pair in pairs if pair.measure == what]
+        for (where, _), pair in zip(mine, corrected([p for _, p in mine]), strict=True):
+            records.append({"column": where, **asdict(_turned(pair, str(table.against)))})
+    return records
+
+
+def _turned(pair: Pair, against: str) -> Pair:
+    """The pair as other row − `against`."""
+    if pair.a != against or pair.difference is None:
+        return pair
+    ends = None if pair.interval is None else (-pair.interval[1], -pair.interval[0])
+    return replace(pair, a=pair.b, b=pair.a, difference=-pair.difference, interval=ends)
+
+
+def _results(one: Work, out: Path) -> list[dict[str, Any]]:
+    """What a run predicted of its last epochs, as results of trainings."""
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    with (out / one.name / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        for r in csv.DictReader(file):
+            if r["method"] != one.config.methods[0] or r["selection"] != "last":
+                continue
+            fold, seed = int(r["fold"]), int(r["seed"])
+            mine = found.setdefault(
+                (fold, seed), {"fold": fold, "seed": seed, "ids": [], "true": [], "predicted": {"last": []}}
+            )
+            mine["ids"].append(r["id"])
+            mine["true"].append(float(r["true"]))
+            mine["predicted"]["last"].append(float(r["predicted"]))
+    return list(found.values())
+
+
+def cases(plan: Plan, out: Path, number: int = 3) -> list[dict[str, Any]]:
+    """Test videos by how much smaller the last row's error is than the first's: the `number` at either end.
+
+    Of the first column; errors of the mean prediction over seeds.
+    """
+    column = plan.table.columns[0].name
+    rows = [one for one in plan.ready for s in one.spots if s.column.name == column]
+    sides = []
+    for one in (rows[0], rows[-1]) if len(rows) > 1 else ():
+        values: dict[str, list[float]] = {}
+        true: dict[str, float] = {}
+        for r in _results(one, out):
+            for i, t, p in zip(r["ids"], r["true"], r["predicted"]["last"], strict=True):
+                values.setdefault(i, []).append(p)
+                true[i] = t
+        sides.append({i: float(np.mean(v)) for i, v in values.items()})
+    if not sides:
+        return []
+    names = [rows[0].spots[0].row.name, rows[-1].spots[0].row.name]
+    gain = {i: abs(sides[0][i] - true[i]) - abs(sides[1][i] - true[i]) for i in true}
+    order = sorted(gain, key=lambda i: -gain[i])
+    shown: Sequence[str] = order if len(order) <= 2 * number else [*order[:number], *order[-number:]]
+    return [
+        {"id": i, "true": true[i], **{name: side[i] for name, side in zip(names, sides, strict=True)}, "gain": gain[i]}
+        for i in shown
+    ]
+
+
+def embedding(plan: Plan, out: Path) -> dict[str, list[dict[str, Any]]]:
+    """By row, where its first network places the unlabelled videos: f of S4AQA, in two dimensions by t-SNE."""
+    from sklearn.manifold import TSNE
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in plan.ready:
+        experiment = one.experiment
+        assert experiment is not None
+        split = experiment.splits[0]
+        features = experiment.features
+        rows = protocol.rows_of(features, split.unlabelled)
+        folder = out / one.name / "models" / one.config.methods[0] / f"fold{split.fold}-seed{split.seed}"
+        model = load_checkpoint(folder)
+        network: Any = model.network
+        read = features.select(list(model.inputs.streams)).on(torch.device("cpu"))
+        with torch.no_grad():
+            parts = [read.load(part, torch.device("cpu")) for part in read.parts(rows)]
+            f = np.concatenate([torch.cat(network.summaries(b.streams, b.present), dim=1).numpy() for b in parts])
+        places = TSNE(perplexity=min(30.0, (len(f) - 1) / 3), random_state=0).fit_transform(f)
+        scores = features.column("score").astype(np.float64)[rows]
+        found[one.spots[0].row.name] = [
+            {"id": features.ids[r], "x": float(x), "y": float(y), "score": float(s)}
+            for r, (x, y), s in zip(rows, places, scores, strict=True)
+        ]
+    return found

@@ -1,0 +1,167 @@
+"""What a table takes: its cells as runs of aqa-train, which of them can be run on a store, and for how long."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aqa_pipelines.tables.record import Column, Row, Table, settings
+from aqa_shared import console
+from aqa_shared.errors import UsageError, did_you_mean
+from aqa_train import experiment as work
+from aqa_train.config import PLACES, RunConfig, absolute
+from aqa_train.estimate import seconds_each
+from aqa_train.experiment import Experiment, OneTraining
+from aqa_train.folds import source_of_tests
+from aqa_train.methods import METHODS
+from aqa_train.protocol import once
+from aqa_train.splits import role_named
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a run's figures stand in the table."""
+
+    row: Row
+    column: Column
+
+
+@dataclass
+class Work:
+    """One run of one method, which may serve several columns that measure it differently."""
+
+    config: RunConfig
+    spots: list[Spot]
+    experiment: Experiment | None = None
+    """None where it cannot be run."""
+    lacks: UsageError | None = None
+    """What it lacks."""
+
+    @property
+    def name(self) -> str:
+        """Its folder: the method, what is set for it, and a digest of all settings but places."""
+        record = self.config.model_dump(mode="json", exclude=set(PLACES))
+        digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
+        row, column = self.spots[0].row, self.spots[0].column
+        said = {k: v for k, v in {**column.run, **row.settings}.items() if k not in ("split", "recipe")}
+        text = ",".join([str(row.method), *(f"{k}={v}" for k, v in said.items())])
+        return re.sub(r"[^\w.=+,-]", "_", text)[:80] + f"-{digest}"
+
+    def done(self, out: Path) -> list[dict[str, Any]]:
+        """What is trained already."""
+        return [json.loads(file.read_text()) for file in sorted((out / self.name).glob("models/*/*/result.json"))]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table on a store."""
+
+    table: Table
+    works: list[Work]
+    lacking: dict[tuple[str, str], list[Spot]] = field(default_factory=dict)
+    """Cause and fix → where it is missing."""
+
+    @property
+    def ready(self) -> list[Work]:
+        return [w for w in self.works if w.experiment is not None]
+
+
+def works_of(table: Table, features: str, given: Mapping[str, Any], only: Sequence[str] = ()) -> list[Work]:
+    """The runs of a table, or of `only` these rows, each once."""
+    found: dict[str, Work] = {}
+    if wrong := [n for n in only if n not in {r.name for r in table.rows}]:
+        near = did_you_mean(wrong[0], [r.name for r in table.rows])
+        raise UsageError(f"the table has no row {wrong[0]!r}", fix=near or "name its rows as they stand in the file")
+    for row in (r for r in table.rows if not only or r.name in only):
+        for column in table.columns:
+            if row.method is None or column.average_of or (row.columns and column.name not in row.columns):
+                continue
+            if (name := {**table.run, **column.run}.get("score_column")) and not given.get("labels"):
+                raise UsageError(
+                    f"column {column.name!r} learns the scores {name!r} of a table",
+                    fix="give it with --labels: the manifest.csv or labels.csv of aqa datasets prepare",
+                )
+            config = absolute(settings(table, row, column, features, given))
+            work = Work(config, [Spot(row, column)])
+            found.setdefault(config.model_dump_json(), work)
+            if (same := found[config.model_dump_json()]) is not work:
+                same.spots.append(work.spots[0])
+    return list(found.values())
+
+
+def examine(table: Table, features: str, given: Mapping[str, Any] | None = None, only: Sequence[str] = ()) -> Plan:
+    """Open the store and arrange every run; one that lacks something is kept with what it lacks."""
+    works = works_of(table, features, given or {}, only)
+    say = once(console.warn)
+    opened: dict[tuple[Any, ...], work.Data | UsageError] = {}
+    lacking: dict[tuple[str, str], list[Spot]] = {}
+    for one in works:
+        config = one.config
+        needs = METHODS[config.methods[0]].streams
+        key = (config.streams, config.labels, config.score_column, config.dataset, needs)
+        if key not in opened:
+            try:
+                opened[key] = work.open_data(config, say)
+            except UsageError as e:
+                opened[key] = e
+        try:
+            data = opened[key]
+            if isinstance(data, UsageError):
+                raise data
+            _refuse_other_protocol(config, data)
+            one.config = config.model_copy(update={"streams": data.config.streams})
+            one.experiment = work.arrange(one.config, data, say)
+        except UsageError as e:
+            one.lacks = e
+            lacking.setdefault((e.cause, e.fix), []).extend(one.spots)
+    return Plan(table, works, lacking)
+
+
+def _refuse_other_protocol(config: RunConfig, data: work.Data) -> None:
+    """Tables have published test videos: folds of our own would be other ones."""
+    role = np.array([role_named(str(r)) for r in data.features.column("split")], dtype=object)
+    if source_of_tests(config, role) == "cross-validation":
+        raise UsageError(
+            f"no video of {config.features} is marked test in the column split",
+            fix="extract with the manifest of aqa datasets prepare, or give it with --labels",
+        )
+
+
+def time_of(plan: Plan, out: Path, device: torch.device) -> dict[str, float]:
+    """Seconds of one training of every run that can be run, by its name.
+
+    Of what was trained already, what it took; of the rest a few epochs of one run of each method are tried, and what
+    they took is reckoned up with the number of videos of the others.
+    """
+    found: dict[str, float] = {}
+    tried: dict[tuple[Any, ...], tuple[float, int]] = {}
+    for one in plan.ready:
+        assert one.experiment is not None
+        if done := one.done(out):
+            found[one.name] = float(np.mean([r["seconds"] for r in done]))
+            continue
+        (method,), config = one.config.methods, one.config
+        key = tuple(map(str, (method, config.streams, config.settings, config.training)))
+        videos = max(len(one.experiment.splits[0].labelled), len(one.experiment.splits[0].unlabelled))
+        if key not in tried:
+            placed = work.place(one.experiment.features, device, "auto")
+            tried[key] = seconds_each(one.experiment, placed, device)[method], videos
+        seconds, of = tried[key]
+        found[one.name] = seconds * videos / max(of, 1)
+    return found
+
+
+def trainings_left(one: Work, out: Path) -> Iterator[OneTraining]:
+    """Those of a run that are not done."""
+    assert one.experiment is not None
+    for training in one.experiment.trainings:
+        if not (out / one.name / "models" / training.name / "result.json").exists():
+            yield training

@@ -1,0 +1,186 @@
+"""A table or figure of a paper as a file says it: rows, columns, published figures, and how each cell is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from aqa_shared.datasets import DATASETS
+from aqa_shared.errors import UsageError, did_you_mean
+from aqa_shared.records import Finite, Record
+from aqa_shared.settings import explain, read_toml
+from aqa_train.config import RunConfig, Training, resolve
+from aqa_train.methods import METHODS
+
+Measure = Literal["spearman", "kendall", "mae", "rl2_dataset_range", "rl2_test_range", "auc"]
+RANKS = ("spearman", "kendall")
+"""Measures that are averaged by Fisher's z."""
+NOT_IN_RUN = ("features", "methods", "settings", "variants", "labels", "dataset", "training", "streams")
+"""Settings of a run that a table says elsewhere, or the command does."""
+
+
+class Column(Record):
+    """One column: a measure of the runs with these settings, or the average of other columns."""
+
+    name: str = Field(min_length=1)
+    run: dict[str, Any] = Field(default_factory=dict)
+    """Settings of `aqa-train` that differ from the table's."""
+    measure: Measure | None = None
+    """None: the table's."""
+    average_of: tuple[str, ...] = ()
+    """Names of columns of one measure: Fisher's mean of correlations, the plain mean of errors."""
+    x: Finite | None = None
+    """Where the column lies in a figure."""
+
+
+class Row(Record):
+    """One row: a method with its settings, or figures that nobody can measure from public descriptions."""
+
+    name: str = Field(min_length=1)
+    method: str | None = None
+    """Of `aqa methods`; None where the row is only published."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The method's or its training's settings, as of `--set`."""
+    streams: tuple[str, ...] = ()
+    """Empty: the table's."""
+    published: dict[str, Finite] = Field(default_factory=dict)
+    """By the names of columns."""
+    source: str | None = None
+    """Where the published figures stand, if not where the table does."""
+    end_to_end: bool = False
+    """The published network trained its backbone too, ours reads frozen features: figures of two leagues."""
+    why: str | None = None
+    """Why it is only published, or what is ours in it."""
+    columns: tuple[str, ...] = ()
+    """Those that are measured; empty: all."""
+    x: Finite | None = None
+    """Where the row lies in a figure, as a point of `series`."""
+    series: str = ""
+
+    @model_validator(mode="after")
+    def _says_how_or_why(self) -> Row:
+        if self.method is None and not self.why:
+            raise ValueError(f"row {self.name!r} has no method: say why")
+        if self.method is None and not self.published:
+            raise ValueError(f"row {self.name!r} has neither a method nor published figures")
+        if self.method is not None and self.method not in METHODS:
+            raise ValueError(f"row {self.name!r}: no method {self.method!r}; {did_you_mean(self.method, METHODS)}")
+        return self
+
+
+class Table(Record):
+    """A table or figure of a paper, with what it takes to measure it."""
+
+    title: str
+    source: str
+    """Paper and number, which the published figures are from."""
+    dataset: str = ""
+    """A name of `aqa datasets list`, or "" for one that needs no adapter."""
+    kind: Literal["table", "figure", "cases", "embedding"] = "table"
+    """`figure`: curves of rows over columns with an `x`, or of `series` of rows with one, also as a picture. `cases`:
+    test videos that the first row errs on and the last does not, and the other way round. `embedding`: where the rows'
+    networks place unlabelled videos, by t-SNE."""
+    measure: Measure = "spearman"
+    tolerance: Annotated[float, Field(ge=0)] | None = None
+    """How far from a published figure a measured one may be and count as reproduced."""
+    differences: tuple[str, ...] = ()
+    """Known reasons for a difference."""
+    against: str | None = None
+    """The row that the others are compared with."""
+    extract: str = ""
+    """Options of `aqa-extract` that make the features."""
+    prepared: str = ""
+    """How features come about otherwise than by `aqa-extract`: a command."""
+    streams: tuple[str, ...] = ()
+    """Those that a method reads which asks for none; empty: all of the store."""
+    reduced: str = ""
+    """What the run has less of than the protocol asks for, and why."""
+    run: dict[str, Any] = Field(default_factory=dict)
+    """Settings of `aqa-train` for every cell."""
+    columns: Annotated[tuple[Column, ...], Field(min_length=1)]
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Table:
+        names = _once("column", [c.name for c in self.columns])
+        rows = _once("row", [r.name for r in self.rows])
+        if self.dataset and self.dataset not in DATASETS:
+            raise ValueError(f"no dataset {self.dataset!r}; {did_you_mean(self.dataset, DATASETS)}")
+        if self.against is not None and self.against not in rows:
+            raise ValueError(f"against: no row {self.against!r}; {did_you_mean(self.against, rows)}")
+        plain = [c.name for c in self.columns if not c.average_of]
+        for column in self.columns:
+            if wrong := [n for n in column.average_of if n not in plain]:
+                raise ValueError(f"column {column.name!r}: no column {wrong[0]!r} to average")
+            if len({self.measure_of(self.column(n)) for n in column.average_of}) > 1:
+                raise ValueError(f"column {column.name!r} averages different measures")
+        for row in self.rows:
+            for what, given in (("published", row.published), ("columns", row.columns)):
+                if wrong := [n for n in given if n not in names]:
+                    near = did_you_mean(wrong[0], names)
+                    raise ValueError(f"row {row.name!r}, {what}: no column {wrong[0]!r}; {near}")
+        for where, given in (("run", self.run), *((f"column {c.name!r}, run", c.run) for c in self.columns)):
+            known = (RunConfig.model_fields.keys() | Training.model_fields.keys()) - set(NOT_IN_RUN)
+            if wrong := [n for n in given if n not in known]:
+                raise ValueError(f"{where}: no setting {wrong[0]!r}; {did_you_mean(wrong[0], known)}")
+        return self
+
+    def column(self, name: str) -> Column:
+        return next(c for c in self.columns if c.name == name)
+
+    def measure_of(self, column: Column) -> Measure:
+        """That of what it averages, where it does."""
+        if column.average_of:
+            return self.measure_of(self.column(column.average_of[0]))
+        return column.measure or self.measure
+
+    def streams_of(self, row: Row) -> tuple[str, ...]:
+        return row.streams or self.streams
+
+
+def _once(what: str, names: list[str]) -> list[str]:
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise ValueError(f"{what} {twice[0]!r} is named twice")
+    return names
+
+
+def read_table(path: Path) -> Table:
+    """The table of a file. Raises UsageError that names the file, the key and what is wrong with it."""
+    found = read_toml(path)
+    try:
+        table = Table.model_validate(found)
+    except ValidationError as e:
+        raise UsageError(f"{path}: {explain(e)}", fix="docs/tables.md says what stands in such a file") from None
+    for row in table.rows:
+        for column in table.columns:
+            if row.method is not None and not column.average_of:
+                try:
+                    labels = {"labels": "labels.csv"} if "score_column" in {**table.run, **column.run} else {}
+                    settings(table, row, column, "feats.zarr", labels)
+                except UsageError as e:
+                    where = f"{path}: row {row.name!r}, column {column.name!r}"
+                    raise UsageError(f"{where}: {e.cause}", fix=e.fix) from None
+    return table
+
+
+def settings(
+    table: Table, row: Row, column: Column, features: str, given: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """The run of one cell; `given` are settings of the command line, which win over the table's.
+
+    Those of the run that a method has no use for, as epochs of ridge, are left to it.
+    """
+    asked: dict[str, Any] = {**table.run, **column.run, **(given or {})}
+    sets = [f"{name}={_text(value)}" for name, value in row.settings.items()]
+    if streams := table.streams_of(row):
+        asked["streams"] = streams
+    if (recipe := asked.get("recipe")) and recipe not in METHODS[str(row.method)].recipes:
+        del asked["recipe"]  # its authors did not train it on that
+    return resolve(None, {**asked, "features": features, "methods": (row.method,)}, sets, environment={})
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

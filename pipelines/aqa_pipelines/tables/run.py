@@ -1,0 +1,183 @@
+"""`aqa table`: run or resume what a table takes, then write it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aqa_pipelines.tables.measured import cases, embedding, measure
+from aqa_pipelines.tables.plan import Plan, Spot, Work, examine, time_of, trainings_left
+from aqa_pipelines.tables.record import Row, Table, read_table
+from aqa_pipelines.tables.text import as_csv, as_markdown
+from aqa_shared import console
+from aqa_shared.console import as_time
+from aqa_shared.files import replace_text
+from aqa_shared.machine import pick_device
+from aqa_train import experiment as work
+from aqa_train.cli import holds_this_run
+from aqa_train.config import RunConfig
+from aqa_train.experiment import epochs_of
+from aqa_train.grid import Cell
+from aqa_train.methods import METHODS
+from aqa_train.outputs import refuse_other_data, refuse_other_digests
+from aqa_train.plots import draw
+from aqa_train.protocol import once
+from aqa_train.run import train_cells
+from aqa_train.signals import ended_in_order
+from aqa_train.workers import choose_jobs
+
+
+def name_of(path: Path) -> str:
+    """`s4aqa/table1` of pipelines/s4aqa/table1.toml."""
+    return f"{path.resolve().parent.name}/{path.stem}"
+
+
+@ended_in_order("run the same command again")
+def run_table(
+    path: Path,
+    features: str,
+    out: Path,
+    given: Mapping[str, Any],
+    *,
+    device: str = "auto",
+    jobs: int | None = None,
+    in_memory: Any = "auto",
+    write: Path | None = None,
+    only: Sequence[str] = (),
+) -> tuple[dict[str, Any], Plan]:
+    """Train what is left of a table, and write it as `<name>.json`, `.csv` and `.md` into `write`, or `out`.
+
+    Runs lie in `out`, each in a folder of its own, which other tables on the same store share.
+    """
+    table, where = read_table(path), pick_device(device)
+    plan = examine(table, features, given, only)
+    for one in plan.ready:
+        _go_on_or_begin(one, out)
+    again = f"aqa table {shlex.quote(str(path))} --features {shlex.quote(features)} --out {shlex.quote(str(out))}"
+    groups: dict[tuple[str | None, ...], list[Work]] = {}
+    for one in plan.ready:
+        groups.setdefault((one.config.labels, one.config.score_column, one.config.id_column), []).append(one)
+    for works in groups.values():
+        grid = [(Cell(w.name, w.config.fraction, {}, w.config), w.experiment) for w in works if w.experiment]
+        left = sum(1 for w in works for _ in trainings_left(w, out))
+        number = choose_jobs(jobs, max(left, 1), where, works[0].config.training.threads)
+        streams = tuple(dict.fromkeys(s for w in works for s in w.config.streams))
+        methods = tuple(dict.fromkeys(w.config.methods[0] for w in works))
+        union = RunConfig.model_validate(
+            {**works[0].config.model_dump(), "methods": methods, "streams": streams, "settings": {}, "training": {}}
+        )
+        features_of_all = work.open_data(union, once(console.warn)).features
+        for _ in train_cells(grid, features_of_all, out, device=where, jobs=number, in_memory=in_memory, go_on=again):
+            pass
+    name = name_of(path)
+    record = measure(plan, name, out, str(where))
+    record["features"] = Path(features.rstrip("/")).name
+    changed = [f"run with {k} = {v}" for k, v in given.items() if k in ("seeds", "epochs")]
+    changed += [f"only the rows {', '.join(only)}"] if only else []
+    record["reduced"] = "; ".join(filter(None, [record["reduced"], *changed]))
+    if table.kind == "cases":
+        record["cases"] = cases(plan, out)
+    if table.kind == "embedding":
+        record["embedding"] = embedding(plan, out)
+    stem = (write or out) / name
+    write_record(record, stem)
+    if table.kind in ("figure", "embedding") and any(r["measured"] for r in record["rows"]):
+        draw(stem.with_suffix(".json"), console.warn)
+    return record, plan
+
+
+def write_record(record: Mapping[str, Any], stem: Path) -> None:
+    """The three files of a table."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(stem.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    replace_text(stem.with_suffix(".csv"), as_csv(record))
+    replace_text(stem.with_suffix(".md"), as_markdown(record))
+
+
+def _go_on_or_begin(one: Work, out: Path) -> None:
+    """Other data than a run began with are refused."""
+    assert one.experiment is not None
+    folder = out / one.name
+    if holds_this_run(folder, one.config, set(), quiet=True):
+        refuse_other_digests(one.config, one.experiment.data, folder)
+        refuse_other_data(one.experiment, folder)
+
+
+def plan_text(
+    path: Path,
+    features: str | None,
+    out: Path,
+    given: Mapping[str, Any],
+    *,
+    device: str = "auto",
+    jobs: int | None = None,
+    only: Sequence[str] = (),
+) -> tuple[str, Plan | None]:
+    """What a table takes: trainings, time, what is missing and how to get it. Trains nothing that stays."""
+    table = read_table(path)
+    lines = [f"{name_of(path)}: {table.title}"]
+    if features is None:
+        return "\n".join([*lines, *_needs(table)]), None
+    where = pick_device(device)
+    plan = examine(table, features, given, only)
+    seconds = time_of(plan, out, where)
+    left = {w.name: sum(1 for _ in trainings_left(w, out)) for w in plan.ready}
+    every = sum(len(w.experiment.trainings) for w in plan.ready if w.experiment is not None)
+    number = choose_jobs(jobs, max(every, 1), where, 1)
+    for one in plan.ready:
+        assert one.experiment is not None
+        (method,) = one.config.methods
+        total = len(one.experiment.trainings)
+        lines.append(
+            f"  {_where(one.spots)}: {method}, {total} training(s) of {epochs_of(one.config, method)} epochs, "
+            f"{total - left[one.name]} done, {as_time(seconds[one.name])} each"
+        )
+    time = sum(seconds[n] * count for n, count in left.items()) / number
+    lines.append(
+        f"{every} training(s), {sum(left.values())} left: about {as_time(time)}, {number} at a time on {where}"
+    )
+    for row in table.rows:
+        if row.method is None:
+            lines.append(f"only published: {row.name}: {row.why}")
+    for (cause, fix), spots in plan.lacking.items():
+        lines += [f"missing for {_where(spots)}: {cause}", f"  {fix}"]
+    if plan.lacking:
+        lines += _needs(table)
+    return "\n".join(lines), plan
+
+
+def _where(spots: list[Spot]) -> str:
+    rows = list(dict.fromkeys(s.row.name for s in spots))
+    columns = list(dict.fromkeys(s.column.name for s in spots))
+    return f"{', '.join(rows)} ({', '.join(columns)})"
+
+
+def _needs(table: Table) -> list[str]:
+    """The commands that make what a table wants."""
+    streams = list(dict.fromkeys(s for row in table.rows if row.method for s in _read(table, row)))
+    columns = list(
+        dict.fromkeys(
+            c for row in table.rows if row.method for c in (*METHODS[row.method].columns, *METHODS[row.method].labels)
+        )
+    )
+    lines = ["what it wants:"]
+    if table.dataset:
+        lines.append(f"  aqa datasets prepare {table.dataset} --root FILES --out {table.dataset}")
+    if table.prepared:
+        lines.append(f"  {table.prepared}")
+    else:
+        options = f" {table.extract}" if table.extract else ""
+        lines.append(
+            f"  aqa-extract {table.dataset or 'VIDEOS'}{'/manifest.csv' if table.dataset else ''} "
+            f"--out feats.zarr --streams {','.join(streams)}{options}"
+        )
+    if columns:
+        lines.append(f"  columns of the videos' table: {', '.join(columns)}")
+    return lines
+
+
+def _read(table: Table, row: Row) -> tuple[str, ...]:
+    return METHODS[str(row.method)].streams or table.streams_of(row) or ("rgb",)

@@ -1,0 +1,94 @@
+"""`aqa table` and `aqa results`: the papers' tables, published beside measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aqa_shared import console
+from aqa_shared.commands import App
+from aqa_shared.errors import ExitCode, UsageError
+
+RESULTS = Path("benchmarks/results/tables")
+
+
+def add(app: App) -> None:
+    """The two commands."""
+    app.command(epilog="aqa table pipelines/s4aqa/table1.toml --features mtl.zarr --plan")(table)
+    app.command(epilog="aqa results --out docs/results.md")(results)
+
+
+def table(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of pipelines/.", exists=True, dir_okay=False)],
+    features: Annotated[
+        str | None, typer.Option(help="Store of features. [with --plan it may be left out]", show_default=False)
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say how many trainings, how long, and what is missing.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the runs, which tables share.")] = Path("runs/tables"),
+    write: Annotated[
+        Path | None, typer.Option(help="Folder for the table's .json, .csv and .md. [default: --out]")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Table of labels to use instead of the store's.", show_default=False)
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="dataset.json of aqa datasets prepare, for R-l2.", show_default=False)
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Only these rows of it, with semicolons between.", show_default=False)
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Fewer or more than the file says.", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of every method, instead of its own.", min=1)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at a time. [default: one a core]")] = None,
+    in_memory: Annotated[str, typer.Option(help="Load all features once: yes, no, or auto where they fit.")] = "auto",
+) -> None:
+    """Run or resume what a table of a paper takes, and print published beside measured.
+
+    What is done is not done again. Rows that lack a stream or a column are left out, with what brings them.
+    Exit codes: 0 done, 2 usage, 3 some rows could not be measured, 5 environment, 6 store.
+    """
+    from aqa_pipelines.tables.run import plan_text, run_table
+    from aqa_pipelines.tables.text import as_markdown
+
+    given: dict[str, Any] = {"labels": labels, "dataset": dataset, "seeds": seeds, "epochs": epochs}
+    given = {name: value for name, value in given.items() if value is not None}
+    only = tuple(part.strip() for part in rows.split(";") if part.strip()) if rows else ()
+    if in_memory not in ("auto", "yes", "no"):
+        raise UsageError(f"--in-memory is {in_memory!r}", fix="use auto, yes or no")
+    if plan:
+        text, found = plan_text(file, features, out, given, device=device, jobs=jobs, only=only)
+        console.out.print(text, markup=False)
+    elif features is None:
+        raise UsageError("--features is missing", fix=f"aqa table {file} --plan says how they are made")
+    else:
+        record, found = run_table(
+            file, features, out, given, device=device, jobs=jobs, in_memory=in_memory, write=write, only=only
+        )
+        typer.echo(as_markdown(record), nl=False)
+        console.note(f"written: {(write or out) / record['pipeline']}.json, .csv, .md")
+        for (cause, fix), _ in found.lacking.items():
+            console.warn(f"not measured: {cause}. {fix}")
+    if found is not None and found.lacking:
+        raise typer.Exit(int(ExitCode.QUARANTINED))
+
+
+def results(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Records of tables, as `aqa table --write` writes them.")
+    ] = RESULTS,
+    out: Annotated[Path | None, typer.Option(help="Write here instead of stdout.", show_default=False)] = None,
+) -> None:
+    """All tables that were measured, as one document: docs/results.md."""
+    from aqa_pipelines.tables.text import report
+    from aqa_shared.files import replace_text
+
+    text = report(folder)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        replace_text(out, text)

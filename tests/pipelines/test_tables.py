@@ -1,0 +1,226 @@
+"""The papers' tables: every file of pipelines/ parses, plans and runs on a miniature store of generated features."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aqa_pipelines.cli import app
+from aqa_pipelines.tables.record import Table, read_table
+from aqa_shared.errors import UsageError
+from aqa_shared.records import ExtractSettings, FlowSettings, Sampling, Video
+from aqa_shared.store import ArraySpec, StoreWriter
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "pipelines").glob("*/*.toml"))
+STREAMS = (
+    *("rgb", "flow", "actor-rgb", "still-rgb", "rot90-rgb", "rot180-rgb", "rot270-rgb", "rgb@swin3d_b"),
+    *("skeleton", "dct", "signals"),
+)
+CATEGORIES = {
+    "rhythmic-gymnastics": ("Ball", "Clubs", "Hoop", "Ribbon"),
+    "jigsaws": ("Suturing", "Needle_Passing", "Knot_Tying"),
+    "finefs": ("SP", "FS"),
+    "aqa-7": ("diving", "gym_vault", "ski_big_air", "snowboard_big_air", "sync_diving_3m", "sync_diving_10m"),
+    "ui-prmd": tuple(f"m{i:02d}" for i in range(1, 11)),
+}
+
+
+def aqa(*arguments: object) -> object:
+    """Its exit code, None for 0."""
+    return app([str(a) for a in arguments], standalone_mode=False)
+
+
+def miniature(folder: Path, dataset: str, each: int = 16) -> Path:
+    """A store of `each` videos a category, of which a quarter is tested, with all streams and columns of all tables."""
+    path = folder / f"{dataset}.zarr"
+    categories = CATEGORIES.get(dataset, ("",))
+    each = each if len(categories) > 1 else 80
+    rng = np.random.default_rng(0)
+    settings = ExtractSettings(
+        streams=("rgb", "flow", "actor-rgb"), sampling=Sampling(segments=4), flow=FlowSettings(mode="parity")
+    )
+    names = [s.replace("-", "_").replace("@", "_at_") for s in STREAMS]
+    specs = [
+        ArraySpec(n, ("channel",), (6,), "float32", role="feature", attrs={"stream": s})
+        for n, s in zip(names, STREAMS, strict=True)
+    ]
+    records: dict[str, Video] = {}
+    with StoreWriter.open(path, specs=specs, settings=settings, provenance={"weights": {}}) as writer:
+        for number in range(each * len(categories)):
+            i, category = number % each, categories[number // each]
+            quality = float(rng.random())
+            video = f"{category or 'dive'}_{i:02d}"
+            x = rng.random((4, 6), dtype=np.float32)
+            x[:, 0] += np.float32(quality)
+            writer.commit(video, {n: np.roll(x, k, axis=1) for k, n in enumerate(names)}, {"fps": 25.0})
+            binary = dataset == "ui-prmd"
+            records[video] = Video(
+                id=video,
+                path=f"/{video}.mp4",
+                score=float(quality > 0.5) if binary else round(20 + 60 * quality, 1),
+                difficulty=2.0 + i % 3,
+                split="test" if i % 4 == 0 else "train",
+                category=category or None,
+                extra={
+                    **{"fold": i % 4, "group": f"p{i % 5}", "person": f"p{i % 8}"},
+                    **{"position": i % 3, "armstand": i % 2, "rotation_type": i % 4, "ss_no": i % 5, "tw_no": i % 2},
+                    **{"caption": '["a","dive"]', "judge_scores": json.dumps([7, 8, 7.5, 8, 7, 8, 7])},
+                    **{"ratings": json.dumps([1 + (i + k) % 5 for k in range(6)]), "tes": 30 + i, "pcs": 25 + i},
+                },
+            )
+        writer.finalise(records)
+    with (folder / f"{dataset}.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "score", "category", "tes", "pcs"])
+        table.writerows([v.id, v.score, v.category, v.extra["tes"], v.extra["pcs"]] for v in records.values())
+    return path
+
+
+def test_there_is_a_file_for_every_table_and_figure() -> None:
+    roman = {f"table{i}" for i in range(1, 10)}
+    assert {f.stem for f in FILES if f.parent.name == "s4aqa"} == roman | {"fig4", "fig5", "fig6", "fig7"}
+    expected = {*(f"table{i}" for i in range(1, 8)), *(f"fig{i}" for i in range(6, 11))}
+    assert {f.stem for f in FILES if f.parent.name == "sap-net"} == expected
+    assert {f.stem for f in FILES if f.parent.name == "core"} == {"table1", "table2", "table3", "table4", "fig5"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}-{f.stem}")
+def test_every_file_parses_and_says_what_it_wants(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = read_table(file)
+    assert table.source
+    aqa("table", file, "--plan")
+    said = capsys.readouterr().out
+    assert table.title in said
+    assert "aqa-extract" in said or table.prepared in said
+
+
+def test_a_table_runs_resumes_and_stands_beside_the_published_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, out = miniature(tmp_path, "mtl-aqa"), tmp_path / "runs"
+    file = ROOT / "pipelines" / "s4aqa" / "table4.toml"
+    common = ["table", file, "--features", store, "--out", out, "--seeds", 2, "--epochs", 1, "--jobs", 1]
+    aqa(*common, "--plan")
+    said = capsys.readouterr().out
+    assert "16 training(s), 16 left" in said
+    assert not out.exists()
+    aqa(*common)
+    printed = capsys.readouterr().out
+    assert printed == (out / "s4aqa" / "table4.md").read_text()
+    assert "| AA | 0.618 |" in printed
+    record = json.loads((out / "s4aqa" / "table4.json").read_text())
+    full = next(r for r in record["rows"] if r["method"] == "s4aqa")
+    assert full["published"] == {"10 %": 0.676, "40 %": 0.746}
+    assert len(full["measured"]["10 %"]["by_seed"]) == 2
+    # 6 and 24 of 60 training videos are labelled.
+    assert [record["protocol"][c]["labelled"] for c in ("10 %", "40 %")] == [6, 24]
+    assert {r["name"] for r in record["beside"]} >= {"mean-score", "ridge", "difficulty-only"}
+    against = {(p["a"], p["column"]) for p in record["comparisons"] if p["measure"] == "spearman"}
+    assert against == {(r, c) for r in ("AA+RDA", "AA+MSFR", "AA+MSFR+RDA") for c in ("10 %", "40 %")}
+    done = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
+    assert len(done) == 16
+    # Table IX has S4AQA in common, which is not trained again.
+    aqa("table", file.with_name("table9.toml"), *common[2:], "--plan")
+    assert "12 training(s), 8 left" in capsys.readouterr().out
+    aqa(*common)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == done
+    assert capsys.readouterr().out == printed
+    with (out / "s4aqa" / "table4.csv").open(newline="") as found:
+        rows = list(csv.DictReader(found))
+    mine = next(r for r in rows if (r["row"], r["column"]) == ("AA+MSFR", "40 %"))
+    assert mine["published"] == "0.732"
+    assert mine["mean"]
+
+
+def test_what_a_store_lacks_is_said_and_the_rest_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, out = miniature(tmp_path, "mtl-aqa"), tmp_path / "runs"
+    file = tmp_path / "pipelines" / "mine.toml"
+    file.parent.mkdir()
+    file.write_text(
+        'title = "Mine"\nsource = "nobody"\ndataset = ""\n[run]\nlabelled = 0.5\nseeds = 1\n'
+        '[[columns]]\nname = "all"\n[[rows]]\nname = "AA"\nmethod = "aa"\nstreams = ["rgb"]\n'
+        '[[rows]]\nname = "of slow motion"\nmethod = "aa"\nstreams = ["mirror-rgb"]\n'
+        '[[rows]]\nname = "theirs"\nwhy = "nobody says how"\npublished = { "all" = 0.5 }\n'
+    )
+    for more in (["--plan"], []):
+        assert aqa("table", file, "--features", store, "--out", out, "--epochs", 1, "--jobs", 1, *more) == 3
+        said = capsys.readouterr()
+        assert "mirror" in said.out
+    record = json.loads((out / "pipelines" / "mine.json").read_text())
+    assert [bool(r["measured"]) for r in record["rows"]] == [True, False, False]
+    assert list(record["rows"][1]["lacks"]) == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rows": [{"name": "a", "method": "s5aqa"}]}, "did you mean s4aqa"),
+        ({"rows": [{"name": "a"}]}, "has no method: say why"),
+        ({"rows": [{"name": "a", "method": "aa", "published": {"11 %": 0.1}}]}, "no column '11 %'"),
+        ({"rows": [{"name": "a", "method": "aa", "settings": {"widhts": "8"}}]}, "row 'a', column '10 %'.*widhts"),
+        ({"run": {"seds": 1}}, "run: no setting 'seds'"),
+        ({"run": {"seeds": 0}}, "seeds"),
+        ({"against": "b"}, "against: no row 'b'"),
+        ({"dataset": "mtl"}, "no dataset 'mtl'"),
+        ({"columns": [{"name": "x"}, {"name": "x"}]}, "named twice"),
+        ({"columns": [{"name": "x", "average_of": ["y"]}]}, "no column 'y' to average"),
+        ({"tolerence": 1}, "tolerence"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_key(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    from aqa_shared.settings import as_toml
+    from aqa_shared.toml import as_key, as_value
+
+    record: dict[str, Any] = {
+        "title": "T", "source": "S", "dataset": "", "run": {"seeds": 1},
+        "columns": [{"name": "10 %", "run": {"labelled": 0.1}}],
+        "rows": [{"name": "a", "method": "aa"}], **change,
+    }  # fmt: skip
+
+    def table(value: dict[str, Any]) -> str:
+        inner = (f"{as_key(k)} = {table(v) if isinstance(v, dict) else as_value(v)}" for k, v in value.items())
+        return "{ " + ", ".join(inner) + " }"
+
+    lists = {k: "[" + ", ".join(map(table, record.pop(k))) + "]" for k in ("columns", "rows")}
+    head = "".join(f"{k} = {v}\n" for k, v in lists.items())
+    file = tmp_path / "t.toml"
+    file.write_text(head + as_toml(record))
+    with pytest.raises(UsageError, match=said) as e:
+        read_table(file)
+    assert str(file) in str(e.value)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}-{f.stem}")
+def test_every_file_runs_on_a_miniature_store(tmp_path_factory: pytest.TempPathFactory, file: Path) -> None:
+    table = read_table(file)
+    folder = tmp_path_factory.getbasetemp() / "miniatures"
+    folder.mkdir(exist_ok=True)
+    dataset = table.dataset or "none"
+    store = folder / f"{dataset}.zarr"
+    if not store.exists():
+        miniature(folder, dataset)
+    out = folder / f"runs-{dataset}"
+    labels = ["--labels", folder / f"{dataset}.csv"] if any("score_column" in c.run for c in table.columns) else []
+    aqa("table", file, "--features", store, "--out", out, "--seeds", 1, "--epochs", 1, *labels)
+    record = json.loads((out / file.parent.name / f"{file.stem}.json").read_text())
+    for row in record["rows"]:
+        wanted = {c.name for c in table.columns} if row["method"] else set()
+        if own := next(r.columns for r in table.rows if r.name == row["name"]):
+            wanted &= set(own)
+        assert set(row["measured"]) == wanted, row["name"]
+
+
+def test_the_shape_of_a_table_is_documented() -> None:
+    """docs/tables.md names every key."""
+    text = (ROOT / "docs" / "tables.md").read_text()
+    assert not [key for key in Table.model_fields if f"`{key}`" not in text]
