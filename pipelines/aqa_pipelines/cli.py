@@ -129,6 +129,79 @@ def predict(
         raise typer.Exit(int(ExitCode.QUARANTINED))
 
 
+@app.command("import-features", epilog="aqa import-features i3d/ --out feats.zarr --labels scores.csv")
+def import_features(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="Folder of .npy, .npz, .pkl or .mat files, or one such file.", show_default=False
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="Store to create, or to add to: a folder or a URL.", show_default=False)],
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Table (CSV, JSON) with id and score; default: what SOURCE says.", show_default=False),
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="Column of --labels that names the videos, if it is not id or path.")
+    ] = None,
+    score_column: Annotated[
+        str | None, typer.Option(help="Column of --labels, or array of SOURCE, that is the score.")
+    ] = None,
+    stream: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=WHERE]",
+            help="Name of the features; of several, each with the end of its files' names (rgb=_rgb), a folder "
+            "(rgb=rgb/) or the name of an array in the files. Default: rgb and flow by these, else features.",
+            show_default=False,
+        ),
+    ] = None,
+    columns: Annotated[str, typer.Option(help="Keep these of the last axis, from 0, as 0-2,19.")] = "",
+    transform: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:SETTING=VALUE,...]",
+            help="windows-dct (windows, or window and stride; coefficients), resample (rows), flatten, mean, fill "
+            "(value); again for more, in their order.",
+            show_default=False,
+        ),
+    ] = None,
+    made_by: Annotated[
+        str, typer.Option(help="What made the features; those of other words do not lie beside them.")
+    ] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Take the new values of files that have changed.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Empty the store first.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, write nothing.")] = False,
+) -> None:
+    """Make a store of features, skeletons or kinematics that you have, or add them to one; aqa-train takes it as it is.
+
+    An array is (time, channels), or (channels,), of any width and length. Layouts: docs/importing.md. Running it again
+    adds what is new.
+
+    Exit codes: 0 done, 2 usage, 3 some arrays were left out, 4 nothing to import, 6 the store has other such features.
+    """
+    from aqa_pipelines.import_features import import_features as work
+
+    named = {"id": id_column, "score": score_column}
+    report = work(
+        source,
+        out,
+        streams=stream or [],
+        labels=labels,
+        label_columns={k: v for k, v in named.items() if v is not None},
+        columns=columns,
+        transforms=transform or [],
+        made_by=made_by,
+        replace_changed=replace,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+    console.summary(report.text())
+    if report.exit_code:
+        raise typer.Exit(int(report.exit_code))
+
+
 @app.command(epilog="aqa actor dive.mp4 --sheet dive.png")
 def actor(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="One video file.", exists=True, show_default=False)],

@@ -18,13 +18,21 @@ class ArrayUnpickler(pickle.Unpickler):
     allowed = frozenset(
         {("numpy", "ndarray"), ("numpy", "dtype")}
         | {(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
+        | {(f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")}
+        | {("_codecs", "encode")}
     )
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.allowed:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays are read")
         # Called as a pickle likes, NumPy's own would take memory that no byte of the file backs.
-        stand_in = {"ndarray": name, "_reconstruct": _empty_array, "scalar": _scalar}.get(name)
+        stand_in = {
+            "ndarray": name,
+            "_reconstruct": _empty_array,
+            "scalar": _scalar,
+            "_frombuffer": _from_buffer,
+            "encode": _encode,
+        }.get(name)
         return stand_in or super().find_class(module, name)
 
 
@@ -39,6 +47,20 @@ def _scalar(kind: np.dtype[Any], value: Any = None) -> Any:
     if not isinstance(value, bytes) or len(value) != kind.itemsize:
         raise pickle.UnpicklingError(f"it asks for a {kind} without its value")
     return np.frombuffer(value, dtype=kind)[0]
+
+
+def _from_buffer(values: Any, kind: np.dtype[Any], shape: tuple[int, ...], order: str) -> Any:
+    """As protocol 5 writes an array that lies in one piece."""
+    if not isinstance(values, bytes | bytearray):
+        raise pickle.UnpicklingError("it asks for an array without values")
+    return np.frombuffer(values, dtype=kind).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """As protocols before 3 write bytes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for bytes in {encoding}")
+    return text.encode("latin1")
 
 
 def load_arrays(path: Path) -> Any:
