@@ -171,6 +171,7 @@ def import_features(
         str, typer.Option(help="What made the features; those of other words do not lie beside them.")
     ] = "",
     replace: Annotated[bool, typer.Option("--replace", help="Take the new values of files that have changed.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Import damaged videos of the store again.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Empty the store first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, write nothing.")] = False,
 ) -> None:
@@ -194,6 +195,7 @@ def import_features(
         transforms=transform or [],
         made_by=made_by,
         replace_changed=replace,
+        repair=repair,
         overwrite=overwrite,
         dry_run=dry_run,
     )

@@ -7,9 +7,10 @@ again by the digest of its values, so a second run adds what is new and sees wha
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from aqa_shared.manifest_files import is_video_name, shown
 from aqa_shared.manifest_labels import apply_labels
 from aqa_shared.manifest_table import Row
 from aqa_shared.records import Record, Video
-from aqa_shared.store import ArraySpec, StoreWriter, contents, finalise, label, refuse_other
+from aqa_shared.store import ArraySpec, Contents, StoreWriter, contents, finalise, label, refuse_other, verify
 from aqa_shared.store.layout import array_digest
 
 MANY = 20
@@ -115,6 +116,7 @@ def import_features(
     transforms: Sequence[str] = (),
     made_by: str = "",
     replace_changed: bool = False,
+    repair: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> Report:
@@ -136,6 +138,9 @@ def import_features(
     report.problems += problems
     if not seen:
         raise NoInputError(_none_of(source, problems), fix=problems[0][2] if problems else "check the path")
+    there = None if overwrite else contents(out)
+    if there is not None:
+        seen = _as_in_store(seen, there)
     widths = _one_width(seen)
     specs = {stream: _spec(stream, width, settings) for stream, width in widths.items()}
     for stream in widths:
@@ -147,15 +152,21 @@ def import_features(
     report.labelled = sum(v.score is not None for v in videos.values())
     console.note(f"{len(videos)} videos in {shown(source)}, {report.labelled} with a score")
 
-    there = None if overwrite else contents(out)
+    if uneven := _uneven(seen):
+        console.warn(
+            f"streams differ in length in {len(uneven)} video(s) ({some(uneven)}): aqa-train takes one of them "
+            "(--streams), or all if --transform resample:rows=N gives them the same"
+        )
     if there is not None:
         refuse_other(out, there.used, list(specs.values()))
+    damaged = {(d.id, d.array) for d in verify(out)} if repair and there is not None else set()
     todo: list[_Seen] = []
     for one in seen:
         known = _digest_in(there.meta(one.item.id), one.item.stream) if there is not None else None
-        if known == one.digest:
+        broken = (one.item.id, one.item.stream) in damaged
+        if known == one.digest and not broken:
             report.already += 1
-        elif known is None or replace_changed:
+        elif known in (None, one.digest) or replace_changed:
             todo.append(one)
             report.made[one.item.stream].append(one.item.id)
         else:
@@ -163,7 +174,7 @@ def import_features(
             report.problems.append((one.item.where, changed, "--replace takes the new ones"))
     if dry_run:
         return report
-    _write(out, todo, specs, work, source, overwrite)
+    _write(out, todo, specs, work, source, {id for id, _ in damaged}, overwrite)
     if labels is not None or held.columns:
         label(out, videos)
     finalise(out)
@@ -306,6 +317,14 @@ def _one_width(seen: Iterable[_Seen]) -> dict[str, int]:
     return {stream: next(iter(widths)) for stream, widths in by_width.items()}
 
 
+def _uneven(seen: Iterable[_Seen]) -> list[str]:
+    """Videos whose streams have different numbers of rows."""
+    rows: dict[str, set[int]] = defaultdict(set)
+    for one in seen:
+        rows[one.item.id].add(one.rows)
+    return [id for id, found in rows.items() if len(found) > 1]
+
+
 def _labelled(
     source: Source, seen: Sequence[_Seen], path: Path, labels: Path | None, columns: Mapping[str, str] | None
 ) -> dict[str, Video]:
@@ -357,6 +376,20 @@ def _own_labels(video: Video, source: Source, columns: Mapping[str, str]) -> Vid
 # ---- the store
 
 
+def _as_in_store(seen: Sequence[_Seen], there: Contents) -> list[_Seen]:
+    """With the ids of the store, where that has videos by their files' names: `a` is its a.mp4."""
+    known = {*there.index.ids, *there.parts}
+    stems: dict[str, list[str]] = defaultdict(list)
+    for id in known:
+        stems[os.path.splitext(id)[0] if is_video_name(id) else id].append(id)
+    named = []
+    for one in seen:
+        fits = stems.get(one.item.id, [])
+        id = fits[0] if one.item.id not in known and len(fits) == 1 else one.item.id
+        named.append(replace(one, item=replace(one.item, id=id)))
+    return named
+
+
 def _source(stream: str) -> str:
     return f"source_{stream}"
 
@@ -366,7 +399,13 @@ def _digest_in(meta: Mapping[str, Any], stream: str) -> str | None:
 
 
 def _write(
-    out: str, todo: Sequence[_Seen], specs: Mapping[str, ArraySpec], work: _Work, source: Path, overwrite: bool
+    out: str,
+    todo: Sequence[_Seen],
+    specs: Mapping[str, ArraySpec],
+    work: _Work,
+    source: Path,
+    damaged: set[str],
+    overwrite: bool,
 ) -> None:
     """Commit every array. One writer a stream: the streams of a video may differ in length."""
     provenance = {
@@ -383,5 +422,6 @@ def _write(
                     # Equal features are the same video to those who hold some of them out.
                     meta = {"path": str(one.item.path.absolute()), "fingerprint": digest}
                     said = {"digest": digest, "where": ".".join(one.item.keys)}
+                    writer.forget({one.item.id} & damaged)
                     writer.commit(one.item.id, {stream: made}, {**meta, _source(stream): said})
                     advance()

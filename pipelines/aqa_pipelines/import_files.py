@@ -27,11 +27,11 @@ def read_tree(path: Path) -> Tree:
     read, fix = READERS[path.suffix.lower()]
     try:
         return read(path)
-    except OSError as e:
-        raise UsageError(f"{shown(path)}: cannot be read: {e.strerror or e}", fix="check the file") from e
     except MemoryError as e:
         raise UsageError(f"{shown(path)}: {e or 'it needs more memory than there is'}", fix="split it") from e
     except Exception as e:
+        if isinstance(e, OSError) and e.errno is not None:
+            raise UsageError(f"{shown(path)}: cannot be read: {e.strerror}", fix="check the file") from e
         # Damaged files raise nearly anything.
         detail = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
         raise UsageError(f"{shown(path)}: cannot be read as {path.suffix}: {detail}", fix=fix) from e
@@ -40,7 +40,7 @@ def read_tree(path: Path) -> Tree:
 def _refuse_large(claimed: int) -> None:
     most = available_memory() // 2
     if claimed > most:
-        raise MemoryError(f"it holds {claimed / 2**30:.1f} GiB, and {most / 2**30:.1f} GiB may be used for it")
+        raise MemoryError(f"it holds {claimed / 2**20:.0f} MiB, and {most / 2**20:.0f} MiB may be used for it")
 
 
 def _npy(path: Path) -> Tree:

@@ -197,13 +197,14 @@ _SAY = "say which array is which stream, with --stream NAME=KEY"
 
 
 def _only(path: Path, streams: Mapping[str, str]) -> Callable[[], str]:
-    """Names the one stream of a file. Raises UsageError where several were asked for."""
+    """Names the one stream of a file. Raises UsageError where others were asked for."""
 
     def name() -> str:
-        if len(streams) > 1:
+        if any(streams.values()):
+            wanted = ", ".join(f"{stream}={where}" for stream, where in streams.items())
             raise UsageError(
-                f"{shown(path)}: it holds one stream, and {', '.join(streams)} are asked for",
-                fix="say where each is: --stream NAME=_END of a file's name, NAME=FOLDER/, or NAME=KEY in the files",
+                f"{shown(path)}: neither its name nor an array in it is {wanted}",
+                fix="give the end of the files' names (_rgb), a folder (rgb/), or the name of an array in the files",
             )
         return next(iter(streams), DEFAULT)
 

@@ -103,7 +103,7 @@ def _extracted(
     if trained.settings is None:
         raise UsageError(
             f"{ensemble.files[0]} was trained on features made elsewhere, so how to extract them is not known",
-            fix="train on a store written by aqa-extract",
+            fix="make such features of these videos, import them (aqa import-features), then aqa predict RUN STORE",
         )
     told = {"duration"}  # by the video itself
     if unknown := [n for n, c in trained.inputs.columns.items() if not c.label and n not in told]:

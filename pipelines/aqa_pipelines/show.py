@@ -22,7 +22,8 @@ def info_text(record: Mapping[str, Any]) -> str:
         if array["role"] != "coordinate":
             shape = " × ".join(map(str, array["shape"][1:]))
             lacking = f", {videos - array['videos']} lack it" if array["videos"] < videos else ""
-            rows.append((name, f"{array['videos']} videos{lacking}; {array['role']} of {shape}, {array['dtype']}"))
+            what = f"{array['role']} of {shape}, {array['dtype']}{_imported(array['identity'])}"
+            rows.append((name, f"{array['videos']} videos{lacking}; {what}"))
     rows += [(f"{role} weights", _weights(found)) for role, found in record["weights"].items()]
     low_high = record["score_range"]
     span = f", {low_high[0]:g} to {low_high[1]:g}" if low_high else ""
@@ -56,6 +57,13 @@ def _missing(row: Mapping[str, Any]) -> str:
     return f"{_count(row['missing'], 'video')}{part and ' of ' + part} ({some}); run: {row['command']}"
 
 
+def _imported(identity: Mapping[str, Any]) -> str:
+    """Of features from elsewhere, what is said of them."""
+    if "made_by" not in identity:
+        return ""
+    return "; " + ", ".join([f"imported (made by: {identity['made_by']})", *identity.get("transforms", ())])
+
+
 def _weights(record: Any) -> str:
     name, digest = (record.get(k, "") for k in ("name", "sha256")) if isinstance(record, Mapping) else (record, "")
     return f"{name} {digest[:12]}".strip() or "not known"
@@ -73,6 +81,6 @@ def damage_text(store: str, damage: Sequence[Damage]) -> str:
     videos = sorted({d.id for d in damage if d.id})
     rows = [f"{printable(d.id) if d.id else '(store)'}  {d.array or '–'}  {printable(d.detail)}" for d in damage]
     # A rerun writes labels and what follows from the videos anew; features come from the videos alone.
-    again = "aqa-extract with its videos and --repair" if videos else "aqa-extract with its videos"
+    again = "what made it (aqa-extract, aqa import-features) again" + (" with --repair" if videos else "")
     rows.append(f"{name}: damaged ({len(videos)} videos); run {again}, restore a copy, or start over with --overwrite")
     return "\n".join(rows)

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.fft
 import scipy.io
 
 from aqa_shared.datasets import DATASETS, about, read
 from aqa_shared.datasets.check import findings
-from aqa_shared.datasets.jigsaws import dct_windows, kinematics
+from aqa_shared.datasets.jigsaws import kinematics
 from aqa_shared.datasets.prepare import prepare
 from aqa_shared.errors import AqaError, NoInputError, UsageError
 from aqa_shared.manifest import find_videos
@@ -249,7 +248,8 @@ def test_jigsaws(jigsaws: Path, tmp_path: Path) -> None:
     assert [video.path for video in find_videos(out / "manifest.csv").videos] == [
         str(jigsaws / "Suturing" / "video" / f"Suturing_{who}_capture1.avi") for who in ("B001", "B002", "C001", "C002")
     ]
-    assert np.load(out / "sequences" / "Suturing_B001.npy").shape == (10, 180)
+    sequence = np.load(out / "sequences" / "Suturing_B001.npy")
+    np.testing.assert_allclose(sequence, motion(64), rtol=1e-6)
 
 
 def test_jigsaws_finds_what_contradicts(jigsaws: Path) -> None:
@@ -265,15 +265,8 @@ def test_jigsaws_finds_what_contradicts(jigsaws: Path) -> None:
         read("jigsaws", jigsaws)
 
 
-def test_dct_windows_are_scipys_of_the_positions_of_four_manipulators(tmp_path: Path) -> None:
+def test_kinematics_have_76_columns(tmp_path: Path) -> None:
     signal = motion(100)
-    windows = dct_windows(signal, windows=4, coefficients=3)
-    assert windows.shape == (4, 36)
-    # Window 1, slave left (the third manipulator), y.
-    expected = scipy.fft.dct(signal[25:50, 2 * 19 + 1], norm="ortho")[:3]
-    np.testing.assert_allclose(windows[1].reshape(12, 3)[2 * 3 + 1], expected, rtol=1e-6)
-    short = dct_windows(signal[:5], windows=2, coefficients=4).reshape(2, 12, 4)
-    assert np.count_nonzero(short[0, :, 2:]) == 0
     np.savetxt(tmp_path / "k.txt", signal)
     np.testing.assert_allclose(kinematics(tmp_path / "k.txt"), signal)
     np.savetxt(tmp_path / "k.txt", signal[:, :75])

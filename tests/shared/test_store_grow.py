@@ -265,7 +265,7 @@ def test_features_of_any_length_and_width_need_no_settings(where: Where) -> None
     store = FeatureStore.open(where)
     assert store.select("skeleton").lengths.tolist() == [20, 21, 22]
     assert store.select("rgb").lengths.tolist() == [1, 2, 3]
-    with pytest.raises(StoreError, match=r"rgb has other numbers of segments than rgb, actor_rgb, skeleton"):
+    with pytest.raises(StoreError, match=r"as v0.mp4: rgb 1, actor_rgb 1, skeleton 20\).*\n.*--streams rgb"):
         store.read("rgb")
     np.testing.assert_array_equal(store.select("skeleton").read("skeleton"), np.concatenate(list(poses.values())))
     compact(where)

@@ -110,8 +110,8 @@ class Model:
             ]
             if wrong:
                 raise StoreError(
-                    f"the features {name} were extracted in another way than the checkpoint's: {'; '.join(wrong)}",
-                    fix="extract a store as the run's was (`aqa info` shows its settings), then aqa predict RUN STORE",
+                    f"the features {name} were made in another way than the checkpoint's: {'; '.join(wrong)}",
+                    fix="make a store as the run's was (`aqa info` shows its settings), then aqa predict RUN STORE",
                 )
 
     def _from_arrays(self, features: Mapping[str, NDArray[np.floating]]) -> FeatureSet:

@@ -51,9 +51,8 @@ RATINGS = (
 """What the six are, in the order of the meta files."""
 
 COLUMNS = 76
-MANIPULATOR = 19
-"""Columns of one of four (left and right master, left and right slave): position 3, rotation 9, velocity 3, angular
-velocity 3, gripper 1."""
+"""19 of each of four manipulators (left and right master, left and right slave): position 3, rotation 9, velocity 3,
+angular velocity 3, gripper 1."""
 
 
 def read(root: Path) -> Published:
@@ -90,7 +89,7 @@ def read(root: Path) -> Published:
             data.splits.append(SplitFile(f"by-surgeon-{task.lower()}", "fold", rows))
     if tree.files(r".+_[A-Z]\d{3}\.txt"):
         data.sources.append("kinematics: sequences")
-        data.sequences = lambda: _dct_of_all(tree, data.performances)
+        data.sequences = lambda: _kinematics(tree, data.performances)
     return data
 
 
@@ -153,26 +152,7 @@ def kinematics(path: Path) -> NDArray[np.float64]:
     return np.array(rows)
 
 
-def dct_windows(signal: NDArray[np.float64], windows: int = 10, coefficients: int = 15) -> NDArray[np.float32]:
-    """(windows, 4 × 3 × coefficients): the lowest DCT coefficients of the four manipulators' positions.
-
-    S4AQA's input on JIGSAWS is a DCT of these positions; the number of windows, which share the time evenly, and of
-    coefficients is not stated (ours, as is the orthonormal scale). A window shorter than `coefficients` ends in zeros.
-    """
-    from scipy.fft import dct
-
-    positions = np.concatenate([signal[:, m * MANIPULATOR : m * MANIPULATOR + 3] for m in range(4)], axis=1)
-    edges = np.linspace(0, len(positions), windows + 1).round().astype(int)
-    out = np.zeros((windows, positions.shape[1], coefficients), dtype=np.float32)
-    for i in range(windows):
-        part = positions[edges[i] : edges[i + 1]]
-        if len(part):
-            found = dct(part, axis=0, norm="ortho")[:coefficients]
-            out[i, :, : len(found)] = found.T
-    return out.reshape(windows, -1)
-
-
-def _dct_of_all(tree: Tree, performances: list[Performance]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def _kinematics(tree: Tree, performances: list[Performance]) -> Iterator[tuple[str, NDArray[np.float32]]]:
     for performance in performances:
         if (path := tree.first(rf"{re.escape(performance.id)}\.txt")) is not None:
-            yield performance.id, dct_windows(kinematics(path))
+            yield performance.id, kinematics(path).astype(np.float32)

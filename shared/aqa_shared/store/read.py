@@ -263,9 +263,13 @@ class FeatureStore:
         if len(missing):
             raise self._lacking(name, [self.ids[i] for i in missing])
         if not self._even(name):
+            lengths = {n: self._index.lengths(n)[self._rows] for n in self.streams}
+            differ = int(np.flatnonzero(self._index.lengths(name)[self._rows] != self.lengths)[0])
+            listed = ", ".join(f"{n} {found[differ]}" for n, found in lengths.items())
             raise StoreError(
-                f"{self.path}: {name} has other numbers of segments than {', '.join(self.streams)}",
-                fix=f"read it by itself: store.select({name!r})",
+                f"{self.path}: its streams differ in their numbers of segments (as {self.ids[differ]}: {listed})",
+                fix=f"read one alone: aqa-train --streams {name}, store.select({name!r}); features from elsewhere get "
+                "equal numbers by aqa import-features --transform resample:rows=N",
             )
 
     def _even(self, name: str) -> bool:

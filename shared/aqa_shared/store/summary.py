@@ -85,6 +85,7 @@ def describe(where: Where) -> dict[str, Any]:
                 "dims": ["segment", *s.dims],
                 "shape": [int(lengths.sum()), *s.shape],
                 "dtype": s.dtype,
+                "identity": s.identity,
             }
             for n, s in store.specs.items()
         },
