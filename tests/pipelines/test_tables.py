@@ -198,6 +198,45 @@ def test_a_wrong_file_is_refused_with_its_key(tmp_path: Path, change: dict[str, 
     assert str(file) in str(e.value)
 
 
+def test_the_curves_of_a_figure() -> None:
+    from aqa_train.plots import series_of
+
+    point = {"mean": 0.5, "interval": None}
+    columns = [{"name": "10 %", "measure": "spearman", "x": 10.0}, {"name": "20 %", "measure": "spearman", "x": 5.0}]
+    row = {"name": "AA", "x": None, "series": "", "measured": {"10 %": point}, "published": {"20 %": 0.6}}
+    # Rows over the columns' x, by x.
+    assert series_of({"rows": [row], "columns": columns}) == {
+        "spearman": {"AA": [(5.0, None, 0.6), (10.0, point, None)]}
+    }
+    by_row = [{**row, "x": x, "series": "K", "published": {}} for x in (3.0, 2.0)]
+    assert series_of({"rows": by_row, "columns": columns}) == {"10 %": {"K": [(2.0, point, None), (3.0, point, None)]}}
+
+
+def test_wide_tables_stand_on_their_side_and_leagues_are_apart() -> None:
+    from aqa_pipelines.tables.text import as_markdown
+
+    def record(columns: int) -> dict[str, Any]:
+        names = [f"c{i}" for i in range(columns)]
+        figure = {"mean": 0.52, "std": 0.01, "interval": [0.4, 0.6], "by_seed": [0.52], "defined": 2, "of": 2}
+        common = {"method": "aa", "source": None, "why": None, "x": None, "series": "", "lacks": {},
+                  "uses_difficulty": False, "best_on_validation": {}, "measured": dict.fromkeys(names, figure)}  # fmt: skip
+        return {
+            "title": "T", "source": "S", "reduced": "", "seconds": 0, "tolerance": 0.03, "differences": [], "beside": [],
+            "comparisons": [], "against": None, "protocol": {},
+            "columns": [{"name": n, "measure": "spearman", "x": None, "average_of": []} for n in names],
+            "rows": [
+                {**common, "name": "frozen", "end_to_end": False, "published": {"c0": 0.5}},
+                {**common, "name": "whole", "end_to_end": True, "published": {"c0": 0.5}},
+            ],
+        }  # fmt: skip
+
+    lines = as_markdown(record(1)).splitlines()
+    assert "| row | c0, published | c0, published, trained end to end | c0, measured |" in lines
+    assert "| frozen | 0.500 |  | 0.520 ± 0.010 [0.400, 0.600] ✓ |" in lines
+    assert "| whole |  | 0.500 | 0.520 ± 0.010 [0.400, 0.600] |" in lines
+    assert "| row | frozen | whole |" in as_markdown(record(20)).splitlines()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}-{f.stem}")
@@ -213,6 +252,13 @@ def test_every_file_runs_on_a_miniature_store(tmp_path_factory: pytest.TempPathF
     labels = ["--labels", folder / f"{dataset}.csv"] if any("score_column" in c.run for c in table.columns) else []
     aqa("table", file, "--features", store, "--out", out, "--seeds", 1, "--epochs", 1, *labels)
     record = json.loads((out / file.parent.name / f"{file.stem}.json").read_text())
+    drawn = table.kind in ("figure", "embedding")
+    assert all((out / file.parent.name / f"{file.stem}.{kind}").exists() == drawn for kind in ("png", "svg"))
+    if table.kind == "embedding":
+        assert set(record["embedding"]) == {r.name for r in table.rows}
+    if table.kind == "cases":
+        gains = [case["gain"] for case in record["cases"]]
+        assert gains == sorted(gains, reverse=True)
     for row in record["rows"]:
         wanted = {c.name for c in table.columns} if row["method"] else set()
         if own := next(r.columns for r in table.rows if r.name == row["name"]):

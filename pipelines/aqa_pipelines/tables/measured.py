@@ -67,7 +67,8 @@ def _row(
     for column in table.columns:
         key = row.name, column.name
         if (one := runs.get(key)) is not None and one.lacks is not None:
-            lacks[column.name] = one.lacks.cause
+            # Results travel, and where the store lay does not matter elsewhere.
+            lacks[column.name] = one.lacks.cause.replace(one.config.features, Path(one.config.features).name)
         if (summary := found.get(key)) is None:
             continue
         for mine in summary["rows"]:

@@ -16,7 +16,8 @@ NAMES = {
     "spearman": "Spearman", "kendall": "Kendall's τ", "mae": "MAE", "auc": "AUC",
     "rl2_dataset_range": "R-ℓ2 × 100", "rl2_test_range": "R-ℓ2 × 100 over the test range",
 }  # fmt: skip
-LESS_IS_BETTER = ("mae", "rl2_dataset_range", "rl2_test_range")
+WIDE = 14
+"""Cells of a line; tables with more stand on their side."""
 
 
 def as_markdown(record: Mapping[str, Any], heading: str = "#") -> str:
@@ -109,8 +110,10 @@ def _rows(record: Mapping[str, Any]) -> list[str]:
         header += [f"{name}, measured"]
         header += [f"{name}, best epoch on validation"] * (name in any_best)
     header += ["difficulty"] * difficulty
-    lines = [_line(header), _line(["---"] * len(header))]
+    grid = [header]
     for row in [*rows, *record["beside"]]:
+        if not row["measured"] and not row.get("published"):
+            continue  # listed below
         cells = [row["name"]]
         for c in columns:
             name, digits = c["name"], DIGITS[c["measure"]]
@@ -123,8 +126,10 @@ def _rows(record: Mapping[str, Any]) -> list[str]:
             best = row.get("best_on_validation", {}).get(name)
             cells += ["" if best is None else _number(best["mean"], digits)] * (name in any_best)
         cells += [{True: "used", False: "", None: ""}[row["uses_difficulty"]]] * difficulty
-        lines.append(_line(cells))
-    return lines
+        grid.append(cells)
+    if len(header) > WIDE:
+        grid = [list(line) for line in zip(*grid, strict=True)]
+    return [_line(grid[0]), _line(["---"] * len(grid[0])), *map(_line, grid[1:])]
 
 
 def _measured(record: Mapping[str, Any], row: Mapping[str, Any], column: Mapping[str, Any]) -> str:
@@ -163,7 +168,7 @@ def _protocol(record: Mapping[str, Any]) -> list[str]:
         text += f" in each of {p['folds']} folds ({p['test_all']} in all)" if p["folds"] > 1 else ""
         text += f"; {p['seeds']} seed{'s' if p['seeds'] > 1 else ''}; streams {', '.join(p['streams'])}"
         said.setdefault(text, []).append(name)
-    lines = [f"- {', '.join(names)}: {text}." for text, names in said.items()]
+    lines = [f"- {'; '.join(names)}: {text}." for text, names in said.items()]
     if record["tolerance"] is not None:
         marks = any(_within(record, r, c["name"]) is not None for r in record["rows"] for c in record["columns"])
         lines += [f"- ✓ is within {record['tolerance']:g} of the published figure, ≠ is not."] * marks
@@ -184,7 +189,7 @@ def _compared(record: Mapping[str, Any]) -> list[str]:
     ]
     for p in pairs:
         ends = "" if p["interval"] is None else ", ".join(_number(v, 3) for v in p["interval"])
-        values = ["" if p[n] is None else f"{p[n]:.3f}" for n in ("bootstrap_holm", "wilcoxon_holm")]
+        values = [_p_value(p[n]) for n in ("bootstrap_holm", "wilcoxon_holm")]
         lines.append(_line([p["a"], p["column"], f"{p['difference']:+.3f}", ends, *values]))
     return lines
 
@@ -200,7 +205,9 @@ def _lacking(record: Mapping[str, Any]) -> list[str]:
     for row in record["rows"]:
         for column, cause in row["lacks"].items():
             said.setdefault(cause, []).append(f"{row['name']} ({column})")
-    return [f"- not measured, {cause}: {', '.join(where)}" for cause, where in said.items()]
+    lines = [f"- not measured, {cause}: {', '.join(where)}" for cause, where in said.items()]
+    left = [r["name"] for r in record["rows"] if r["method"] and not r["measured"] and not r["lacks"]]
+    return lines + ([f"- not run here: {', '.join(left)}"] if left else [])
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -209,6 +216,10 @@ def _line(cells: Sequence[str]) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "undefined" if value is None else f"{value:.{digits}f}"
+
+
+def _p_value(value: float | None) -> str:
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _digits(value: float) -> int:
