@@ -218,11 +218,13 @@ def test_wide_tables_stand_on_their_side_and_leagues_are_apart() -> None:
     def record(columns: int) -> dict[str, Any]:
         names = [f"c{i}" for i in range(columns)]
         figure = {"mean": 0.52, "std": 0.01, "interval": [0.4, 0.6], "by_seed": [0.52], "defined": 2, "of": 2}
-        common = {"method": "aa", "source": None, "why": None, "x": None, "series": "", "lacks": {},
-                  "uses_difficulty": False, "best_on_validation": {}, "measured": dict.fromkeys(names, figure)}  # fmt: skip
+        common = {
+            "method": "aa", "source": None, "why": None, "x": None, "series": "", "lacks": {},
+            "uses_difficulty": False, "best_on_validation": {}, "measured": dict.fromkeys(names, figure),
+        }  # fmt: skip
         return {
-            "title": "T", "source": "S", "reduced": "", "seconds": 0, "tolerance": 0.03, "differences": [], "beside": [],
-            "comparisons": [], "against": None, "protocol": {},
+            "title": "T", "source": "S", "reduced": "", "seconds": 0, "tolerance": 0.03, "differences": [],
+            "beside": [], "comparisons": [], "against": None, "protocol": {},
             "columns": [{"name": n, "measure": "spearman", "x": None, "average_of": []} for n in names],
             "rows": [
                 {**common, "name": "frozen", "end_to_end": False, "published": {"c0": 0.5}},
