@@ -148,7 +148,7 @@ def extract(
     actor_min_coverage: Annotated[
         float, Actor(help="With the actor on a smaller share of the looks, the full frame is used.")
     ] = 0.2,
-    actor_enlarge: Annotated[float, Actor(help="Side of the actor's crop over the body's.")] = 1.3,
+    actor_enlarge: Annotated[float, Actor(help="Side of the actor's crop over the body's.")] = 1.25,
     weights: Annotated[
         list[str] | None,
         Networks(

@@ -151,7 +151,7 @@ class ActorSettings(Record):
     """Who of several people is the actor."""
     actors: int = Field(default=1, ge=1, le=16)
     """Tracks that are kept; the features are of the best."""
-    enlarge: Finite = Field(default=1.3, ge=1)
+    enlarge: Finite = Field(default=1.25, ge=1)
     """The square crop's side over the body's longer side."""
 
 

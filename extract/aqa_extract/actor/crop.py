@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from aqa_extract.actor.link import Detections
@@ -21,8 +22,11 @@ DOUBT = 1.5
 WIDEN = 0.08
 """and by how much it grows with every look that the actor is lost."""
 WIDEST = 2.0
-HOLD = 2
-"""Looks before and after whose size counts: a body that unfolds between two looks must not leave the square."""
+UNFOLDED = 0.8
+"""Of its greatest length nearby, that a body is given at least: one that is folded unfolds between two looks, and of one
+that turns over often only a part is found."""
+NEARBY = 16
+"""Looks before and after that are nearby: through them a somersault lasts, and a camera seldom zooms by much."""
 
 
 def crops(
@@ -76,16 +80,18 @@ def _at_looks(
     """Centre against the background (looks, 2), and the body's longer side (looks,) widened where he was lost."""
     seen = found.look[rows]
     place, off, unit = way(found, rows, positions, looks)
+    place = place * unit
     body = np.exp(np.interp(positions[looks], positions[seen], np.log(found.sides[rows])))
-    body = _largest(body, HOLD)
+    # The middle of three: one box that took in two people makes nobody longer.
+    length = np.median(sliding_window_view(np.pad(body, 1, mode="edge"), 3), axis=-1)
+    nearby = sliding_window_view(np.pad(length, NEARBY, mode="edge"), 2 * NEARBY + 1).max(axis=-1)
+    body = np.maximum(body, UNFOLDED * nearby)
+    # The way is smooth, the boxes are not: each lies within its square.
+    at, box = np.searchsorted(looks, seen), found.fixed[rows]
+    body[at] = np.maximum(body[at], 2 * np.maximum(place[at] - box[:, :2], box[:, 2:] - place[at]).max(axis=1))
     lost = np.abs(looks[:, None] - seen).min(axis=1)
     side = body * (1 + WIDEN * lost) + 2 * DOUBT * unit * np.maximum(off - NOISE, 0)
-    return place * unit, np.minimum(side, WIDEST * body)
-
-
-def _largest(values: Floats, reach: int) -> Floats:
-    padded = np.pad(values, reach, mode="edge")
-    return np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).max(axis=-1)
+    return place, np.minimum(side, WIDEST * body)
 
 
 def _smooth(values: Floats, reach: int) -> Floats:

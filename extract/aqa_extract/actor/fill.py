@@ -9,7 +9,7 @@ hardly ever where a body must be that was seen just before and just after.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from aqa_extract.actor.link import Detections, mean_colours
@@ -37,9 +37,11 @@ def filled(
 ) -> NDArray[np.int64]:
     """`rows` of one person, rising in look, with the rows of `found` that fit between, before and after them."""
     epoch = np.cumsum(cuts)
+    # Of the detections that came first: one stranger's box must not let the next one in.
+    colours = mean_colours(found, rows)
     for _ in range(ROUNDS):
         own = epoch[found.look[rows]]
-        more = [_fitting(found, rows[own == e], positions, np.flatnonzero(epoch == e)) for e in np.unique(own)]
+        more = [_fitting(found, rows[own == e], colours, positions, np.flatnonzero(epoch == e)) for e in np.unique(own)]
         if not sum(map(len, more)):
             break
         rows = np.concatenate([rows, *more])
@@ -48,13 +50,16 @@ def filled(
 
 
 def _fitting(
-    found: Detections, rows: NDArray[np.int64], positions: NDArray[np.integer], looks: NDArray[np.int64]
+    found: Detections,
+    rows: NDArray[np.int64],
+    colours: Float[np.ndarray, " bins"],
+    positions: NDArray[np.integer],
+    looks: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """The best box of each of `looks` near a detection that has none yet, where one fits."""
     seen = found.look[rows]
     place, off, unit = way(found, rows, positions, looks)
     side = np.interp(looks, seen, np.log(found.sides[rows] / unit))
-    colours = mean_colours(found, rows)
     lost = np.abs(looks[:, None] - seen).min(axis=1)
     more = []
     for k in np.flatnonzero((lost > 0) & (lost <= NEAR) & (off <= SURE_WAY)):
