@@ -23,8 +23,8 @@ WIDEN = 0.08
 """and by how much it grows with every look that the actor is lost."""
 WIDEST = 2.0
 UNFOLDED = 0.8
-"""Of its greatest length nearby, that a body is given at least: one that is folded unfolds between two looks, and of one
-that turns over often only a part is found."""
+"""Of its greatest length nearby, that a body is given at least: one that is folded unfolds between two looks, and of
+one that turns over often only a part is found."""
 NEARBY = 16
 """Looks before and after that are nearby: through them a somersault lasts, and a camera seldom zooms by much."""
 
