@@ -24,7 +24,7 @@ from aqa_extract.run import Options, decode_children, memory_budget, new_compute
 from aqa_extract.sampling import coverage, part
 from aqa_extract.streams import array_specs, by_network, completed, identified, needs_actor
 from aqa_shared import console
-from aqa_shared.console import as_time
+from aqa_shared.console import as_time, counted
 from aqa_shared.errors import ExitCode, StoreError
 from aqa_shared.files import free_bytes
 from aqa_shared.machine import available_cores, pick_device
@@ -171,14 +171,15 @@ class Estimate:
         rows.append(("already in", str(len(self.plan.already))))
         if self.plan.kept_out:
             rows.append(
-                ("kept out", f"{len(self.plan.kept_out)} (quarantined before; --retry-failed tries them again)")
+                (
+                    "kept out",
+                    f"{counted(len(self.plan.kept_out), 'video')} that failed before; --retry-failed tries again",
+                )
             )
         rows += [("to replace", console.printable(id)) for id in sorted(self.plan.replaced)]
         for failure in (*self.plan.refused, *self.failures[:20]):
             name = "refused" if failure in self.plan.refused else "would fail"
-            rows.append(
-                (name, f"{console.printable(failure.id)}: {failure.reason} — {console.printable(failure.detail)}")
-            )
+            rows.append((name, faults.told(failure)))
         if len(self.failures) > 20:
             rows.append(("", f"… and {len(self.failures) - 20} more"))
         if jobs:
@@ -213,7 +214,7 @@ class Estimate:
             why = "no video could be tried" if ready else "the weights cannot be loaded yet"
             rows.append(("time", f"not known: {why}"))
         else:
-            tried = f"the first {TRY_FRAMES} frames of {self.speed.videos} short video(s), tried just now"
+            tried = f"the first {TRY_FRAMES} frames of {counted(self.speed.videos, 'short video')}, tried just now"
             told = f"about {as_time(self.duration)}, estimated from {tried}; a busier machine takes longer"
             rows.append(("time", told))
         return rows

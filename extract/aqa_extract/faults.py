@@ -80,6 +80,13 @@ def would_fail_again(failed: Failure, decoder: str, timeout: float, accept_damag
     return fault(failed.reason) is Fault.VIDEO or failed.reason == "decord_unsupported"
 
 
+def told(failed: Failure) -> str:
+    """A failure as a person reads it."""
+    from aqa_shared.console import printable  # not for the decode child, which needs none of it
+
+    return f"{printable(failed.id)}: {printable(failed.detail)} ({failed.reason})"
+
+
 def ours(failures: Sequence[Failure]) -> list[Failure]:
     """Those for which no video is to blame."""
     return [failure for failure in failures if fault(failure.reason) is Fault.OURS]
@@ -94,14 +101,11 @@ def exit_code(failures: Sequence[Failure]) -> ExitCode:
 
 def environment_fault(failures: Sequence[Failure]) -> EnvironmentFault | None:
     """What a command ends with where videos failed through no fault of theirs."""
+    from aqa_shared.console import counted
+
     if not (found := ours(failures)):
         return None
-    first = found[0]
-    more = len(failures) - len(found)
-    others = f"; {more} more {'is' if more == 1 else 'are'} quarantined" if more else ""
-    count = f"{len(found)} videos" if len(found) > 1 else "1 video"
     return EnvironmentFault(
-        f"{count} failed through {Fault.OURS.value}; no video is to blame, and none is quarantined for it"
-        f"{others}; the first is {first.id}: {first.reason} — {first.detail}",
+        f"{counted(len(found), 'video')} failed through {Fault.OURS.value}, and through no fault of the video",
         fix="`aqa doctor` examines this machine; then rerun the same command, which tries them again",
     )

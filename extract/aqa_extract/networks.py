@@ -15,7 +15,7 @@ from aqa_extract.flow.settings import TVL1Settings
 from aqa_extract.flow.tvl1 import engine, why_torch
 from aqa_extract.frames import normalise
 from aqa_extract.streams import Stream, by_network, chosen, needs_actor, needs_flow
-from aqa_extract.weights import resolve
+from aqa_extract.weights import better, resolve
 from aqa_shared.errors import EnvironmentFault
 from aqa_shared.machine import has_units_for
 from aqa_shared.records import ExtractSettings
@@ -60,6 +60,8 @@ class Networks:
         if needs_actor(settings):
             detector, weights["actor"] = load_detector(settings.weights.get("actor", "default"), say)
             detector = detector.eval().to(device)
+        if names := better(weights, settings.weights):
+            say(f"better weights, for a new store: `aqa weights fetch {' '.join(names)}`")
         return cls(settings, device, backbones, detector, TVL1Settings(), weights)
 
     @property

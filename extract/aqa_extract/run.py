@@ -92,13 +92,12 @@ class Report:
         if not self.failures:
             return "\n".join([f"{head} ({self.seconds:.1f} s)", *nobody])
         rows = [
-            f"  {console.printable(f.id)}: {f.reason} — {console.printable(f.detail)}"
-            + (" (quarantined before; --retry-failed tries again)" if f.id in self.kept_out else "")
+            f"  {faults.told(f)}" + (" [as before; --retry-failed tries it again]" if f.id in self.kept_out else "")
             for f in self.failures
         ]
         ours = len(faults.ours(self.failures))
-        counts = [f"{len(self.failures) - ours} quarantined"] if ours < len(self.failures) else []
-        counts += [f"{ours} failed through no fault of theirs"] if ours else []
+        counts = [f"{len(self.failures) - ours} cannot be used"] if ours < len(self.failures) else []
+        counts += [f"{ours} failed through no fault of the video"] if ours else []
         return "\n".join([f"{head}, {', '.join(counts)} ({self.seconds:.1f} s):", *rows, *nobody])
 
 
@@ -210,7 +209,7 @@ def _run(
                         if faults.fault(one.reason) is not Fault.OURS:
                             quarantine.write(report.store, one)
                         report.failures.append(one)
-                        console.warn(f"{one.id}: {one.reason} — {console.printable(one.detail)}")
+                        console.warn(f"{console.printable(one.id)} failed ({one.reason})")  # all of it at the end
                 seconds = max(time.monotonic() - begun, 1e-9)
                 pace = f"{seconds / len(work.committed):.1f} s a video, " if work.committed else ""
                 advance(1, note=f"{pace}{compute.frames / seconds:.0f} frames/s")
@@ -239,13 +238,15 @@ def _run(
             last = report.failures[-1]
             rerun = "the same command" if faults.fault(last.reason) is Fault.OURS else "with --retry-failed"
             raise EnvironmentFault(
-                f"stopped after {outcome.stopped_by}; the last was {last.id}: {last.reason} — {last.detail}",
+                f"stopped after {outcome.stopped_by}; the last was {faults.told(last)}",
                 fix=f"remove the cause (`aqa doctor` examines this machine) and rerun {rerun}, "
                 "or go on regardless with --stop-after 0",
             )
         lost = {id for job in jobs for id in job.ids} - work.committed - {f.id for f in report.failures}
         if lost:
-            raise AqaError(f"{len(lost)} videos were neither extracted nor quarantined: {', '.join(sorted(lost)[:5])}")
+            raise AqaError(
+                f"{len(lost)} videos were neither extracted nor named as failed: {', '.join(sorted(lost)[:5])}"
+            )
         # A signal that comes only now finds the work done: the run ends as if it had not come.
         if said := coverage(work.looked_at, settings.sampling):
             console.note(said)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,9 +71,13 @@ def resolve(name_or_path: str, kind: str, say: Say = note, inflate_from: str = "
         say(f"flow weights: inflated from rgb, never trained on flow; expect less of them ({record['source']})")
     else:
         say(f"{kind} weights: {record['name']} ({record['source']})")
-    if name_or_path == "default" and record["name"] != (best := DEFAULTS[kind][0]):
-        say(f"`default` stays with these {kind} weights; better ones: `aqa weights fetch {best}`, for new stores")
     return loaded
+
+
+def better(records: Mapping[str, Mapping[str, Any]], asked: Mapping[str, str]) -> list[str]:
+    """Names that come before what `default` gave, of the kinds (by which both are) for which it was asked."""
+    kinds = [kind for kind in records if asked.get(kind, "default") == "default"]
+    return [DEFAULTS[kind][0] for kind in kinds if records[kind]["name"] != DEFAULTS[kind][0]]
 
 
 def fetch(name: str, say: Say = note) -> dict[str, Any]:

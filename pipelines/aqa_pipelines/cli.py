@@ -113,7 +113,7 @@ def predict(
     Exit codes: 0 done, 2 usage, 3 some videos could not be used, 4 no videos, 5 environment, 6 other features
     or weights than the models learned from.
     """
-    from aqa_extract.faults import environment_fault
+    from aqa_extract.faults import environment_fault, told
     from aqa_pipelines.predict import as_text, predict_videos, write_text
 
     result = predict_videos(run, videos, method=method, device=device, decoder=decoder, workers=workers)
@@ -123,6 +123,8 @@ def predict(
         typer.echo(text, nl=False, color=not sys.stdout.isatty())
     else:
         write_text(out, text)
+    for failure in result.failures:
+        console.warn(told(failure))
     if (fault := environment_fault(result.failures)) is not None:
         raise fault
     if result.failures:
@@ -233,7 +235,7 @@ def actor(
         settings = ActorSettings(select=select, actors=actors, every=every)
         watched = work.watch(video, settings, work.load_on(weights, device))
     except DecodeFailure as e:
-        console.warn(f"{console.printable(str(video))}: {e.reason} — {console.printable(e.detail)}")
+        console.warn(f"{console.printable(str(video))}: {console.printable(e.detail)} ({e.reason})")
         raise typer.Exit(int(ExitCode.QUARANTINED)) from e
     if sheet is not None:
         work.save(work.sheet(watched), sheet)

@@ -35,8 +35,8 @@ def open_videos(data: Published, root: Path) -> list[Finding]:
             except DecodeFailure as e:
                 if faults.fault(e.reason) is faults.Fault.OURS:
                     fix = "`aqa doctor` examines this machine; then rerun"
-                    raise EnvironmentFault(f"{path} cannot be opened: {e.reason} — {e.detail}", fix=fix) from e
-                found.append(Finding(path, f"cannot be read: {e.reason} — {e.detail}", "aqa-extract would refuse it"))
+                    raise EnvironmentFault(f"{path} cannot be opened: {e.detail} ({e.reason})", fix=fix) from e
+                found.append(Finding(path, f"cannot be read: {e.detail} ({e.reason})", "aqa-extract would refuse it"))
             else:
                 found += [f for p in performances if (f := _wrong_length(p, probe)) is not None]
             advance()

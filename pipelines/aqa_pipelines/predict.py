@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from aqa_shared import console
+from aqa_shared.console import counted
 from aqa_shared.errors import NoInputError, StoreError, UsageError
 from aqa_shared.files import replace_text, scratch
 from aqa_shared.machine import pick_device
@@ -108,7 +109,7 @@ def _extracted(
     told = {"duration"}  # by the video itself
     if unknown := [n for n, c in trained.inputs.columns.items() if not c.label and n not in told]:
         raise UsageError(
-            f"{ensemble.method} reads the column(s) {', '.join(unknown)}, which videos alone do not have",
+            f"{ensemble.method} reads {', '.join(unknown)}, which videos alone do not have",
             fix=f"extract with aqa-extract --labels FILE, then aqa predict {shlex.quote(str(run))} STORE",
         )
     settings = settings_for(trained.settings, list(trained.channels), trained.weights)
@@ -132,10 +133,11 @@ def _scored(scores: Scores, store: FeatureStore) -> list[Scored]:
     """In the order of the store; a warning where videos were learned from."""
     found, in_sample = scores.combined, np.asarray(scores.learned.all(axis=0))
     if some := int((scores.learned.any(axis=0) & ~in_sample).sum()):
-        console.note(f"{some} video(s) were learned from by some of the models, which are left out of their scores")
+        console.note(f"models that learned from a video are left out of its score ({counted(some, 'video')})")
     if in_sample.any():
         console.warn(
-            f"{int(in_sample.sum())} score(s) are no predictions (in_sample): every model learned from the true ones"
+            f"no prediction for {counted(int(in_sample.sum()), 'video')} (in_sample): every model learned from "
+            "the true score"
         )
     return [
         Scored(name, str(path), float(score), None if np.isnan(spread) else float(spread), int(members), bool(known))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aqa_shared.console import printable
+from aqa_shared.console import counted, printable
 from aqa_shared.store import Damage
 
 
@@ -15,7 +15,7 @@ def info_text(record: Mapping[str, Any]) -> str:
     each = "" if not lengths else f" of {lengths[0]}" + (f" to {lengths[1]}" if lengths[1] > lengths[0] else "")
     waiting = f"; {record['pending']} committed and not finalised" if record["pending"] else ""
     rows = [
-        ("store", f"{record['path']}: {record['bytes'] / 1e6:.1f} MB in {_count(record['blocks'], 'block')}"),
+        ("store", f"{record['path']}: {record['bytes'] / 1e6:.1f} MB in {counted(record['blocks'], 'block')}"),
         ("videos", f"{videos}{each} segments{waiting}"),
     ]
     for name, array in record["arrays"].items():
@@ -32,9 +32,7 @@ def info_text(record: Mapping[str, Any]) -> str:
         if record[name]:
             rows.append((name, ", ".join(f"{value} {count}" for value, count in record[name].items())))
     if record["quarantined"]:
-        rows.append(
-            ("quarantined", f"{_count(record['quarantined'], 'video')}; aqa-extract --retry-failed tries again")
-        )
+        rows.append(("failed", f"{counted(record['quarantined'], 'video')}; aqa-extract --retry-failed tries again"))
     rows += [("missing", text) for text in map(_missing, record["missing"])]
     if record["changes"] > 1:
         rows.append(("changes", f"{record['changes']} are kept; aqa compact removes what only earlier ones use"))
@@ -54,7 +52,7 @@ def _missing(row: Mapping[str, Any]) -> str:
     if row["missing"] is None:
         return f"{part} never began; run: {row['command']}"
     some = ", ".join(row["ids"]) + (" …" if row["missing"] > len(row["ids"]) else "")
-    return f"{_count(row['missing'], 'video')}{part and ' of ' + part} ({some}); run: {row['command']}"
+    return f"{counted(row['missing'], 'video')}{part and ' of ' + part} ({some}); run: {row['command']}"
 
 
 def _imported(identity: Mapping[str, Any]) -> str:
@@ -67,10 +65,6 @@ def _imported(identity: Mapping[str, Any]) -> str:
 def _weights(record: Any) -> str:
     name, digest = (record.get(k, "") for k in ("name", "sha256")) if isinstance(record, Mapping) else (record, "")
     return f"{name} {digest[:12]}".strip() or "not known"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def damage_text(store: str, damage: Sequence[Damage]) -> str:

@@ -44,6 +44,11 @@ def printable(text: str) -> str:
     )
 
 
+def counted(number: int, what: str) -> str:
+    """`1 video`, `2 videos`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def note(message: str) -> None:
     """One line for people, on stderr."""
     err.print(escape(message))

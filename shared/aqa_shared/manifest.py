@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from aqa_shared.console import counted
 from aqa_shared.errors import NoInputError, UsageError
 from aqa_shared.manifest_files import (
     VIDEO_SUFFIXES,
@@ -62,14 +63,13 @@ class Manifest:
     def report(self, note: Callable[[str], None], warn: Callable[[str], None]) -> None:
         """Say in a few lines what was found and what was not."""
         sources = f" (labels from {', '.join(map(str, self.labels_sources))})" if self.labels_sources else ""
-        videos = "1 video" if len(self.videos) == 1 else f"{len(self.videos)} videos"
-        note(f"{videos} in {shown(self.root)}, {self.labelled} with a score{sources}")
+        note(f"{counted(len(self.videos), 'video')} in {shown(self.root)}, {self.labelled} with a score{sources}")
         why = Counter(reason for _, reason in self.skipped)
         if why:
             listed = ", ".join(f"{n} {reason}" for reason, n in why.most_common(6))
-            note(f"passed over {len(self.skipped)}: {listed}{', …' if len(why) > 6 else ''}")
+            note(f"skipped {counted(len(self.skipped), 'file')}: {listed}{', …' if len(why) > 6 else ''}")
         for table, labels in self.unmatched.items():
-            warn(f"{table}: {len(labels)} label(s) fit no video: {_few(labels)}")
+            warn(f"{table}: no video for {counted(len(labels), 'label')}: {_few(labels)}")
         for warning in self.warnings[:20]:
             warn(warning)
         if len(self.warnings) > 20:
@@ -212,7 +212,7 @@ class _Named:
         folder = os.path.commonpath([one, other]) if os.path.isabs(one) and os.path.isabs(other) else os.sep
         common = f"give the folder that holds them, {folder}, or " if folder != os.sep else "give "
         raise UsageError(
-            f"{len(self.pairs)} id(s) would mean two videos: {listed}{more}",
+            f"{counted(len(self.pairs), 'id')} would mean two videos: {listed}{more}",
             fix=f"{common}a manifest with an `id` column",
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
 from aqa_shared.manifest_files import is_video_name, printable_id
 from aqa_shared.manifest_table import Row, Table, read_table
@@ -134,8 +135,8 @@ def apply_labels(videos: Sequence[Video], path: Path, root: str, columns: Mappin
     if by_number:
         label, i = by_number[0]
         out.warnings.append(
-            f"{path}: {len(by_number)} id(s) fit only as numbers ({label} for {out.videos[i].id}), as a "
-            "spreadsheet that drops leading zeros leaves them; taken as such"
+            f"{path}: {counted(len(by_number), 'id')} matched as numbers ({label} for {out.videos[i].id}): a "
+            "spreadsheet may have dropped leading zeros"
         )
     if table.rows and not out.matched:
         out.no_fit = _why_none(table, names, folder, out)

@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
 from aqa_shared.manifest_files import printable_id
 
@@ -46,7 +47,7 @@ class Problems:
             return
         more = [f"… and {len(self.lines) - MANY} more"] if len(self.lines) > MANY else []
         raise UsageError(
-            "\n  ".join([f"{self.path}: {len(self.lines)} wrong row(s)", *self.lines[:MANY], *more]), fix=fix
+            "\n  ".join([f"{self.path}: {counted(len(self.lines), 'wrong row')}", *self.lines[:MANY], *more]), fix=fix
         )
 
 

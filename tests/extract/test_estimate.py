@@ -65,7 +65,7 @@ def test_it_says_what_a_run_then_does(clips: Path, tmp_path: Path) -> None:
     rows = dict(line.split("  ", 1) for line in done.stdout.splitlines() if not line.startswith(" "))
     rows = {name: text.strip() for name, text in rows.items()}
     assert rows["to extract"].startswith("4 videos: 72 frames, 3 s of video (0.00 h)")
-    assert rows["would fail"].startswith("broken.mp4: not_a_video")
+    assert rows["would fail"].startswith("broken.mp4: not recognised as a video")
     assert rows["segments"] == "6 (2 a video; even, 16 frames each)"
     assert rows["streams"] == "rgb"
     assert rows["rgb weights"].startswith("i3d-kinetics-400, from the cache, ")

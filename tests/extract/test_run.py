@@ -158,7 +158,7 @@ def test_a_second_run_does_nothing_and_still_says_what_is_quarantined(clips: Pat
     before = contents(undisturbed)
     done = run_command(clips, undisturbed)
     assert done.returncode == ExitCode.QUARANTINED
-    assert "0 extracted, 5 already there, 1 quarantined" in done.stdout
+    assert "0 extracted, 5 already there, 1 cannot be used" in done.stdout
     assert contents(undisturbed) == before
 
 
@@ -720,7 +720,7 @@ def test_a_failure_of_an_option_is_tried_again_with_another(clips: Path, tmp_pat
     report = extract(videos, store, SETTINGS)
     assert (report.extracted, [f.id for f in report.failures]) == (1, ["b.mp4"])
     assert "--retry-failed" not in report.text()
-    assert "(quarantined before; --retry-failed tries again)" in extract(videos, store, SETTINGS).text()
+    assert "[as before; --retry-failed tries it again]" in extract(videos, store, SETTINGS).text()
 
 
 def test_a_failure_of_the_machine_is_tried_again(tmp_path: Path, i3d_rgb_weights: str) -> None:

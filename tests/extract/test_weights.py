@@ -22,7 +22,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from aqa_extract import weights_cache, weights_fetch
-from aqa_extract.weights import fetch, listing, resolve, verify
+from aqa_extract.weights import better, fetch, listing, resolve, verify
 from aqa_extract.weights_fetch import Package, SourceFailed, TorchvisionUrl, Url, check_digest, file_digest
 from aqa_extract.weights_outlook import outlook
 from aqa_extract.weights_registry import DEFAULTS, INFLATED, REGISTRY, Entry
@@ -471,7 +471,10 @@ def test_inflated_weights_stay_when_the_network_comes_back(
         registered(Url(f"{server.url}/ok.pt", SHA256), name=name, kind="flow")
     assert resolve("default", "flow", said.append).record["name"] == INFLATED
     assert outlook("default", "flow").name == INFLATED
-    assert "aqa weights fetch best" in said[-1]
+    assert "inflated" in said[-1]
+    for asked in ({}, {"flow": "default"}):
+        assert better({"flow": {"name": INFLATED}}, asked) == ["best"]
+    assert better({"flow": {"name": "best"}, "rgb": {"name": "other"}}, {"rgb": "other"}) == []
     # Naming others for one run is no wish for all; fetching is, as long as it is the better one.
     assert resolve("best", "flow", quiet).record["name"] == "best"
     assert resolve("default", "flow", quiet).record["name"] == INFLATED

@@ -385,7 +385,7 @@ def test_a_model_that_reads_columns_refuses_bare_videos_before_anything_is_extra
     assert done.returncode == 0, done.stderr
     done = run("aqa", "predict", out, tmp_path / "no-such-video.mp4", "--device", "cpu")
     assert done.returncode == 2
-    assert "reads the column(s) difficulty" in done.stderr
+    assert "reads difficulty" in done.stderr
     assert "aqa-extract --labels FILE" in done.stderr
 
 
@@ -484,7 +484,7 @@ def test_a_store_is_scored_without_its_videos(store: Path, tmp_path: Path) -> No
     done = run("aqa", "predict", run_folder, store, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "aa, the mean of 2 models" in done.stderr
-    assert "3 score(s) are no predictions" in done.stderr
+    assert "no prediction for 3 videos" in done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [r["id"] for r in rows] == ["a\x1b[31m.mp4", *(f"dive{i}.mp4" for i in range(1, 5))]
     assert [r["in_sample"] for r in rows] == ["true"] * 3 + ["false"] * 2

@@ -107,7 +107,7 @@ def test_videos_are_opened_where_that_is_asked(gymnastics: Path) -> None:
     done = aqa("check", "rhythmic-gymnastics", "--root", gymnastics, "--open")
     assert done.returncode == 3, done.stderr
     assert done.stdout.splitlines()[:2] == [
-        "Clubs_003.mp4: cannot be read: empty_file — the file has no bytes; copy or download it again; "
+        "Clubs_003.mp4: cannot be read: the file has no bytes; copy or download it again (empty_file); "
         "aqa-extract would refuse it",
         "Hoop_002: Hoop_002.mp4 lasts 80.0 s, and the annotation says 90 s; the video or the annotation is of another "
         "copy",

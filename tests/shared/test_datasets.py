@@ -136,8 +136,8 @@ def test_check_finds_what_is_missing_and_what_is_in_two_splits(mtl: Path) -> Non
     (mtl / "dives" / "02_07" / "00102.jpg").unlink()
     assert problems("mtl-aqa", mtl) == [
         "split official: 01_01 is in split train and test; it can be in one only; aqa-train refuses this split",
-        "split official: 1 id(s) without a score: 05_05; aqa-train leaves them out",
-        "split size_140: 1 id(s) without a score: 05_05; aqa-train leaves them out",
+        "split official: 1 id without a score: 05_05; aqa-train leaves them out",
+        "split size_140: 1 id without a score: 05_05; aqa-train leaves them out",
         "01.mp4: is missing, with 3 performances; put it anywhere in the folder",
         "02_07: dives/02_07 has 102 pictures, and the annotation 103 frames; the pictures or the annotation are of "
         "another copy",

@@ -220,7 +220,7 @@ def test_two_files_of_one_id_are_named_with_the_fix(tmp_path: Path) -> None:
     x, y = tmp_path / "x", tmp_path / "y"
     for inputs in ([x, y], [x / "a.mp4", y / "a.mp4"], [x, y / "a.mp4"]):
         error = refused(UsageError, inputs)
-        assert error.cause == f"1 id(s) would mean two videos: a.mp4: {x}/a.mp4 and {y}/a.mp4"
+        assert error.cause == f"1 id would mean two videos: a.mp4: {x}/a.mp4 and {y}/a.mp4"
         assert f"give the folder that holds them, {tmp_path}, or a manifest" in error.fix
     assert ids(tmp_path) == ["x/a.mp4", "y/a.mp4"]
 
@@ -349,7 +349,7 @@ def test_wrong_rows_are_named_all_at_once(tmp_path: Path) -> None:
     error = refused(UsageError, table(tmp_path, csv))
     assert error.exit_code == ExitCode.USAGE
     for line in (
-        "manifest.csv: 5 wrong row(s)",
+        "manifest.csv: 5 wrong rows",
         "row 2, column score: 'high' — is not a number",
         "row 4, column start: 'x' — is not a whole number",
         "row 7, column start: '-1' — input should be greater than or equal to 0",

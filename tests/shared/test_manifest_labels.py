@@ -71,7 +71,7 @@ def test_ids_that_lost_their_leading_zeros_fit_as_numbers(tmp_path: Path) -> Non
     files(tmp_path, "0001.mp4", "0002.mp4", "0010.mp4", "0000.mp4")
     manifest = find_videos(tmp_path, labels=table(tmp_path, "id,score\n1,10\n2.0,20\n10.mp4,30\n", "l.csv"))
     assert scores(manifest) == [None, 10.0, 20.0, 30.0]
-    assert "3 id(s) fit only as numbers (1 for 0001.mp4)" in manifest.warnings[0]
+    assert "3 ids matched as numbers (1 for 0001.mp4)" in manifest.warnings[0]
     # What a name says exactly, or a path beside a running number, is not guessed at.
     files(tmp_path, "1.mp4")
     table(tmp_path, "id,score,path\n1,10,0002.mp4\n2,20,0001.mp4\n3,30,0000.mp4\n", "l.csv")
@@ -246,6 +246,6 @@ def test_the_report_says_what_did_not_fit(folder: Path) -> None:
     manifest.report(notes.append, warnings.append)
     assert notes == [
         f"3 videos in {folder}, 1 with a score (labels from {folder / 'labels.csv'})",
-        "passed over 3: 2 not a video (.png), 1 not a video (.txt)",
+        "skipped 3 files: 2 not a video (.png), 1 not a video (.txt)",
     ]
-    assert warnings == [f"{folder / 'labels.csv'}: 7 label(s) fit no video: gone0, gone1, gone2, gone3, gone4, …"]
+    assert warnings == [f"{folder / 'labels.csv'}: no video for 7 labels: gone0, gone1, gone2, gone3, gone4, …"]

@@ -298,7 +298,7 @@ def _first(store: FeatureStore) -> dict[str, Any]:
 def test_what_a_method_lacks_is_said_with_what_gives_it(store: Path, make_store: MakeStore, tmp_path: Path) -> None:
     plain = make_store(videos=12, name="plain.zarr")
     common = ["--seeds", 1, "--device", "cpu", "--out", tmp_path / "o"]
-    with pytest.raises(UsageError, match=r"states reads the stream\(s\) actor-rgb, and .*plain\.zarr holds rgb") as e:
+    with pytest.raises(UsageError, match=r"states needs actor-rgb, and .*plain\.zarr holds rgb") as e:
         aqa_train("--features", plain, "--method", "states", *common)
     assert "aqa-extract" in e.value.fix
     assert "--streams rgb,actor-rgb" in e.value.fix

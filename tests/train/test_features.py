@@ -220,7 +220,7 @@ def test_features_of_no_usual_size_are_named(value: float) -> None:
     x, _ = synthetic(6, 2, 3)
     x[4, 1, 2] = value
     found = FeatureSet.from_arrays({"rgb": x}, {}, [f"v{i}.mp4" for i in range(6)])
-    with pytest.raises(StoreError, match=r"1 video.*add up to more than 1e\+15: v4\.mp4 \(\de"):
+    with pytest.raises(StoreError, match=r"add up to more than 1e\+15 in 1 video: v4\.mp4 \(\de"):
         found.place(CPU, "yes")
     with pytest.raises(StoreError, match=r"v4\.mp4"):
         list(in_blocks(found, 2, 1).batches(np.arange(6), [3, 3], np.random.default_rng(0), CPU))
@@ -231,7 +231,7 @@ def test_features_that_are_all_zero_are_said() -> None:
     x[3] = 0
     said: list[str] = []
     FeatureSet.from_arrays({"rgb": x}, {}, [f"v{i}.mp4" for i in range(6)], say=said.append).place(CPU, "yes")
-    assert said == ["1 video(s) have features that are all zero: v3.mp4"]
+    assert said == ["features that are all zero in 1 video: v3.mp4"]
 
 
 def test_features_that_are_all_zero_are_said_once_however_often_they_are_read() -> None:
@@ -243,7 +243,7 @@ def test_features_that_are_all_zero_are_said_once_however_often_they_are_read() 
     for seed in range(3):
         list(streamed.batches(np.arange(6), [3, 3], np.random.default_rng(seed), CPU))
     streamed.place(CPU, "yes")
-    assert sorted(said) == [f"1 video(s) have features that are all zero: v{i}.mp4" for i in (0, 3)]
+    assert sorted(said) == [f"features that are all zero in 1 video: v{i}.mp4" for i in (0, 3)]
 
 
 def test_warnings_are_no_results(make_store: MakeStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,7 +252,7 @@ def test_warnings_are_no_results(make_store: MakeStore, capsys: pytest.CaptureFi
     shown = capsys.readouterr()
     assert shown.out == ""
     said = " ".join(shown.err.split())
-    assert "2 extracted video(s)" in said
+    assert "2 extracted videos" in said
     assert "all zero" in said
 
 
@@ -289,7 +289,7 @@ def test_unfinished_and_empty_stores_are_said(make_store: MakeStore) -> None:
     said: list[str] = []
     FeatureSet.from_store(FeatureStore.open(make_store(videos=5, pending=2)), say=said.append)
     assert len(said) == 1
-    assert "2 extracted video(s)" in said[0]
+    assert "2 extracted videos" in said[0]
     with pytest.raises(StoreError, match="no finished video"):
         FeatureSet.from_store(FeatureStore.open(make_store(videos=2, pending=2, name="begun.zarr")))
 

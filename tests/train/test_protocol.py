@@ -48,7 +48,7 @@ def test_roles_are_read_whatever_their_case() -> None:
 
 def test_roles_that_mean_nothing_are_refused() -> None:
     found = features(["train"] * 6 + ["testing"] * 5 + ["dev"])
-    with pytest.raises(UsageError, match=r"split is 'dev', 'testing' for 6 video\(s\): v06"):
+    with pytest.raises(UsageError, match=r"split is 'dev', 'testing' for 6 videos: v06"):
         splits(found)
     # Where something else says who is tested, the column may hold anything.
     assert len(splits(found, folds=3)[0]) == 3
@@ -84,7 +84,7 @@ def test_scores_of_no_usual_size_are_named(name: str, value: float) -> None:
     values = np.arange(12.0)
     values[7] = value
     found = features(scores=values) if name == "score" else features(difficulty=values)
-    with pytest.raises(UsageError, match=rf"1 video\(s\) have a {name} beyond ±1e\+12: v07 \("):
+    with pytest.raises(UsageError, match=rf"a {name} beyond ±1e\+12 in 1 video: v07 \("):
         splits(found)
 
 
@@ -113,7 +113,7 @@ def test_groups_are_whole_wherever_the_test_videos_come_from(given: dict[str, An
     roles = ["val" if i < 2 else "" for i in range(36)]
     drawn, said = splits(features(roles, n=36, athlete=athlete), group="athlete", labelled=1.0, **given)
     assert len(drawn) == (1 if given else 5)
-    assert "1 other view(s) of validation videos are not learned from" in said
+    assert "not learned from: 1 other view of validation videos" in said
     for split in drawn:
         learned, tested = ({athlete[int(i[1:])] for i in part} for part in (split.labelled, split.test))
         assert not learned & tested
@@ -123,7 +123,7 @@ def test_groups_are_whole_wherever_the_test_videos_come_from(given: dict[str, An
 
 def test_a_store_whose_splits_part_a_group_is_refused() -> None:
     athlete = np.array([f"a{i // 2}" for i in range(12)], dtype=object)
-    with pytest.raises(UsageError, match=r"the column split parts 1 group\(s\): a1"):
+    with pytest.raises(UsageError, match=r"the column split divides 1 group: a1"):
         splits(features(["test"] * 3 + ["train"] * 9, athlete=athlete), group="athlete")
     assert splits(features(["test"] * 4 + ["train"] * 8, athlete=athlete), group="athlete")[0]
 
@@ -165,7 +165,7 @@ def test_one_video_under_two_names_is_not_learned_from_while_it_validates(tmp_pa
     roles = ["val"] * 2 + ["train"] * 10 + ["test"] * 4 + ["train"] * 8
     drawn = splits(features(n=24, fingerprint=content), folds=2, validation=0.3, seeds=5)[0]
     marked, said = splits(features(roles, n=24, fingerprint=content))
-    assert "2 other view(s) of validation videos are not learned from" in said
+    assert "not learned from: 2 other views of validation videos" in said
     for split in (*drawn, *marked):
         shown, held = ({content[int(i[1:])] for i in part} for part in (split.labelled, split.validation))
         assert held
@@ -235,7 +235,7 @@ def test_a_split_file_keeps_the_unscored_and_says_what_it_leaves_out(tmp_path: P
     found = features(scores=[*range(10), np.nan, np.nan])
     (split,), said = splits(found, split=str(file))
     assert set(split.labelled) | set(split.unlabelled) == set(ids(*range(6), 10, 11))
-    assert f"{file}: 2 scored video(s) of the store are not in it and are left out" in said
+    assert f"{file} does not name 2 scored videos of the store: left out" in said
 
 
 def test_validation_that_does_nothing_is_said() -> None:
@@ -283,7 +283,7 @@ def test_a_saved_split_given_back_is_the_same_split(tmp_path: Path) -> None:
             assert back.digest == split.digest
         assert len(split.validation) == 2
         # One view each of the two athletes tested and of the one who validates.
-        assert f"{file}: 3 unscored video(s) of the store are not in it and are left out" in said
+        assert f"{file} does not name 3 unscored videos of the store: left out" in said
 
 
 def test_unlisted_videos_that_may_be_tested_are_not_learned_from(tmp_path: Path) -> None:
@@ -296,7 +296,8 @@ def test_unlisted_videos_that_may_be_tested_are_not_learned_from(tmp_path: Path)
         (split,), said = splits(features([""] * 8 + roles, scores=scores, trial=trial), split=str(file), **settings)
         learned = set(split.unlabelled) & set(ids(8, 9, 10, 11))
         left = 4 - len(learned)
-        assert (f"{file}: {left} unscored video(s) of the store are not in it and are left out" in said) == (left > 0)
+        plural = "" if left == 1 else "s"
+        assert (f"{file} does not name {left} unscored video{plural} of the store: left out" in said) == (left > 0)
         return learned
 
     assert unlisted(["train", "", "", ""]) == set(ids(8, 9, 10, 11))
@@ -308,7 +309,7 @@ def test_a_split_file_that_parts_a_group_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "split.json"
     file.write_text(json.dumps({"train": ids(*range(6)), "test": ids(*range(6, 12))}))
     trial = np.array([f"t{i % 6}" if i in (2, 8) else "" for i in range(12)], dtype=object)
-    with pytest.raises(UsageError, match=r"parts 1 group\(s\): t2"):
+    with pytest.raises(UsageError, match=r"divides 1 group: t2"):
         splits(features(trial=trial), split=str(file), group="trial")
 
 
@@ -318,7 +319,7 @@ def test_validation_holds_out_whole_groups(labelled: float) -> None:
     scores = [np.nan if i % 4 == 3 else float(i) for i in range(48)]
     found = features(scores=scores, n=48, athlete=athlete)
     drawn, said = splits(found, group="athlete", folds=3, labelled=labelled, validation=0.25, seeds=2)
-    assert any(re.fullmatch(r"\d+ other view\(s\) of validation videos are not learned from", s) for s in said)
+    assert any(re.fullmatch(r"not learned from: \d+ other views? of validation videos", s) for s in said)
     for split in drawn:
         shown = [{athlete[int(i[1:])] for i in getattr(split, r)} for r in ("labelled", "validation", "test")]
         assert all(shown)

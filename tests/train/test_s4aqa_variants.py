@@ -146,10 +146,10 @@ def test_keep_first_frame_normalises_over_stills_too() -> None:
 
 
 def test_keep_first_frame_needs_the_stills(make_store: MakeStore, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"first frames, and the stream\(s\) still-rgb are not there") as e:
+    with pytest.raises(UsageError, match=r"first frames, and the store lacks still-rgb") as e:
         KeepFirstFrame(inputs(6), CONFIG)
     assert "--streams" in e.value.fix
-    with pytest.raises(UsageError, match=r"keep-first-frame reads the stream\(s\) still-rgb") as e:
+    with pytest.raises(UsageError, match=r"keep-first-frame needs still-rgb") as e:
         aqa_train("--features", make_store(12), "--method", "keep-first-frame", *FAST, "--out", tmp_path / "o")
     assert "rgb,still-rgb" in e.value.fix
 

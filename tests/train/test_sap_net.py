@@ -344,7 +344,7 @@ def test_what_it_lacks_is_said_with_what_gives_it(make_store: MakeStore, tmp_pat
     with pytest.raises(UsageError, match="unlabelled videos, and there are none") as e:
         small().losses(videos(4), videos(0, scored=False))
     assert "--labelled 0.4" in e.value.fix
-    with pytest.raises(UsageError, match=r"sap-net reads the stream\(s\) actor-rgb"):
+    with pytest.raises(UsageError, match=r"sap-net needs actor-rgb"):
         aqa_train("--features", make_store(), "--method", "sap-net", "--seeds", 1, "--out", tmp_path / "o")
 
 

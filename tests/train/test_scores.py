@@ -305,7 +305,7 @@ def test_a_final_model_learns_from_every_score(
     out = tmp_path / "final"
     aqa_train("--features", store, "--all-scores", "--seeds", 2, "--epochs", 2, "--out", out, *ALONE)
     shown = capsys.readouterr()
-    assert "12 scored video(s) are learned from, and none is left to test on" in shown.err
+    assert "learns from 12 scored videos and leaves none to test on" in shown.err
     assert "12 of 16 have none there: every model learned from them" in " ".join(shown.err.split())
     assert "no plot" not in shown.err
     learned = Split.load(out / "splits" / "fold0-seed0.json")

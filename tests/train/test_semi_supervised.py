@@ -328,8 +328,8 @@ def test_no_unlabelled_videos_are_refused(cls: Any, streams: tuple[str, ...]) ->
 
 
 def test_s4l_needs_the_rotations(make_store: MakeStore, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"the stream\(s\) rot90-rgb, rot180-rgb, rot270-rgb are not there") as e:
+    with pytest.raises(UsageError, match=r"the store lacks rot90-rgb, rot180-rgb, rot270-rgb") as e:
         S4L(inputs(6), TURNED)
     assert "--streams" in e.value.fix
-    with pytest.raises(UsageError, match=r"s4l reads the stream\(s\) rot90-rgb, rot180-rgb, rot270-rgb"):
+    with pytest.raises(UsageError, match=r"s4l needs rot90-rgb, rot180-rgb, rot270-rgb"):
         aqa_train("--features", make_store(12), "--method", "s4l", *FAST, "--out", tmp_path / "o")

@@ -168,12 +168,12 @@ def test_ids_are_found_with_and_without_a_suffix(tmp_path: Path, form: str) -> N
 @pytest.mark.parametrize(
     ("train", "val", "test", "wrong"),
     [
-        (["v00", "v01", "v02", "v00"], [], ["v05"], r"1 id\(s\) are named twice: v00 in train"),
-        (["v00", "v01", "v02"], ["v01"], ["v05"], r"1 id\(s\) are named twice: v01 in train and validation"),
-        (["v00", "v01", "v02"], [], ["v05", "v05.mp4"], r"1 id\(s\) are named twice: v05\.mp4 in test"),
-        (["v00", "v01", "v02", "v05.mp4"], [], ["v05"], r"1 video\(s\) are in training and in test: v05"),
-        (["v00", "v01", "v02"], ["v05"], ["v05"], r"1 video\(s\) are in training and in test: v05"),
-        (["v00", "v01", "x", "x"], [], ["v05"], r"1 id\(s\) are named twice: x in train"),
+        (["v00", "v01", "v02", "v00"], [], ["v05"], r"1 id named twice: v00 in train"),
+        (["v00", "v01", "v02"], ["v01"], ["v05"], r"1 id named twice: v01 in train and validation"),
+        (["v00", "v01", "v02"], [], ["v05", "v05.mp4"], r"1 id named twice: v05\.mp4 in test"),
+        (["v00", "v01", "v02", "v05.mp4"], [], ["v05"], r"1 video in training and in test: v05"),
+        (["v00", "v01", "v02"], ["v05"], ["v05"], r"1 video in training and in test: v05"),
+        (["v00", "v01", "x", "x"], [], ["v05"], r"1 id named twice: x in train"),
     ],
 )
 def test_an_id_has_one_role_once(tmp_path: Path, train: list[str], val: list[str], test: list[str], wrong: str) -> None:

@@ -214,7 +214,7 @@ def test_all_learn_by_heart() -> None:
 
 
 def test_too_few_judges_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"4 mark\(s\) in judge_scores: without the 2 highest") as e:
+    with pytest.raises(UsageError, match=r"4 marks in judge_scores: without the 2 highest") as e:
         MUSDL(shape(columns={**MARKS, "judge_scores": Column("vector", (), 4, label=True)}))
     assert "drop to at most 1" in e.value.fix
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aqa_shared.console import as_time
+from aqa_shared.console import as_time, counted
 from aqa_shared.files import free_bytes, scratch
 from aqa_train import experiment as work
 from aqa_train.checkpoint import writing
@@ -42,14 +42,15 @@ def estimate(
     epochs = ", ".join(f"{m} of {epochs_of(config, m)} epochs" for m in config.methods)
     return "\n".join(
         (
-            f"{len(experiment.trainings)} training(s): {epochs} "
-            f"× {len({s.fold for s in experiment.splits})} fold(s) × {seeds} seed(s), {jobs} at a time on {device}",
+            f"{counted(len(experiment.trainings), 'training')}: {epochs} "
+            f"× {counted(len({s.fold for s in experiment.splits}), 'fold')} × {counted(seeds, 'seed')}, "
+            f"{jobs} at a time on {device}",
             f"{len(features.ids)} videos of up to {features.segments} segments; {streams}; "
             f"{features.nbytes / 2**20:.1f} MiB",
             f"fold 0, seed {split.seed}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, "
             f"{len(split.validation)} validation, {len(split.test)} test",
             f"run folder: {out} ({'goes on where it stands' if resume else 'new'}), {free / 1e9:.1f} GB free",
-            f"time: about {as_time(seconds)}{' less what is done' if resume else ''}, reckoned from a few "
+            f"time: about {as_time(seconds)}{' less what is done' if resume else ''}, estimated from a few "
             "epochs of each method, tried just now one at a time; a busier machine takes longer",
         )
     )

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
 from aqa_shared.files import replace_text, temporary_folder
 from aqa_shared.records import ExtractSettings
@@ -339,7 +340,9 @@ def place(
     placed = features.place(here, in_memory, jobs if device.type != "cpu" else 1, folder)
     if placed.resident is None:
         size = placed.nbytes / 2**30
-        placed.say(f"{size:.1f} GiB of features are streamed in {len(placed.blocks)} block(s), not kept in memory")
+        placed.say(
+            f"{size:.1f} GiB of features are streamed in {counted(len(placed.blocks), 'block')}, not kept in memory"
+        )
     return placed
 
 
@@ -363,7 +366,7 @@ def _outside_range(experiment: Experiment, say: Say) -> None:
     scores = experiment.features.column("score").astype(np.float64)
     outside = int(((scores < low) | (scores > high)).sum())
     if outside:
-        say(f"{outside} score(s) lie outside the score range {low:g} … {high:g}")
+        say(f"{counted(outside, 'score')} outside the score range {low:g} … {high:g}")
 
 
 def epochs_of(config: RunConfig, method: str) -> int:
@@ -391,8 +394,8 @@ def _refuse_missing_streams(config: RunConfig, store: Any) -> None:
         needs = METHODS[method].streams
         if missing := [s for s in needs if array_of(s) not in store.specs]:
             raise UsageError(
-                f"method {method} reads the stream(s) {', '.join(missing)}, and {store.path} holds "
-                f"{', '.join(store.streams) or 'none'}",
+                f"method {method} needs {', '.join(missing)}, and {store.path} holds "
+                f"{', '.join(store.streams) or 'no streams'}",
                 fix=f"add them: {adds_streams(store.path, [*config.streams, *needs])}",
             )
 

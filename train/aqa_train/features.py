@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aqa_shared import console
+from aqa_shared.console import counted
 from aqa_shared.errors import EnvironmentFault, StoreError, UsageError
 from aqa_shared.machine import available_memory
 from aqa_train.batch import Batch, Inputs
@@ -126,11 +127,11 @@ class FeatureSet:
             )
         everything, store = len(store), store.select(*names)
         if len(store) < everything:
-            say(f"{store.path}: {everything - len(store)} video(s) lack {' or '.join(names)} and are left out")
+            say(f"{store.path}: {counted(everything - len(store), 'video')} without {' or '.join(names)} left out")
         if not store.ids:
             raise StoreError(f"{store.path} holds no finished video", fix="run aqa-extract again: it resumes")
         if store.pending:
-            say(f"{store.path}: {store.pending} extracted video(s) are not part of it yet; aqa-extract finishes it")
+            say(f"{store.path}: {counted(store.pending, 'extracted video')} left out until `aqa finalise {store.path}`")
         arrays = {n: store.dask(n) for n in names}
         numbers = [n for n, a in arrays.items() if a.ndim < 2]
         if numbers:
@@ -437,20 +438,20 @@ class FeatureSet:
         broken = [self.ids[first + i] for i in np.flatnonzero(~np.isfinite(by_video))]
         if broken:
             raise StoreError(
-                f"{len(broken)} video(s) have NaN or infinite features: {', '.join(broken[:5])}",
+                f"NaN or infinite features in {counted(len(broken), 'video')}: {', '.join(broken[:5])}",
                 fix="run aqa verify on the store, then extract these videos again",
             )
         huge = [f"{self.ids[first + i]} ({by_video[i]:.3g})" for i in np.flatnonzero(by_video > LARGEST_SUM)]
         if huge:
             raise StoreError(
-                f"{len(huge)} video(s) have features whose absolute values add up to more than {LARGEST_SUM:g}: "
+                f"features whose absolute values add up to more than {LARGEST_SUM:g} in {counted(len(huge), 'video')}: "
                 f"{', '.join(huge[:5])}",
                 fix="bring the features to a usual scale, or extract these videos again",
             )
         empty = [i for i in (self.ids[first + at] for at in np.flatnonzero(by_video == 0)) if i not in self.said]
         if empty:
             self.said.update(empty)
-            self.say(f"{len(empty)} video(s) have features that are all zero: {', '.join(empty[:5])}")
+            self.say(f"features that are all zero in {counted(len(empty), 'video')}: {', '.join(empty[:5])}")
 
 
 def _silent(message: str) -> None:

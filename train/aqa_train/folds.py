@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from aqa_shared.console import counted
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.manifest_labels import VideoNames
 from aqa_train.config import OverFolds, RunConfig
@@ -80,7 +81,7 @@ def folds_of(
         free = scored[role[scored] == ""]
         everything = np.setdiff1d(everything, others)
         if len(free):
-            say(f"{len(free)} scored video(s) have no split and are taken for training: {features.ids[free[0]]} …")
+            say(f"{counted(len(free), 'scored video')} without a split, used for training: {features.ids[free[0]]} …")
         train = everything[np.isin(role[everything].astype(str), ["train", ""])]
         found = [(train, everything[role[everything] == "val"], everything[role[everything] == "test"])]
         if group is not None:
@@ -90,7 +91,7 @@ def folds_of(
         validation = _NONE if source in ("folds", "column") else np.setdiff1d(everything[role == "val"], others)
         views = np.setdiff1d(everything[in_same_group(units, everything, validation)], validation)
         if len(views):
-            say(f"{len(views)} other view(s) of validation videos are not learned from")
+            say(f"not learned from: {counted(len(views), 'other view')} of validation videos")
         free = np.setdiff1d(scored, np.union1d(validation, views))
         rest = np.setdiff1d(unscored, np.union1d(validation, views))
         # A view without a score of what is tested would be learned from all the same.
@@ -227,9 +228,9 @@ def _from_file(
     if twice:
         some = ", ".join(f"{n} in {a} and {b}" if a != b else f"{n} in {a}" for n, a, b in twice[:5])
         more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
-        raise UsageError(f"{path}: {len(twice)} id(s) are named twice: {some}{more}", fix="name every video once")
+        raise UsageError(f"{path}: {counted(len(twice), 'id')} named twice: {some}{more}", fix="name every video once")
     if missing:
-        say(f"{path}: {len(missing)} id(s) are not in the store: {', '.join(missing[:5])}")
+        say(f"{path}: {counted(len(missing), 'id')} not in the store: {', '.join(missing[:5])}")
     train, validation, test = (np.sort(np.array(found, dtype=np.int64)) for found in rows.values())
     for what, named, known in (("training", fold.train, train), ("test", fold.test, test)):
         if not named:
@@ -251,7 +252,7 @@ def _from_file(
     left = np.setdiff1d(unlisted, taken)
     for kind, number in (("scored", (~unscored[left]).sum()), ("unscored", unscored[left].sum())):
         if number:
-            say(f"{path}: {number} {kind} video(s) of the store are not in it and are left out")
+            say(f"{path} does not name {counted(number, f'{kind} video')} of the store: left out")
     return np.union1d(train, taken), validation, test
 
 
@@ -262,7 +263,7 @@ def _refuse_parted(group: NDArray[np.object_], train: Rows, validation: Rows, te
     if parted:
         more = f" and {len(parted) - 5} more" if len(parted) > 5 else ""
         raise UsageError(
-            f"{path} parts {len(parted)} group(s): {', '.join(map(str, parted[:5]))}{more}",
+            f"{path} divides {counted(len(parted), 'group')}: {', '.join(map(str, parted[:5]))}{more}",
             fix="give all videos of a group the same role, or omit --group",
         )
 
@@ -273,7 +274,7 @@ def _refuse_unknown_roles(features: FeatureSet, role: NDArray[np.object_]) -> No
     if unknown:
         values = ", ".join(repr(v) for v in sorted(set(role.tolist()) - {*ROLES, ""})[:5])
         raise UsageError(
-            f"split is {values} for {len(unknown)} video(s): {', '.join(unknown[:5])}",
+            f"split is {values} for {counted(len(unknown), 'video')}: {', '.join(unknown[:5])}",
             fix="use train, val or test in the labels, or say who is tested with --split or --folds",
         )
 
@@ -281,7 +282,7 @@ def _refuse_unknown_roles(features: FeatureSet, role: NDArray[np.object_]) -> No
 def _scored(rows: Rows, scores: NDArray[np.float64], role: str, say: Say) -> Rows:
     kept = rows[~np.isnan(scores[rows])]
     if len(kept) < len(rows):
-        say(f"{len(rows) - len(kept)} {role} video(s) have no score and are left out")
+        say(f"{counted(len(rows) - len(kept), f'{role} video')} without a score left out")
     if role == "test" and not len(kept):
         raise UsageError("there is no test video with a score", fix="name test videos that have scores")
     return kept

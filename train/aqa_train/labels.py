@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
 from aqa_shared.manifest_labels import VideoNames, apply_labels
 from aqa_shared.records import Video
@@ -26,7 +27,7 @@ def relabel(features: FeatureSet, path: Path, columns: Mapping[str, str] | None 
         features.say(warning)
     if found.unmatched:
         some = ", ".join(found.unmatched[:5])
-        features.say(f"{path}: {len(found.unmatched)} label(s) fit no video of the store: {some}")
+        features.say(f"{path}: no video of the store for {counted(len(found.unmatched), 'label')}: {some}")
     if found.no_fit is not None:
         raise found.no_fit
     if not found.matched:

@@ -118,7 +118,7 @@ class Model:
         missing = [n for n in self.channels if n not in features]
         if missing:
             raise UsageError(
-                f"the checkpoint needs the stream(s) {', '.join(missing)}, got {', '.join(features)}",
+                f"the checkpoint needs {', '.join(missing)}, got {', '.join(features)}",
                 fix="give an array for each stream that it was trained on",
             )
         chosen = {n: np.asarray(features[n]) for n in self.channels}

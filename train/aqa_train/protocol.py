@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from aqa_shared.console import counted
 from aqa_shared.datasets.published import Range
 from aqa_shared.errors import UsageError
 from aqa_train.batch import ScoreScale
@@ -42,7 +43,7 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
     say = once(say)
     for fold, (train, validation, test) in enumerate(folds_of(config, features, category, say)):
         if config.validation > 0 and len(validation):
-            say(f"--validation is not needed: {len(validation)} video(s) are marked val, and they are taken")
+            say(f"--validation is not needed: {counted(len(validation), 'video')} marked val will be used")
         elif config.validation > 0 and config.draw == "nested":
             raise UsageError(
                 "--draw nested and --validation do not go together: each fraction would lose other videos to it",
@@ -64,7 +65,7 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
             # The epoch would be chosen on what was learned from, were another view of it among the unlabelled.
             views = np.setdiff1d(train[in_same_group(units, train, held)], held)
             if len(views):
-                say(f"{len(views)} other view(s) of validation videos are not learned from")
+                say(f"not learned from: {counted(len(views), 'other view')} of validation videos")
             labelled = np.setdiff1d(labelled, np.concatenate([held, views]))
             check_labelled(scores[labelled], config, len(scored))
             unlabelled = np.setdiff1d(train, np.concatenate([labelled, held, views]))
@@ -84,8 +85,8 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
     if config.all_scores:
         number = int((~np.isnan(scores)).sum())
         say(
-            f"--all-scores: {number} scored video(s) are learned from, and none is left to test on; how good such a "
-            "model is, a run without --all-scores tells"
+            f"--all-scores learns from {counted(number, 'scored video')} and leaves none to test on; a run without "
+            "--all-scores tells how good such a model is"
         )
     if config.transductive:
         say("transductive: the test videos are learned from too (without scores); compare with such results only")
@@ -96,7 +97,8 @@ def check_labelled(scores: NDArray[np.float64], config: RunConfig, available: in
     """At least two labelled videos whose scores differ."""
     if len(scores) < 2:
         raise UsageError(
-            f"--labelled {config.fraction:g} of {available} scored training video(s) leaves {len(scores)} labelled",
+            f"--labelled {config.fraction:g} of {counted(available, 'scored training video')} leaves "
+            f"{len(scores)} labelled",
             fix=f"label at least {min(1.0, 2 / max(available, 1)):.2g} of them, or score more videos",
         )
     if np.ptp(scores) == 0:
@@ -115,7 +117,7 @@ def refuse_twins(features: FeatureSet, training: Rows, test: Rows) -> None:
         pairs = ", ".join(f"{features.ids[a]} = {features.ids[b]}" for a, b in twins[:5])
         more = f" and {len(twins) - 5} more" if len(twins) > 5 else ""
         raise UsageError(
-            f"{len(twins)} test video(s) are also training videos under another name: {pairs}{more}",
+            f"{counted(len(twins), 'test video')} also in training under another name: {pairs}{more}",
             fix="give both the same split, or extract each video once",
         )
 
@@ -128,7 +130,7 @@ def check_scores(features: FeatureSet, say: Say) -> None:
         wrong = [f"{features.ids[i]} ({values[i]:g})" for i in np.flatnonzero(np.abs(values) > LARGEST_SCORE)]
         if wrong:
             raise UsageError(
-                f"{len(wrong)} video(s) have a {name} beyond ±{LARGEST_SCORE:g}: {', '.join(wrong[:5])}",
+                f"a {name} beyond ±{LARGEST_SCORE:g} in {counted(len(wrong), 'video')}: {', '.join(wrong[:5])}",
                 fix=f"correct the column {name} for them, in the store's labels or with --labels FILE",
             )
     if np.isnan(scores).all():

@@ -16,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
 from aqa_train.config import Draw
 
@@ -76,7 +77,7 @@ def refuse_overlap(ids: Sequence[str]) -> None:
     if ids:
         more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
         raise UsageError(
-            f"{len(ids)} video(s) are in training and in test: {', '.join(ids[:5])}{more}",
+            f"{counted(len(ids), 'video')} in training and in test: {', '.join(ids[:5])}{more}",
             fix="give every video one role",
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aqa_shared.console import counted
 from aqa_train import intervals, metrics
 from aqa_train.config import OverFolds
 from aqa_train.intervals import Interval, Numbers, Resamples
@@ -266,7 +267,8 @@ def as_text(summary: Mapping[str, Any]) -> str:
     """The rows of metrics.json as a table, and the verdicts below it; as wide as it is, since a result is never cut."""
     p, rows = summary["protocol"], summary["rows"]
     title = "+".join(p["streams"]).replace("_", "-")
-    title += f": {p['labelled']} labelled, {p['unlabelled']} unlabelled, {p['test']} test videos; {p['seeds']} seed(s)"
+    title += f": {p['labelled']} labelled, {p['unlabelled']} unlabelled, {p['test']} test videos; "
+    title += counted(p["seeds"], "seed")
     if p["folds"] > 1:
         how = {"pooled": "pooled", "mean": "averaged"}[p["over_folds"]]
         title += f" × {p['folds']} folds, {how}: {p['test_all']} test videos in all"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
+from aqa_shared.console import counted
 from aqa_shared.datasets.published import Finding, Performance, Published
 from aqa_shared.manifest_files import printable_id
 
@@ -36,13 +37,13 @@ def _splits(data: Published) -> list[Finding]:
                 found.append(Finding(where, what, "it can be in one only; aqa-train refuses this split"))
         strange = [name for name in values if name not in ids]
         if strange:
-            what = f"{len(strange)} id(s) without a score: {_few(strange)}"
+            what = f"{counted(len(strange), 'id')} without a score: {_few(strange)}"
             found.append(Finding(where, what, "aqa-train leaves them out"))
     if data.splits:
         first = data.splits[0]
         without = sorted(ids - {name for name, _ in first.rows})
         if without:
-            what = f"{len(without)} scored performance(s) are not in it: {_few(without)}"
+            what = f"{counted(len(without), 'scored performance')} not in it: {_few(without)}"
             found.append(Finding(f"split {first.name}", what, "aqa-train leaves them out"))
     return found
 

@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from aqa_shared.console import counted
 from aqa_shared.errors import StoreError
 from aqa_shared.store.groups import GroupReader, GroupWriter, Outdated
 from aqa_shared.store.layout import (
@@ -194,7 +195,7 @@ class Torn(StoreError):
 
     def __init__(self, objects: Objects, sources: Sequence[Any], causes: Sequence[str]) -> None:
         super().__init__(
-            f"{objects}: {len(sources)} committed video(s) were damaged on disk and are dropped: "
+            f"{objects}: {counted(len(sources), 'committed video')} damaged on disk and dropped: "
             + "; ".join(causes[:5]),
             fix="run the same aqa-extract command again: it extracts just these",
         )

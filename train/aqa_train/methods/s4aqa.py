@@ -29,6 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs
 from aqa_train.layers import Pooling, TemporalConv, mlp, pool_time, reverse_gradient, running_statistics_kept
@@ -146,7 +147,7 @@ class S4AQA(AA):
         super().__init__(inputs, config)
         if config.masked < 1 or (config.recovery_weight > 0 and config.masked >= self.segments):
             raise UsageError(
-                f"masked = {config.masked} segments cannot be hidden in videos of {self.segments} segment(s)",
+                f"masked = {config.masked} segments cannot be hidden in videos of {counted(self.segments, 'segment')}",
                 fix=f"set masked between 1 and {max(self.segments - 1, 1)}, extract more segments, or use method aa",
             )
         self.decoder = nn.ModuleList(mlp(self.width, config.decoder_width, c) for c in inputs.widths.values())

@@ -35,7 +35,7 @@ class KeepFirstFrame(S4AQA):
         if missing := [n for n in moving if f"still_{n}" not in inputs.streams]:
             names = ", ".join(f"still-{n}".replace("_", "-") for n in missing)
             raise UsageError(
-                f"segments are recovered from their first frames, and the stream(s) {names} are not there",
+                f"segments are recovered from their first frames, and the store lacks {names}",
                 fix=f"add {names} to --streams of aqa-extract",
             )
         super().__init__(replace(inputs, streams=moving), config)

@@ -45,7 +45,7 @@ class S4L(AA):
         wanted = [turn + n for n in self.upright for turn in TURNS[1:]]
         if missing := [n.replace("_", "-") for n in wanted if n not in inputs.streams]:
             raise UsageError(
-                f"rotations are told apart, and the stream(s) {', '.join(missing)} are not there",
+                f"rotations are told apart, and the store lacks {', '.join(missing)}",
                 fix=f"add {','.join(missing)} to --streams of aqa-extract",
             )
         super().__init__(replace(inputs, streams={n: inputs.streams[n] for n in self.upright}), config)

@@ -28,6 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs
 from aqa_train.layers import mlp, running_statistics_kept
@@ -109,7 +110,7 @@ class SAPNet(nn.Module):
         if config.sub_actions > min(config.states, inputs.segments):
             raise UsageError(
                 f"{config.sub_actions} sub-actions cannot be chosen from {config.states} states of videos of "
-                f"{inputs.segments} segment(s)",
+                f"{counted(inputs.segments, 'segment')}",
                 fix=f"set sub_actions to at most {min(config.states, inputs.segments)}, set more states, or extract "
                 "more segments",
             )

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
 from aqa_train.layers import mlp
 
@@ -95,7 +96,7 @@ class Parser(nn.Module):
         super().__init__()
         if channels < 2**HALVINGS:
             raise UsageError(
-                f"the sub-action parser halves features {HALVINGS} times, and these have {channels} number(s)",
+                f"the sub-action parser halves features {HALVINGS} times, and these have {counted(channels, 'number')}",
                 fix=f"use features of {2**HALVINGS} numbers or more, or the method i3d+gcl, which does not parse",
             )
         widths = (segments, 12, 24, 48, STEPS, STEPS)

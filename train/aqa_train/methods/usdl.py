@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs
 from aqa_train.layers import mean_feature, mlp, refuse_unknown
@@ -104,7 +105,7 @@ class MUSDL(nn.Module):
         judges = inputs.columns[self.marks].width
         if judges <= 2 * config.drop:
             raise UsageError(
-                f"videos have {judges} mark(s) in {self.marks}: without the {config.drop} highest and the "
+                f"videos have {counted(judges, 'mark')} in {self.marks}: without the {config.drop} highest and the "
                 f"{config.drop} lowest none is left",
                 fix=f"correct the column, or set drop to at most {max(judges - 1, 0) // 2}",
             )
