@@ -238,7 +238,7 @@ def test_dry_run_writes_nothing(make_store: MakeStore, tmp_path: Path, capsys: p
         "--features", store, "--seeds", 3, "--method", "aa,s4aqa", "--dry-run", "--out", tmp_path / "o", *HIDING, *HELD
     )
     shown = capsys.readouterr().out
-    assert "6 training(s): aa of 1000 epochs, s4aqa of 1000 epochs" in shown
+    assert "6 trainings: aa of 1000 epochs, s4aqa of 1000 epochs" in shown
     assert "5 labelled, 7 unlabelled, 0 validation, 4 test" in shown
     assert f"run folder: {tmp_path / 'o'} (new)" in shown
     assert "time: about " in shown
