@@ -15,12 +15,13 @@ from aqa_pipelines.tables.record import Table, read_table
 from aqa_shared.errors import UsageError
 from aqa_shared.records import ExtractSettings, FlowSettings, Sampling, Video
 from aqa_shared.store import ArraySpec, StoreWriter
+from aqa_train.features import array_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "pipelines").glob("*/*.toml"))
 STREAMS = (
     *("rgb", "flow", "actor-rgb", "still-rgb", "rot90-rgb", "rot180-rgb", "rot270-rgb", "rgb@swin3d_b"),
-    *("skeleton", "dct", "signals"),
+    *("skeleton", "dct", "signals", "kinematics"),
 )
 CATEGORIES = {
     "rhythmic-gymnastics": ("Ball", "Clubs", "Hoop", "Ribbon"),
@@ -45,7 +46,7 @@ def miniature(folder: Path, dataset: str, each: int = 16) -> Path:
     settings = ExtractSettings(
         streams=("rgb", "flow", "actor-rgb"), sampling=Sampling(segments=4), flow=FlowSettings(mode="parity")
     )
-    names = [s.replace("-", "_").replace("@", "_at_") for s in STREAMS]
+    names = [array_of(s) for s in STREAMS]
     specs = [
         ArraySpec(n, ("channel",), (6,), "float32", role="feature", attrs={"stream": s})
         for n, s in zip(names, STREAMS, strict=True)
