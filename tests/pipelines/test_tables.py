@@ -263,10 +263,12 @@ def test_every_file_runs_on_a_miniature_store(tmp_path_factory: pytest.TempPathF
         gains = [case["gain"] for case in record["cases"]]
         assert gains == sorted(gains, reverse=True)
     for row in record["rows"]:
-        wanted = {c.name for c in table.columns} if row["method"] else set()
+        # An average is there where all it averages is defined, which four videos of one score may not be.
+        averages = {c.name for c in table.columns if c.average_of}
+        wanted = {c.name for c in table.columns} - averages if row["method"] else set()
         if own := next(r.columns for r in table.rows if r.name == row["name"]):
             wanted &= set(own)
-        assert set(row["measured"]) == wanted, row["name"]
+        assert set(row["measured"]) - averages == wanted, row["name"]
 
 
 def test_the_shape_of_a_table_is_documented() -> None:

@@ -351,3 +351,21 @@ def test_what_it_lacks_is_said_with_what_gives_it(make_store: MakeStore, tmp_pat
 def test_checkpoints_say_the_same_of_one_video_alone(make_store: MakeStore, tmp_path: Path) -> None:
     store = make_store(videos=24, streams=("rgb", "actor-rgb"), lengths=[4, 4, 3, 4] * 6)
     say_the_same_when_loaded(["sap-net", "i3d+ssp", "i3d+gcl"], store, tmp_path / "run", "--epochs", 3)
+
+
+def test_attention_refines_what_it_is_asked_to() -> None:
+    """Table III: what does not see refined features does not change with attention, nor teach it."""
+    batch = videos(4)
+    x = batch.streams["rgb"]
+    shifted = []
+    for refine in ("all", "parsing", "pseudo-labels", "nothing"):
+        model = small(refine=refine)
+        before = model.student(x)
+        taught = before.summary.requires_grad
+        with torch.no_grad():
+            model.student.attention.weight.copy_(torch.randn_like(model.student.attention.weight) * 8)
+        after = model.student(x)
+        shifted.append(
+            (taught, not torch.equal(before.logits, after.logits), not torch.equal(before.labels, after.labels))
+        )
+    assert shifted == [(True, True, True), (True, True, False), (False, False, True), (False, False, False)]
