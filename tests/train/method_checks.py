@@ -16,6 +16,7 @@ from aqa_train.columns import Column
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.metrics import spearman
+from aqa_train.pool import Part, Pool
 from aqa_train.storage import load_state, rounded
 from aqa_train.trainer import Task, fit, predict
 
@@ -38,6 +39,23 @@ def shape(segments: int = 4, channels: int = 6, columns: Mapping[str, Column] | 
 
 def part(batch: Batch, rows: slice) -> Batch:
     return batch.take(torch.arange(len(batch))[rows])
+
+
+def pool_of(labelled: Batch, unlabelled: Batch | None = None, epoch: int = 0, epochs: int = 1) -> Pool:
+    """These videos, as a method is given them before an epoch."""
+    parts = []
+    for batch in (labelled, unlabelled or part(labelled, slice(0))):
+        arrays = {n: x.numpy() for n, x in batch.streams.items()}
+        found = replace(FeatureSet.from_arrays(arrays, {}, batch.ids), columns=batch.columns).place(CPU, "yes")
+        parts.append(Part(found, np.arange(len(batch)), batch.scores.double().numpy(), CPU))
+    return Pool(parts[0], parts[1], epoch, epochs, np.random.default_rng(0))
+
+
+def prepared(model: Any, labelled: Batch, unlabelled: Batch | None = None) -> Any:
+    """After `prepare` with these videos."""
+    with torch.no_grad():
+        model.prepare(pool_of(labelled, unlabelled))
+    return model
 
 
 def trained_by(model: nn.Module, term: str, labelled: Batch, unlabelled: Batch | None = None) -> set[str]:
@@ -80,11 +98,12 @@ def learns_by_heart(
     labels: Mapping[str, Any] | None = None,
     scores: np.ndarray[Any, Any] | None = None,
     scale: ScoreScale = SCALE,
+    channels: int = 12,
     **training: Any,
 ) -> nn.Module:
     """Eight random videos are ranked with more than .95; saved, loaded, and alone they score the same."""
     rng = np.random.default_rng(4)
-    x = rng.random((8, 4, 12), dtype=np.float32)
+    x = rng.random((8, 4, channels), dtype=np.float32)
     own = np.array([0.4, 3.1, 1.2, 4.9, 2.2, 3.8, 0.9, 4.4]) if scores is None else scores
     found = FeatureSet.from_arrays({"rgb": x}, table).place(CPU, "yes")
     rows, none = np.arange(8), np.arange(0)

@@ -22,7 +22,9 @@ from aqa_train.batch import Batch, Inputs, ScoreScale
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods import METHODS
-from aqa_train.methods.core import GART, CoRe, CoReConfig, cut, group_of, pairs
+from aqa_train.methods.core import GART, CoRe, CoReConfig
+from aqa_train.methods.exemplars import pairs
+from aqa_train.methods.groups import cut, cut_mirrored, group_of
 from aqa_train.metrics import spearman
 from aqa_train.pool import Part, Pool
 from aqa_train.predict import load_checkpoint
@@ -111,7 +113,7 @@ def test_bounds_of_the_differences_in_mtl_aqa_are_the_authors() -> None:
     bounds = cut(np.abs(differences), 8, (0.0, 30.0))
     np.testing.assert_allclose(bounds, [0, 0.91, 1.5, 2.5, 3, 4.5, 6, 8.5, 30], atol=0.005)
     groups = _reference_groups(differences, 16, 30.0)
-    both = np.concatenate([-bounds[:0:-1], bounds])
+    both = cut_mirrored(differences, 16, 30.0)
     np.testing.assert_allclose(both[:-1], [g[0] for g in groups])
     np.testing.assert_allclose(both[1:], [g[1] for g in groups])
 
@@ -119,7 +121,7 @@ def test_bounds_of_the_differences_in_mtl_aqa_are_the_authors() -> None:
 def test_a_trained_method_has_the_authors_groups_and_labels() -> None:
     task = task_for(20, 14)
     model = fitted(task).model
-    known = model.known.numpy().astype(np.float64)
+    known = model.exemplars.known.numpy().astype(np.float64)
     groups = _reference_groups(pairs(known, np.ones((14, 14), dtype=bool)), 4, 5.0)
     np.testing.assert_allclose(model.bounds[:-1], [g[0] for g in groups], rtol=1e-6, atol=1e-12)
     deltas = (known[:, None] - known)[~np.eye(14, dtype=bool)].astype(np.float32)
@@ -177,9 +179,9 @@ def silent(model: CoRe, place: float) -> None:
 def test_losses_by_hand() -> None:
     """Two labelled videos worth 1 and 3: each is the other's exemplar, 2 better or 2 worse."""
     model = CoRe(inputs(2), CoReConfig(depth=2, width=4)).eval()
-    model.x, model.known = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1.0, 3.0])
-    model.categories, model.difficulties = torch.zeros(2, dtype=torch.int64), torch.zeros(2)
-    batch = Batch({"rgb": model.x[:, None]}, torch.tensor([1.0, 3.0]))
+    model.exemplars.x, model.exemplars.known = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1.0, 3.0])
+    model.exemplars.categories, model.exemplars.difficulties = torch.zeros(2, dtype=torch.int64), torch.zeros(2)
+    batch = Batch({"rgb": model.exemplars.x[:, None]}, torch.tensor([1.0, 3.0]))
     model.bounds = torch.tensor([-5.0, 0.0, 5.0])
     silent(model, 0.5)
     terms = model.losses(batch, batch)
@@ -192,7 +194,7 @@ def test_losses_by_hand() -> None:
 
     paper = CoRe(inputs(2), CoReConfig(depth=2, width=4, variant="paper")).eval()
     for name in ("x", "known", "categories", "difficulties"):
-        setattr(paper, name, getattr(model, name))
+        setattr(paper.exemplars, name, getattr(model.exemplars, name))
     paper.bounds = torch.tensor([-5.0, -1.0, 0.0, 1.0, 5.0])
     silent(paper, 0.0)
     terms = paper.losses(batch, batch)
@@ -209,13 +211,13 @@ def test_losses_are_the_authors() -> None:
     torch.manual_seed(3)
     terms = model.losses(batch, batch)
     torch.manual_seed(3)
-    other = model.draw(batch, batch.streams["rgb"].mean(dim=1))
+    other = model.exemplars.draw(batch, batch.streams["rgb"].mean(dim=1))
     x, known = batch.streams["rgb"].mean(dim=1), batch.scores
     exact = [[float(a), float(b)] for a, b in zip(model.bounds, model.bounds[1:], strict=False)]
     group, position = torch.zeros(()), torch.zeros(())
     for a, s_a, b, s_b in (
-        (model.x[other], model.known[other], x, known),
-        (x, known, model.x[other], model.known[other]),
+        (model.exemplars.x[other], model.exemplars.known[other], x, known),
+        (x, known, model.exemplars.x[other], model.exemplars.known[other]),
     ):
         share, place = _reference_tree(model.head, torch.cat([a, b, s_a[:, None] / 5], dim=1))
         labels = [_reference_labels(float(d), exact) for d in s_b - s_a]
@@ -243,7 +245,7 @@ def test_numbers_are_regressed_by_hand() -> None:
     torch.manual_seed(0)
     found = both.losses(batch, batch)["difference"].item()
     torch.manual_seed(0)
-    delta = batch.scores - both.known[both.draw(batch, batch.streams["rgb"].mean(dim=1))]
+    delta = batch.scores - both.exemplars.known[both.exemplars.draw(batch, batch.streams["rgb"].mean(dim=1))]
     assert found == pytest.approx(2 * float(delta.square().mean()), rel=1e-5)
 
 
@@ -289,15 +291,17 @@ def test_exemplars_have_the_category_and_the_nearest_difficulty() -> None:
     difficulty = [2, 2, 3, 3, 2, 2, 2.5, 3, 2, 2.6, 2.5, 9]
     task = task_for(row="core-dd", category=category, difficulty=difficulty)
     model = fitted(task, difficulty=True, voters=2).model
-    assert len(model.known) == 8
+    assert len(model.exemplars.known) == 8
 
     def chosen(video: int, **settings: Any) -> set[tuple[str, float]]:
-        model.config = replace(model.config, **settings)
+        model.exemplars.config = replace(model.config, **settings)
         batch = task[0].features.load(np.array([video]), CPU)
-        places, counts = model.voters(batch, batch.streams["rgb"].mean(dim=1))
+        places, counts = model.exemplars.voters(batch, batch.streams["rgb"].mean(dim=1))
         words = task[1].columns["category"].words
         found = [int(p) for p, c in zip(places[0], counts[0], strict=True) if c]
-        return {(words[int(model.categories[p])], round(float(model.difficulties[p]), 1)) for p in found}
+        return {
+            (words[int(model.exemplars.categories[p])], round(float(model.exemplars.difficulties[p]), 1)) for p in found
+        }
 
     assert chosen(8) == {("a", 2.0)}
     # Of 2.6 there is none: of the four of the category the nearest two.
@@ -312,9 +316,9 @@ def test_a_video_is_never_its_own_exemplar_in_training() -> None:
     model = fitted(task).model
     batch = labelled_of(task, np.arange(8))
     torch.manual_seed(0)
-    drawn = torch.stack([model.draw(batch, batch.streams["rgb"].mean(dim=1)) for _ in range(300)])
+    drawn = torch.stack([model.exemplars.draw(batch, batch.streams["rgb"].mean(dim=1)) for _ in range(300)])
     for i in range(8):
-        own = {round(float(v), 4) for v in model.known[drawn[:, i]]}
+        own = {round(float(v), 4) for v in model.exemplars.known[drawn[:, i]]}
         others = range(3) if i < 3 else range(3, 8)
         assert own == {round(float(batch.scores[j]), 4) for j in others if j != i}
 
@@ -324,18 +328,22 @@ def test_voters_are_drawn_by_the_seed_and_the_mean_of_what_they_say_counts() -> 
     model = fitted(task, voters=4).model
     batch = task[0].features.load(np.array([13]), CPU)
     x = batch.streams["rgb"].mean(dim=1)
-    places, counts = model.voters(batch, x)
+    places, counts = model.exemplars.voters(batch, x)
     assert places.shape == (1, 4)
     assert counts.all()
-    said = [model._read(model.pair(model.x[p][None], x, model.known[p][None])) + model.known[p] for p in places[0]]
+    said = [
+        model._read(model.pair(model.exemplars.x[p][None], x, model.exemplars.known[p][None]))
+        + model.exemplars.known[p]
+        for p in places[0]
+    ]
     torch.testing.assert_close(model(batch)[0], torch.cat(said).mean())
     again = fitted(task, voters=4).model
-    assert torch.equal(model.known, again.known)
+    assert torch.equal(model.exemplars.known, again.exemplars.known)
     with torch.no_grad():
         assert torch.equal(model(batch), again(batch))
     config = CoReConfig(**SMALL)  # type: ignore[arg-type]
     other = fit(lambda: CoRe(task[1], config), task[0], Training(epochs=1), seed=[2], device=CPU).model
-    assert not torch.equal(model.known, other.known)  # type: ignore[arg-type]
+    assert not torch.equal(model.exemplars.known, other.exemplars.known)  # type: ignore[arg-type]
 
 
 def test_scores_are_compared_divided_by_difficulty() -> None:
@@ -352,7 +360,7 @@ def test_scores_are_compared_divided_by_difficulty() -> None:
     expected = [2 * quality[:4].mean(), 4 * quality[4:].mean(), *[3 * quality.mean()] * 2]
     np.testing.assert_allclose(told, expected, rtol=1e-5)
     # 30 is 5 in training units.
-    np.testing.assert_allclose(sorted(model.known), sorted(quality / 6), rtol=1e-5)
+    np.testing.assert_allclose(sorted(model.exemplars.known), sorted(quality / 6), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from aqa_shared.errors import UsageError
 from aqa_train.batch import ScoreScale
 from aqa_train.columns import Column
-from aqa_train.methods.rica2 import RICA2, RICA2Config, attention_losses, information
+from aqa_train.layers import order_in_time
+from aqa_train.methods.rica2 import RICA2, RICA2Config, information
 from aqa_train.predict import load_checkpoint
 
 from .conftest import MakeStore
@@ -135,21 +136,21 @@ def test_attention_losses_are_the_authors() -> None:
     attention = torch.rand(12, 6, 9, generator=g).mul(4).softmax(-1)
     present = torch.rand(12, 6, generator=g) < 0.6
     present[:, 5] = True
-    found = attention_losses(attention, present, torch.full((12,), 9))
-    torch.testing.assert_close(found, _reference_attention_losses(attention, present))
+    gaps, ends, sparsity = order_in_time(attention, present, torch.full((12,), 9), 1.0)
+    torch.testing.assert_close((gaps + ends, sparsity), _reference_attention_losses(attention, present))
 
 
 def test_attention_losses_by_hand() -> None:
     """Three steps at segments 2, 4 and 4 of 6: one of two gaps lacks a segment; no end is missed, nothing spread."""
     attention = torch.zeros(1, 3, 6)
     attention[0, [0, 1, 2], [1, 3, 3]] = 1.0
-    ranking, sparsity = attention_losses(attention, torch.ones(1, 3, dtype=torch.bool), torch.tensor([6]))
-    assert (ranking.item(), sparsity.item()) == (0.5, 0.0)
+    found = order_in_time(attention, torch.ones(1, 3, dtype=torch.bool), torch.tensor([6]), 1.0)
+    assert [x.item() for x in found] == [0.5, 0.0, 0.0]
     # Half on 2 and half on 4 is at 3, one away on the mean; absent steps count as 0.
     spread = torch.zeros(1, 2, 6)
     spread[0, 0, [1, 3]] = 0.5
-    ranking, sparsity = attention_losses(spread, torch.tensor([[True, False]]), torch.tensor([6]))
-    assert (ranking.item(), sparsity.item()) == (0.0, 0.5)
+    found = order_in_time(spread, torch.tensor([[True, False]]), torch.tensor([6]), 1.0)
+    assert [x.item() for x in found] == [0.0, 0.0, 0.5]
 
 
 def _reference_information(mean: Tensor, variance: Tensor, present: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def catalogue() -> list[dict[str, Any]]:
                 "streams": list(row.streams),
                 "columns": dict(row.columns),
                 "labels": dict(row.labels),
-                "optional": dict(row.optional),
+                "optional": {**row.optional, **row.optional_labels},
                 "unlabelled": row.unlabelled,
             },
             "uses_difficulty": row.uses_difficulty,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from aqa_shared.records import ExtractSettings
 from aqa_train import metrics, protocol
 from aqa_train.batch import Batch, Inputs
 from aqa_train.checkpoint import writing
+from aqa_train.columns import Kind
 from aqa_train.config import RunConfig, method_config, training_of, with_methods
 from aqa_train.features import FeatureSet, InMemory, adds_streams, array_of, enough_memory
 from aqa_train.methods import DEFAULT, METHODS, VIEWS, WITHOUT_UNLABELLED
@@ -381,12 +382,15 @@ def what_it_reads(
     row = METHODS[method]
     chosen = features.select([array_of(s) for s in row.streams or config.streams])
     labelled, seen = (protocol.rows_of(features, ids) for ids in (split.labelled, split.labelled + split.unlabelled))
-    there = {}
-    for name, kind in row.optional.items():
-        cells = features.cells(name)
-        if any(cells[r] is not None for r in seen):
-            there[name] = kind
-    return chosen.prepared({**row.columns, **there}, row.labels, seen, labelled, standardise)
+    columns = {**row.columns, **_known(features, row.optional, seen)}
+    labels = {**row.labels, **_known(features, row.optional_labels, labelled)}
+    return chosen.prepared(columns, labels, seen, labelled, standardise)
+
+
+def _known(features: FeatureSet, columns: Mapping[str, Kind], rows: Rows) -> dict[str, Kind]:
+    """Those of the columns that at least one of these videos has."""
+    cells = {name: features.cells(name) for name in columns}
+    return {name: kind for name, kind in columns.items() if any(cells[name][r] is not None for r in rows)}
 
 
 def _refuse_missing_streams(config: RunConfig, store: Any) -> None:

@@ -9,12 +9,12 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
-from aqa_train.batch import Batch
+from aqa_train.batch import Batch, ScoreScale
 
 Pooling = Literal["mean", "max", "flatten"]
 
@@ -126,6 +126,43 @@ def segments_of(batch: Batch) -> Float[Tensor, "batch time channels"]:
     return torch.cat([x.flatten(2) for x in batch.streams.values()], dim=-1)
 
 
+def lengths_of(batch: Batch) -> Int[Tensor, "batch"]:
+    """How many segments every video has."""
+    first = next(iter(batch.streams.values()))
+    if batch.present is None:
+        return torch.full(first.shape[:1], first.shape[1], device=first.device)
+    return batch.present.sum(dim=1)
+
+
+def order_in_time(
+    attention: Float[Tensor, "rows step time"],
+    present: Bool[Tensor, "rows step"],
+    lengths: Int[Tensor, "rows"],
+    margin: float | Float[Tensor, "rows"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """How far steps that attend to time are from being in order, from the ends, and short: what each lacks.
+
+    Bai et al., Action Quality Assessment with Temporal Parsing Transformer, ECCV 2022, arXiv:2207.09270; code:
+    github.com/baiyang4/aqa_tpt. A step's centre is the mean place it attends to, of segments 1 … `lengths`. Centres of
+    successive steps are to be `margin` apart, on the mean over all pairs; the first as far behind segment 1, the last
+    before the last one; and the mean distance of what a step attends to from its centre small. Steps that are not
+    `present` count as 0 there, and nowhere else.
+    """
+    attention = attention * present[..., None]
+    at = torch.arange(1, attention.shape[-1] + 1, dtype=attention.dtype, device=attention.device)
+    centre = attention @ at
+    spread = ((at - centre[..., None]).abs() * attention).sum(dim=-1).mean()
+    # Steps that are there move to the front, in order.
+    order = (~present).to(torch.int8).argsort(dim=1, stable=True)
+    centre, there = centre.gather(1, order), present.gather(1, order)
+    apart = torch.as_tensor(margin, dtype=centre.dtype, device=centre.device).expand(len(centre))
+    pairs = there[:, 1:]
+    gaps = F.relu(apart[:, None] - (centre[:, 1:] - centre[:, :-1])) * pairs
+    last = centre.gather(1, there.sum(dim=1, keepdim=True) - 1).squeeze(1)
+    ends = F.relu(apart - (centre[:, 0] - 1)).mean() + F.relu(apart - (lengths - last)).mean()
+    return gaps.sum() / pairs.sum().clamp(min=1), ends, spread
+
+
 def add_noise(batch: Batch, deviation: float) -> Batch:
     """The same videos with normal noise, `deviation` times as wide as the features of the stream in this batch."""
 
@@ -162,6 +199,69 @@ def difficulty_of(batch: Batch) -> Float[Tensor, "batch"]:
             fix="give every video its difficulty (--labels FILE), or use a method that does without, such as i3d+mlp",
         )
     return difficulty
+
+
+class Asking(nn.Module):
+    """Cross-attention and a feed-forward layer, norms before both; those who ask do not see each other."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.forth = nn.Sequential(
+            nn.Linear(width, 4 * width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(4 * width, width),
+            nn.Dropout(dropout),
+        )
+
+    def forward(
+        self,
+        steps: Float[Tensor, "batch step width"],
+        x: Float[Tensor, "batch time width"],
+        absent: Bool[Tensor, "batch time"] | None,
+    ) -> tuple[Float[Tensor, "batch step width"], Float[Tensor, "batch heads step time"]]:
+        x = self.norm[1](x)
+        found, where = self.attention(
+            self.norm[0](steps), x, x, key_padding_mask=absent, need_weights=True, average_attn_weights=False
+        )
+        steps = steps + found
+        return steps + self.forth(self.norm[2](steps)), where
+
+
+class Quality(nn.Module):
+    """Scores as a method learns them: in training units as they are, or divided by the declared difficulty."""
+
+    best: Tensor
+
+    def __init__(self, scale: ScoreScale, by_difficulty: bool, best: float = 0.0) -> None:
+        """`best`: the best possible score divided by difficulty, in the dataset's units; 0: the best labelled one."""
+        super().__init__()
+        self.scale, self.by_difficulty, self.known_best = scale, by_difficulty, best
+        self.register_buffer("best", torch.ones(()))
+
+    def fit(self, labelled: Batch) -> None:
+        """To be done once, with all labelled videos. Raises UsageError where one has no difficulty."""
+        if self.by_difficulty:
+            self.best.fill_(self.known_best or float((self._raw(labelled.scores) / difficulty_of(labelled)).max()))
+
+    def to_value(self, scores: Float[Tensor, "batch"], batch: Batch) -> Float[Tensor, "batch"]:
+        """0 … top: scores in training units, or divided by difficulty, so that the best possible is `top`."""
+        if not self.by_difficulty:
+            return scores
+        return self._raw(scores) / difficulty_of(batch) * (self.scale.top / self.best)
+
+    def to_score(self, values: Float[Tensor, "batch"], batch: Batch) -> Float[Tensor, "batch"]:
+        """Back in training units."""
+        if not self.by_difficulty:
+            return values
+        raw = values * (self.best / self.scale.top) * difficulty_of(batch)
+        return (raw - self.scale.low) * (self.scale.top / (self.scale.high - self.scale.low))
+
+    def _raw(self, scores: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+        """In the dataset's units."""
+        return scores * ((self.scale.high - self.scale.low) / self.scale.top) + self.scale.low
 
 
 @torch.no_grad()

@@ -31,6 +31,8 @@ class Method:
     """Those that it reads where there are any."""
     labels: Mapping[str, Kind] = field(default_factory=dict)
     """Columns that belong to the score, as judges' marks: shown to it of labelled videos alone."""
+    optional_labels: Mapping[str, Kind] = field(default_factory=dict)
+    """As `labels`, read where there are any."""
     unlabelled: bool = False
     """Whether it learns from videos without scores, and cannot do without."""
     uses_difficulty: bool = False
@@ -128,6 +130,21 @@ _CORE_ROWS = {
     )
     if difficulty or name != "i3d+mlp"  # which has a file of its own
 }
+
+
+def _tpt(*, difficulty: bool) -> Method:
+    """A row of TPT; its authors divide the scores of MTL-AQA by difficulty."""
+    return Method(
+        "aqa_train.methods.tpt:TPT",
+        "TPT: parts that queries find in order, compared with exemplars'"
+        + (", of score / difficulty" if difficulty else ""),
+        "Bai et al., ECCV 2022, arXiv:2207.09270",
+        {"difficulty": difficulty},
+        columns={"difficulty": "number"} if difficulty else {},
+        optional={"category": "category"},
+        uses_difficulty=difficulty,
+        recipes=_trained("mtl-aqa", epochs=250, batch=24, lr=1e-4, weight_decay=0.0, epoch_of="labelled"),
+    )
 
 
 def _rica2(*, difficulty: bool) -> Method:
@@ -274,6 +291,14 @@ METHODS: Methods = Methods({
         "Zhou et al., TCSVT 2023, doi:10.1109/TCSVT.2023.3281413",
         recipes=_trained("mtl-aqa", epochs=200, batch=4, lr=1e-4, weight_decay=1e-5),
     ),
+    "tsa": Method(
+        "aqa_train.methods.tsa:TSA", "TSA: three steps of a procedure, each compared with an exemplar's",
+        "Xu et al., CVPR 2022, arXiv:2204.03646", {"difficulty": False},
+        optional={"category": "category"}, optional_labels={"steps": "tokens"},
+        recipes=_trained("finediving", epochs=200, batch=8, lr=1e-3, weight_decay=0.0, epoch_of="labelled"),
+    ),
+    "tpt": _tpt(difficulty=False),
+    "tpt-dd": _tpt(difficulty=True),
     "rica2": _rica2(difficulty=False),
     "rica2-dd": _rica2(difficulty=True),
     "mean-score": Method("aqa_train.methods.trivial:Constant", "the mean labelled score", baseline=True),

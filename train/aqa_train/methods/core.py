@@ -7,8 +7,9 @@ Code: github.com/yuxumin/CoRe. Theirs trains I3D too; here features are frozen, 
     exemplar's score ────────┼→ tree → which group of differences, and where in it → difference + exemplar's score
     video → mean feature ────┘                                                       → mean over the exemplars
 
-The tree (GART) decides level by level between two halves of the groups; every leaf is one group. The rows of the
-paper's tables are settings: without `compare` one video is looked at alone, with `head = mlp` a number is regressed.
+The tree (GART) decides level by level between two halves of the groups; every leaf is one group. Whom a video is
+compared with is in `exemplars.py`, what groups are in `groups.py`. The rows of the paper's tables are settings: without
+`compare` one video is looked at alone, with `head = mlp` a number is regressed.
 
     I3D + MLP     compare = False, head = mlp          CoRe + MLP     compare = True, head = mlp
     I3D + GART    compare = False, head = gart         CoRe + GART    compare = True, head = gart
@@ -18,40 +19,34 @@ Scores are divided by the difficulty where `difficulty` is set, and multiplied b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aqa_shared.errors import UsageError
-from aqa_train.batch import Batch, Inputs
-from aqa_train.layers import difficulty_of, mean_feature, mlp
+from aqa_train.batch import Batch, Inputs, join
+from aqa_train.layers import Quality, mean_feature, mlp
+from aqa_train.methods.exemplars import Comparing, Exemplars, mean_of_voters
+from aqa_train.methods.groups import cut, cut_mirrored, group_losses, group_of, place_of, value_of
 from aqa_train.methods.s4aqa import NotNegative, Positive
-from aqa_train.pool import Part, Pool
-
-SAME = 1e-3
-"""Distance of mean features, as a part of their length, up to which videos are the same one. Half precision, in which
-checkpoints keep them, rounds by less than .0005; the nearest two of 39 trials of JIGSAWS are .12 apart."""
+from aqa_train.pool import Pool
 
 
 @dataclass(frozen=True)
-class CoReConfig:
+class CoReConfig(Comparing):
     """Settings of CoRe; the tree's depth and width, and the voters, are the paper's (section 4.1)."""
 
     compare: bool = True
     """With exemplars (CoRe), or each video alone (I3D)."""
     head: Literal["gart", "mlp"] = "gart"
     """The group-aware regression tree, or one number from fully connected layers."""
-    difficulty: bool = False
-    """Exemplars have the video's difficulty, and what is compared is the score divided by it."""
     variant: Literal["code", "paper"] = "code"
     """`code`: 2^(depth − 1) groups, mirrored at 0, a leaf's share of the likelihood of the path to it, leaves without
     sigmoid, every pair in both directions. `paper`: 2^depth groups by equation 5, cross-entropy of every leaf for
@@ -62,13 +57,6 @@ class CoReConfig:
     """Of a node's feature."""
     mlp_widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (256, 128)
     """Hidden widths of `head = mlp`, of which the paper tells that there are two (ours; USDL's)."""
-    voters: Annotated[int, Field(ge=1, le=10)] = 10
-    """Exemplars that a video is compared with, at most (M of equation 9)."""
-    across: bool = False
-    """Exemplars of any category where the video's own has none (ours); otherwise that is refused."""
-    quality_max: NotNegative = 0.0
-    """The best score divided by difficulty, ε of equation 4 and the outermost bound of a group: 30 in diving. 0: the
-    best labelled one (ours). Without difficulty it is the score range's upper end."""
     start_at_mean: bool = True
     """Without exemplars: the last bias of `head = mlp` starts at the labelled mean (ours)."""
     group_weight: NotNegative = 1.0
@@ -78,20 +66,15 @@ class CoReConfig:
 
 
 class CoRe(nn.Module):
-    """A head over one video or over pairs; its exemplars are buffers."""
+    """A head over one video or over pairs."""
 
     Config = CoReConfig
-    x: Tensor
-    known: Tensor
-    difficulties: Tensor
-    categories: Tensor
     bounds: Tensor
-    best: Tensor
 
     def __init__(self, inputs: Inputs, config: CoReConfig = CoReConfig()) -> None:
         super().__init__()
-        self.config, self.scale = config, inputs.scale
-        self.category = inputs.columns.get("category")
+        self.config, self.top = config, inputs.scale.top
+        self.quality = Quality(inputs.scale, config.difficulty, config.quality_max)
         width = sum(inputs.widths.values())
         read = 2 * width + 1 if config.compare else width
         self.head: GART | nn.Sequential = (
@@ -99,140 +82,36 @@ class CoRe(nn.Module):
             if config.head == "gart"
             else mlp(read, *config.mlp_widths, 1)
         )
-        for name, shape in {"x": (0, width), "known": (0,), "difficulties": (0,), "bounds": (0,), "best": ()}.items():
-            self.register_buffer(name, torch.ones(shape))
-        self.register_buffer("categories", torch.zeros(0, dtype=torch.int64))
+        if config.compare:
+            self.exemplars = Exemplars(inputs, config, width)
+        self.register_buffer("bounds", torch.ones(0))
 
     # ---- before training
 
     def prepare(self, pool: Pool) -> None:
-        """Keep the labelled videos, in an order by chance in which voters are taken, and cut differences in groups."""
-        labelled = pool.labelled.take(torch.as_tensor(pool.rng.permutation(len(pool.labelled))))
-        if self.config.difficulty:
-            raw = self._raw(labelled.scores) / difficulty_of(labelled)
-            self.best.fill_(self.config.quality_max or float(raw.max()))
-        self.known = self._to_value(labelled.scores, labelled)
-        if not self.config.compare:
-            values = self.known.double().cpu().numpy()
+        """Keep the labelled videos as exemplars, and cut differences in groups; without `compare` scores."""
+        if self.config.compare:
+            labelled, _ = self.exemplars.keep(pool, self.quality, lambda batch: [mean_feature(batch)])
             if isinstance(self.head, GART):
-                self.bounds = self._bounds(cut(values, self.head.leaves, (0.0, self.scale.top)))
-            elif self.config.start_at_mean:
-                nn.init.constant_(self.head[-1].bias, float(values.mean()))  # type: ignore[arg-type]
+                self.bounds = self._bounds(self._cut(self.exemplars.differences(labelled)))
             return
-        self.x = mean_feature(labelled)
-        self.categories, self.difficulties = self._classes(labelled)
-        self._refuse_strangers(pool.unlabelled)
-        far = self._distance(labelled, self.x, among=True)
+        labelled = join([replace(b, streams={}, present=None) for b in pool.labelled.batches()])
+        self.quality.fit(labelled)
+        values = self.quality.to_value(labelled.scores, labelled).double().cpu().numpy()
         if isinstance(self.head, GART):
-            alike = (far == 0) if bool((far == 0).any()) else far.isfinite()
-            differences = pairs(self.known.double().cpu().numpy(), alike.cpu().numpy())
-            self.bounds = self._bounds(self._cut(differences))
+            self.bounds = self._bounds(cut(values, self.head.leaves, (0.0, self.top)))
+        elif self.config.start_at_mean:
+            nn.init.constant_(self.head[-1].bias, float(values.mean()))  # type: ignore[arg-type]
 
     def _cut(self, differences: NDArray[np.float64]) -> NDArray[np.float64]:
         assert isinstance(self.head, GART)
         if self.config.variant == "paper":
             both = np.concatenate([differences, -differences])
-            return cut(both, self.head.leaves, (-self.scale.top, self.scale.top))
-        half = cut(np.abs(differences), self.head.leaves // 2, (0.0, self.scale.top))
-        return np.concatenate([-half[:0:-1], half])
+            return cut(both, self.head.leaves, (-self.top, self.top))
+        return cut_mirrored(differences, self.head.leaves, self.top)
 
     def _bounds(self, bounds: NDArray[np.float64]) -> Float[Tensor, "bounds"]:
-        return torch.as_tensor(bounds, dtype=torch.float32).to(self.known.device)
-
-    # ---- scores as they are compared
-
-    def _raw(self, scores: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
-        """In the dataset's units."""
-        return scores * ((self.scale.high - self.scale.low) / self.scale.top) + self.scale.low
-
-    def _to_value(self, scores: Float[Tensor, "batch"], batch: Batch) -> Float[Tensor, "batch"]:
-        """0 … top: scores in training units, or divided by difficulty, so that the best possible is `top`."""
-        if not self.config.difficulty:
-            return scores
-        return self._raw(scores) / difficulty_of(batch) * (self.scale.top / self.best)
-
-    def _to_score(self, values: Float[Tensor, "batch"], batch: Batch) -> Float[Tensor, "batch"]:
-        if not self.config.difficulty:
-            return values
-        raw = values * (self.best / self.scale.top) * difficulty_of(batch)
-        return (raw - self.scale.low) * (self.scale.top / (self.scale.high - self.scale.low))
-
-    # ---- exemplars
-
-    def _classes(self, batch: Batch) -> tuple[Int[Tensor, "batch"], Float[Tensor, "batch"]]:
-        """Codes of categories, and difficulties; zeros where they are not looked at."""
-        category = batch.columns.get("category", torch.zeros_like(batch.scores, dtype=torch.int64))
-        return category, difficulty_of(batch) if self.config.difficulty else torch.zeros_like(batch.scores)
-
-    def _distance(
-        self, batch: Batch, x: Float[Tensor, "batch width"], *, among: bool = False
-    ) -> Float[Tensor, "batch exemplars"]:
-        """How far each exemplar's difficulty is from each video's; infinite where it is none for it.
-
-        A video is not its own exemplar, as it is told by features that are equal but for rounding. Raises UsageError
-        where a video has none; `among`: these are the labelled videos themselves.
-        """
-        category, difficulty = self._classes(batch)
-        far = (difficulty[:, None] - self.difficulties).abs()
-        apart = torch.cdist(x.float(), self.x, compute_mode="donot_use_mm_for_euclid_dist")
-        far = far.masked_fill(apart <= SAME * self.x.norm(dim=1), torch.inf)
-        same = (category[:, None] == self.categories) & (category >= 0)[:, None]
-        other = far.masked_fill(~same, torch.inf)
-        alone = other.isinf().all(dim=1)
-        if self.config.across:
-            other = torch.where(alone[:, None], far, other)
-            alone = other.isinf().all(dim=1)
-        if bool(alone.any()):
-            at = int(alone.nonzero()[0])
-            self._refuse(_name(batch.ids, at), int(category[at]), among=among)
-        return other
-
-    def _refuse(self, name: str, category: int, *, among: bool) -> None:
-        if self.category is None:
-            raise UsageError(
-                f"{name} is the only labelled video, and cannot be compared",
-                fix="label at least two videos, or use a method that looks at each video alone (i3d+mlp)",
-            )
-        if category < 0:
-            fault = "its category is not known, or is none of those that it was trained on"
-        else:
-            word = self.category.words[category]
-            only = f"it is the only labelled video of the category {word}"
-            fault = only if among else f"no labelled video is of the category {word}"
-        raise UsageError(
-            f"{name} cannot be compared: {fault}",
-            fix="label more videos of the category, correct it in the labels, compare across categories "
-            "(--set across=true), or use a method that looks at each video alone (i3d+mlp)",
-        )
-
-    def _refuse_strangers(self, unlabelled: Part) -> None:
-        """Unlabelled videos will be scored in the end: what is missing then is better known now."""
-        if not len(unlabelled):
-            return
-        if self.config.difficulty:
-            nothing = (~(unlabelled.column("difficulty") > 0)).nonzero().flatten()
-            difficulty_of(unlabelled.take(nothing))
-        if self.category is not None and not self.config.across:
-            categories = unlabelled.column("category")
-            strange = (~torch.isin(categories, self.categories) | (categories < 0)).nonzero().flatten()
-            if len(strange):
-                first = unlabelled.take(strange[:1])
-                self._refuse(_name(first.ids, 0), int(categories[strange[0]]), among=False)
-
-    def voters(
-        self, batch: Batch, x: Float[Tensor, "batch width"]
-    ) -> tuple[Int[Tensor, "batch voters"], Bool[Tensor, "batch voters"]]:
-        """Places of exemplars, and which of them count: of the video's difficulty, else the nearest to it (ours)."""
-        far = self._distance(batch, x)
-        nearest, places = far.sort(dim=1, stable=True)
-        nearest, places = nearest[:, : self.config.voters], places[:, : self.config.voters]
-        return places, torch.where(nearest[:, :1] == 0, nearest == 0, nearest.isfinite())
-
-    def draw(self, batch: Batch, x: Float[Tensor, "batch width"]) -> Int[Tensor, "batch"]:
-        """Places of one other exemplar each, by chance among those of the nearest difficulty."""
-        far = self._distance(batch, x)
-        nearest = far == far.min(dim=1, keepdim=True).values
-        return torch.rand_like(far).masked_fill(~nearest, -1.0).argmax(dim=1)
+        return torch.as_tensor(bounds, dtype=torch.float32).to(self.bounds.device)
 
     # ---- training and use
 
@@ -240,43 +119,38 @@ class CoRe(nn.Module):
         self, exemplar: Float[Tensor, "pairs width"], video: Float[Tensor, "pairs width"], known: Float[Tensor, "pairs"]
     ) -> Float[Tensor, "pairs both"]:
         """What the head sees of two videos and the first one's score (equation 4)."""
-        return torch.cat([exemplar, video, known[:, None] / self.scale.top], dim=1)
+        return torch.cat([exemplar, video, known[:, None] / self.top], dim=1)
 
     def forward(self, batch: Batch) -> Float[Tensor, "batch"]:
         """Scores in training units."""
         x = mean_feature(batch)
         if not self.config.compare:
-            return self._to_score(self._read(x), batch)
-        places, counts = self.voters(batch, x)
+            return self.quality.to_score(self._read(x), batch)
+        places, counts = self.exemplars.voters(batch, x)
         flat = places.flatten()
-        both = self.pair(self.x[flat], x.repeat_interleave(places.shape[1], dim=0), self.known[flat])
-        values = (self._read(both) + self.known[flat]).view(places.shape)
-        mean = torch.where(counts, values, 0.0).sum(dim=1) / counts.sum(dim=1)
-        return self._to_score(mean, batch)
+        other, known = self.exemplars.x[flat], self.exemplars.known[flat]
+        both = self.pair(other, x.repeat_interleave(places.shape[1], dim=0), known)
+        values = (self._read(both) + known).view(places.shape)
+        return self.quality.to_score(mean_of_voters(values, counts), batch)
 
     def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
         """Unweighted terms, from labelled videos alone: `group` and `position`, or one of the numbers."""
-        x, value = mean_feature(labelled), self._to_value(labelled.scores, labelled)
+        x, value = mean_feature(labelled), self.quality.to_value(labelled.scores, labelled)
         if not self.config.compare:
             return self._terms(x, [value])
-        other = self.draw(labelled, x)
-        both = [self.pair(self.x[other], x, self.known[other])]
-        deltas = [value - self.known[other]]
+        drawn = self.exemplars.draw(labelled, x)
+        other, known = self.exemplars.x[drawn], self.exemplars.known[drawn]
+        both, deltas = [self.pair(other, x, known)], [value - known]
         if self.config.variant == "code":
-            both.append(self.pair(x, self.x[other], value))
+            both.append(self.pair(x, other, value))
             deltas.append(-deltas[0])
         return self._terms(torch.cat(both), deltas)
 
     def _read(self, x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch"]:
-        """The number that the head says: of the likeliest group its place, or the regressed one (equation 7)."""
+        """The number that the head says: of the likeliest group its place, or the regressed one."""
         if not isinstance(self.head, GART):
             return self.head(x).squeeze(-1)
-        log_share, position = self._leaves(x)
-        # A broken classifier must be seen in the score, and argmax alone would hide it.
-        best, leaf = log_share.max(dim=1)
-        left, width = self.bounds[:-1][leaf], self.bounds.diff()[leaf]
-        place = position.gather(1, leaf[:, None]).squeeze(1)
-        return left + place * torch.where(width > 0, width, 1.0) + 0.0 * best
+        return value_of(*self._leaves(x), self.bounds)
 
     def _leaves(self, x: Float[Tensor, "batch width"]) -> tuple[Tensor, Tensor]:
         assert isinstance(self.head, GART)
@@ -291,23 +165,26 @@ class CoRe(nn.Module):
             return {name: torch.stack([F.mse_loss(s, t) for s, t in zip(said, targets, strict=True)]).sum()}
         size = len(targets[0])
         log_share, position = (y.split(size) for y in self._leaves(x))
-        group, place = x.new_zeros(()), x.new_zeros(())
-        for log_p, where, target in zip(log_share, position, targets, strict=True):
-            own = group_of(target, self.bounds)
-            chosen = F.one_hot(own, len(self.bounds) - 1).to(log_p)
-            if self.config.variant == "paper":
-                # log(1 − P) from log P, away from P = 1 where it has no end.
-                rest = torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
-                group = group - (chosen * log_p + (1 - chosen) * rest).sum(dim=1).mean()
-            else:
-                group = group + F.nll_loss(log_p, own)
-            error = (where - _place(target, own, self.bounds)[:, None]).square() * chosen
-            if self.config.variant == "paper":
-                place = place + error.sum(dim=1).mean()
-            else:
-                # The mean of every group's videos, so that a group counts as much as another.
-                place = place + (error.sum(dim=0) / chosen.sum(dim=0).clamp(min=1)).sum()
+        compare = literal_losses if self.config.variant == "paper" else group_losses
+        terms = [compare(p, at, d, self.bounds) for p, at, d in zip(log_share, position, targets, strict=True)]
+        group, place = (torch.stack(term).sum() for term in zip(*terms, strict=True))
         return {"group": group, "position": place}
+
+
+def literal_losses(
+    log_share: Float[Tensor, "batch leaves"],
+    place: Float[Tensor, "batch leaves"],
+    target: Float[Tensor, "batch"],
+    bounds: Float[Tensor, "bounds"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """As equation 6 is printed: cross-entropy of every leaf for itself, squared error of the right one."""
+    own = group_of(target, bounds)
+    chosen = F.one_hot(own, len(bounds) - 1).to(place)
+    # log(1 − P) from log P, away from P = 1 where it has no end.
+    rest = torch.log1p(-log_share.exp().clamp(max=1 - 1e-6))
+    group = -(chosen * log_share + (1 - chosen) * rest).sum(dim=1).mean()
+    error = (place - place_of(target, own, bounds)[:, None]).square() * chosen
+    return group, error.sum(dim=1).mean()
 
 
 class GART(nn.Module):
@@ -333,38 +210,3 @@ class GART(nn.Module):
             log_share = (log_share.unsqueeze(-1) + step).flatten(1)
             node = F.relu(split(node))
         return log_share, self.place(node).squeeze(-1)
-
-
-def pairs(values: NDArray[np.float64], alike: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Differences of all pairs of values that are alike, (pairs,)."""
-    first, second = np.nonzero(np.triu(alike | alike.T, 1))
-    return values[first] - values[second]
-
-
-def cut(values: NDArray[np.float64], groups: int, ends: tuple[float, float]) -> NDArray[np.float64]:
-    """Bounds of groups of equally many values (equation 5), (groups + 1,) ascending.
-
-    `ends`: the outermost bounds, which the values do not pass but by rounding; theirs are then the values' own.
-    """
-    ordered = np.sort(values)
-    bounds = ordered[[math.floor((len(ordered) - 1) * i / groups) for i in range(groups + 1)]]
-    bounds[0], bounds[-1] = min(ends[0], ordered[0]), max(ends[1], ordered[-1])
-    return bounds
-
-
-def group_of(values: Float[Tensor, "batch"], bounds: Float[Tensor, "bounds"]) -> Int[Tensor, "batch"]:
-    """The group of each value: [left, right) from 0 upwards, (left, right] below; a group of no width has none."""
-    inner = bounds[1:-1].contiguous()
-    return torch.where(values >= 0, torch.bucketize(values, inner, right=True), torch.bucketize(values, inner))
-
-
-def _place(
-    values: Float[Tensor, "batch"], groups: Int[Tensor, "batch"], bounds: Float[Tensor, "bounds"]
-) -> Float[Tensor, "batch"]:
-    """Where in its group each value is, 0 … 1."""
-    width = bounds.diff()[groups]
-    return (values - bounds[:-1][groups]) / torch.where(width > 0, width, 1.0)
-
-
-def _name(ids: Sequence[str], at: int) -> str:
-    return ids[at] if ids else f"video {at}"

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs
-from aqa_train.layers import difficulty_of, mlp, segments_of
+from aqa_train.layers import Asking, difficulty_of, lengths_of, mlp, order_in_time, segments_of
 from aqa_train.pool import Pool
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -91,7 +91,7 @@ class RICA2(nn.Module):
         )
         self.encoder = nn.TransformerEncoder(encoder, config.layers, nn.LayerNorm(width), False)
         self.query = nn.Parameter(torch.randn(len(part), width) * 0.1)
-        self.asking = nn.ModuleList(_Asking(width, config.heads, config.dropout) for _ in range(config.layers))
+        self.asking = nn.ModuleList(Asking(width, config.heads, config.dropout) for _ in range(config.layers))
         self.step = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, half), nn.ReLU())
         if config.stochastic:
             self.spread = mlp(half, half, 2 * half)
@@ -128,14 +128,11 @@ class RICA2(nn.Module):
             found = mean + variance.sqrt() * torch.randn_like(mean)
             terms["information"] = information(mean, variance, present)
         terms["score"] = F.mse_loss(self._points(labelled, self.execution(found, present)), labelled.scores)
-        lengths = (
-            torch.full((len(labelled),), attention.shape[-1], device=found.device)
-            if labelled.present is None
-            else labelled.present.sum(dim=1)
-        )
+        lengths = lengths_of(labelled)
         rows = len(attention) // len(labelled)
-        ranking, sparsity = attention_losses(attention, present.repeat(rows, 1), lengths.repeat(rows))
-        return {**terms, "ranking": ranking, "sparsity": sparsity}
+        # Centres of successive steps are a segment apart and more.
+        gaps, ends, sparsity = order_in_time(attention, present.repeat(rows, 1), lengths.repeat(rows), 1.0)
+        return {**terms, "ranking": gaps + ends, "sparsity": sparsity}
 
     @property
     def has_uncertainty(self) -> bool:
@@ -200,57 +197,6 @@ class RICA2(nn.Module):
         """Times difficulty, which multiplies points from their own zero on, not from the scale's lower end."""
         low = self.scale.low * self.scale.top / (self.scale.high - self.scale.low) if self.config.difficulty else 0.0
         return execution * self._factor(batch) - low
-
-
-class _Asking(nn.Module):
-    """Cross-attention and a feed-forward layer; steps do not see each other."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
-        self.forth = nn.Sequential(
-            nn.Linear(width, 4 * width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(4 * width, width),
-            nn.Dropout(dropout),
-        )
-
-    def forward(
-        self,
-        steps: Float[Tensor, "batch step width"],
-        x: Float[Tensor, "batch time width"],
-        absent: Bool[Tensor, "batch time"] | None,
-    ) -> tuple[Float[Tensor, "batch step width"], Float[Tensor, "batch heads step time"]]:
-        x = self.norm[1](x)
-        found, where = self.attention(
-            self.norm[0](steps), x, x, key_padding_mask=absent, need_weights=True, average_attn_weights=False
-        )
-        steps = steps + found
-        return steps + self.forth(self.norm[2](steps)), where
-
-
-def attention_losses(
-    attention: Float[Tensor, "rows step time"], present: Bool[Tensor, "rows step"], lengths: Tensor
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Ranking and sparsity, as the authors' (after TPT): centres of successive steps are a segment apart and more.
-
-    The first is one behind the first segment, the last one before the last, which is at `lengths` (rows,). Sparsity is
-    the mean distance from the centre; steps that are not there count as 0.
-    """
-    attention = attention * present[..., None]
-    at = torch.arange(1, attention.shape[-1] + 1, dtype=attention.dtype, device=attention.device)
-    centre = attention @ at
-    sparsity = ((at - centre[..., None]).abs() * attention).sum(dim=-1).mean()
-    # Steps that are there move to the front, in order.
-    order = (~present).to(torch.int8).argsort(dim=1, stable=True)
-    centre, there = centre.gather(1, order), present.gather(1, order)
-    pairs = there[:, 1:]
-    gaps = F.relu(1 - (centre[:, 1:] - centre[:, :-1])) * pairs
-    last = centre.gather(1, there.sum(dim=1, keepdim=True) - 1).squeeze(1)
-    ends = F.relu(2 - centre[:, 0]).mean() + F.relu(1 - (lengths - last)).mean()
-    return gaps.sum() / pairs.sum().clamp(min=1) + ends, sparsity
 
 
 def information(

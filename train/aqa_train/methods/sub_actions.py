@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
@@ -40,7 +41,7 @@ def kmeans(x: Float[Tensor, "batch time channels"], states: int, rounds: int) ->
     """
     centres = x[:, torch.linspace(0, x.shape[1] - 1, states).round().long()]
     for _ in range(rounds):
-        own = nn.functional.one_hot(torch.cdist(x, centres).argmin(dim=2), states).to(x)
+        own = F.one_hot(torch.cdist(x, centres).argmin(dim=2), states).to(x)
         count = own.sum(dim=1).unsqueeze(-1)
         centres = torch.where(count > 0, own.transpose(1, 2) @ x / count.clamp(min=1), centres)
     return centres
@@ -80,7 +81,7 @@ def pseudo_labels(
     distance = torch.cdist(refined, kmeans(x, states, rounds))
     chosen = choose_states(distance, count)
     own = distance.gather(2, chosen[:, None].expand(-1, x.shape[1], -1)).argmin(dim=2)
-    member = nn.functional.one_hot(own, count).to(x)
+    member = F.one_hot(own, count).to(x)
     time = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
     size = member.sum(dim=1)
     # A state that has no segment comes last.
@@ -97,7 +98,7 @@ class Parser(nn.Module):
         if channels < 2**HALVINGS:
             raise UsageError(
                 f"the sub-action parser halves features {HALVINGS} times, and these have {counted(channels, 'number')}",
-                fix=f"use features of {2**HALVINGS} numbers or more, or the method i3d+gcl, which does not parse",
+                fix=f"use features of {2**HALVINGS} numbers or more, or a method that does not parse (i3d+gcl, core)",
             )
         widths = (segments, 12, 24, 48, STEPS, STEPS)
         self.blocks = nn.ModuleList(_double_conv(i, o) for i, o in pairwise(widths))
@@ -105,10 +106,14 @@ class Parser(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch segments channels"]) -> Float[Tensor, "batch steps states"]:
         """Logits of each state at each step."""
-        for i, block in enumerate(self.blocks):
-            x = block(nn.functional.max_pool1d(x, 2) if i else x)
-        logits: Tensor = self.head(x)
+        logits: Tensor = self.head(self.unfold(x))
         return logits
+
+    def unfold(self, x: Float[Tensor, "batch segments channels"]) -> Float[Tensor, "batch steps width"]:
+        """What the logits are read from: 96 steps, a sixteenth of the channels wide."""
+        for i, block in enumerate(self.blocks):
+            x = block(F.max_pool1d(x, 2) if i else x)
+        return x
 
 
 def _double_conv(inputs: int, outputs: int) -> nn.Sequential:
@@ -130,5 +135,23 @@ def between(starts: Int[Tensor, "batch states"], steps: int) -> Float[Tensor, "b
     """Weights that average the steps of each sub-action: from its transition to the next, the first from 0 (ours)."""
     at = torch.arange(steps, device=starts.device)
     own = (at >= starts[:, 1:, None]).sum(dim=1)
-    member = nn.functional.one_hot(own, starts.shape[1]).transpose(1, 2).float()
+    member = F.one_hot(own, starts.shape[1]).transpose(1, 2).float()
     return member / member.sum(dim=2, keepdim=True).clamp(min=1)
+
+
+def two_cuts(x: Float[Tensor, "batch time channels"]) -> Int[Tensor, "batch 2"]:
+    """Where the second and the third of three parts begin that are as alike within as can be (ours).
+
+    Of all ways to cut the segments in three, the one with the least sum of squared distances from the parts' means.
+    """
+    time = x.shape[1]
+    x = F.pad((x - x.mean(dim=1, keepdim=True)).double(), (0, 0, 1, 0))
+    total, square = x.cumsum(dim=1), x.square().sum(dim=2).cumsum(dim=1)
+    at = torch.arange(time + 1, device=x.device)
+    length = at - at[:, None]
+    # Of segments i … j − 1 what is left around their mean: Σ x² − |Σ x|² / n.
+    inside = square[:, None] - square[:, :, None] - torch.cdist(total, total).square() / length.clamp(min=1)
+    cost = inside.masked_fill(length < 1, torch.inf)
+    whole = cost[:, 0, :, None] + cost + cost[:, None, :, time]
+    best = whole.flatten(1).argmin(dim=1)
+    return torch.stack([best // (time + 1), best % (time + 1)], dim=1)
