@@ -152,7 +152,10 @@ def settings_for(settings: ExtractSettings, channels: Sequence[str], weights: Ma
     from aqa_extract.streams import every
     from aqa_extract.weights import REGISTRY
 
-    streams = [s for s in every() if s.array("") in channels]
+    asked = [(s, o) for s in every() for o in s.outputs if s.array(o) in channels]
+    if "actor_box" in channels and not any(s.actor for s, _ in asked):
+        asked += [(s, "") for s in every() if s.name == "actor-rgb"]  # the boxes come with it
+    streams = [s for s, _ in asked]
     flow = settings.flow
     if not any(s.modality == "flow" for s in streams):
         # Flow that only told of the motion is not worth its time here.
@@ -163,7 +166,7 @@ def settings_for(settings: ExtractSettings, channels: Sequence[str], weights: Ma
         for network in dict.fromkeys(name for s in streams for name in s.networks)
         if network in weights
     }
-    written = tuple(s.name for s in streams)
+    written = tuple(f"{s.name}:{output}" if output else s.name for s, output in asked)
     return settings.model_copy(update={"streams": written, "flow": flow, "weights": {**settings.weights, **names}})
 
 

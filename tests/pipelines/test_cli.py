@@ -364,6 +364,9 @@ def test_predict_takes_streams_and_weights_from_the_checkpoint() -> None:
     found = settings_for(trained, ["rgb", "flow"], weights)
     assert found.flow.mode == "parity"
     assert found.weights["flow"] == "/data/mine.pt"
+    # A map is an output of its stream, and boxes come with what is cut by them.
+    assert settings_for(trained, ["rgb_map", "actor_box"], weights).streams == ("rgb:map", "actor-rgb")
+    assert settings_for(trained, ["actor_rgb_map", "actor_box"], weights).streams == ("actor-rgb:map",)
 
 
 def test_predict_says_what_is_wrong(tmp_path: Path) -> None:

@@ -465,7 +465,8 @@ def array_of(stream: str) -> str:
 
 def adds_streams(store: Any, streams: Sequence[str]) -> str:
     """The command that extracts `streams`."""
-    wanted = ",".join(dict.fromkeys(s if "@" in s or ":" in s else s.replace("_", "-") for s in streams))
+    asked = ["actor-rgb" if s == "actor_box" else s for s in streams]  # boxes come with what is cut by them
+    wanted = ",".join(dict.fromkeys(s if "@" in s or ":" in s else s.replace("_", "-") for s in asked))
     return f"aqa-extract VIDEOS --streams {wanted} --out {shlex.quote(str(store))}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -50,6 +51,12 @@ def mlp(*widths: int, start: float | Float[Tensor, "out"] | None = None) -> nn.S
     if start is not None:
         linear[-1].bias.data[:] = start
     return nn.Sequential(*[m for layer in linear for m in (nn.ReLU(), layer)][1:])
+
+
+def logit(share: float) -> float:
+    """Where an output behind a sigmoid starts to be `share`; its ends are kept a hundredth away from."""
+    share = min(max(share, 0.01), 0.99)
+    return math.log(share / (1 - share))
 
 
 class TemporalConv(nn.Module):

@@ -147,6 +147,20 @@ def _tpt(*, difficulty: bool) -> Method:
     )
 
 
+def _pcln(*, difficulty: bool) -> Method:
+    """A row of PCLN; its rate halves after nine tenths of the epochs on MTL-AQA, which is left out."""
+    mtl_aqa = {"epochs": 100, "batch": 16, "lr": 1e-4, "weight_decay": 0.0, "epoch_of": "labelled"}
+    return Method(
+        "aqa_train.methods.pcln:PCLN",
+        "PCLN: scores that agree with the differences of pairs" + (", of score / difficulty" if difficulty else ""),
+        "Li et al., ECCV 2022, doi:10.1007/978-3-031-19772-7_27",
+        {"difficulty": difficulty},
+        columns={"difficulty": "number"} if difficulty else {},
+        uses_difficulty=difficulty,
+        recipes=_trained("mtl-aqa", **mtl_aqa) | {"aqa-7": {**mtl_aqa, "epochs": 200, "batch": 32}},
+    )
+
+
 def _rica2(*, difficulty: bool) -> Method:
     """A row of RICA2. The declared dive decides its difficulty: of MTL-AQA's it explains 98 % of the variance."""
     dive = ("armstand", "rotation_type", "position", "ss_no", "tw_no")
@@ -297,8 +311,15 @@ METHODS: Methods = Methods({
         optional={"category": "category"}, optional_labels={"steps": "tokens"},
         recipes=_trained("finediving", epochs=200, batch=8, lr=1e-3, weight_decay=0.0, epoch_of="labelled"),
     ),
+    "tsa-net": Method(
+        "aqa_train.methods.tsa_net:TSANet", "TSA-Net: attention inside the actor's tube of the map, and USDL's head",
+        "Wang et al., ACM MM 2021, arXiv:2201.03746", streams=("rgb:map", "actor_box"),
+        recipes=_trained("mtl-aqa", epochs=100, **_USDL_RECIPE),
+    ),
     "tpt": _tpt(difficulty=False),
     "tpt-dd": _tpt(difficulty=True),
+    "pcln": _pcln(difficulty=False),
+    "pcln-dd": _pcln(difficulty=True),
     "rica2": _rica2(difficulty=False),
     "rica2-dd": _rica2(difficulty=True),
     "mean-score": Method("aqa_train.methods.trivial:Constant", "the mean labelled score", baseline=True),

@@ -10,7 +10,6 @@ the dynamic one alone, on I3D features, and so does this. Choices of ours are ma
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqa_train.batch import Batch, Inputs
-from aqa_train.layers import mlp, segments_of
+from aqa_train.layers import logit, mlp, segments_of
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -56,8 +55,7 @@ class ActionNet(nn.Module):
         self.embedding = mlp(channels, max(channels // 2, 1), width)
         self.graph = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.attention = mlp(2 * width, config.attention_width, 1)
-        middle = min(max(inputs.scale.mean / inputs.scale.top, 0.01), 0.99)
-        start = math.log(middle / (1 - middle)) if config.start_at_mean else None
+        start = logit(inputs.scale.mean / inputs.scale.top) if config.start_at_mean else None
         hidden, last = mlp(2 * width, config.regressor_width, 1, start=start)[::2]
         self.regressor = nn.Sequential(hidden, nn.ReLU(), nn.Dropout(config.dropout), last)
 
