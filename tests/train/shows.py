@@ -67,5 +67,5 @@ def _says_the_same(opened: FeatureStore, record: Path) -> None:
     np.testing.assert_allclose(together, json.loads((record / "result.json").read_text())["scores"], rtol=1e-5)
     for i in (0, len(opened.ids) - 1):
         first = int(opened.offsets[i])
-        own = {n: opened.read(n)[first : first + int(opened.lengths[i])][None] for n in model.inputs.streams}
+        own = {n: opened.read(n)[first : first + int(opened.lengths[i])][None] for n in model.streams}
         assert model.score(own)[0] == pytest.approx(together[i], rel=1e-5)

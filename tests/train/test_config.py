@@ -123,6 +123,8 @@ def test_the_papers_training_is_the_default() -> None:
         ({"training": {"score_max": float("inf")}}, [], "score_max: .*finite"),
         ({"training": {"epoch": 3}}, [], "did you mean epochs"),
         ({}, ["momentum=0.5"], "momentum = 0.5 is a setting of sgd, and the optimiser is adam"),
+        ({}, ["falls=0.5"], r"falls = \(0.5,\) is a setting of the schedule steps, and it is constant"),
+        ({}, ["schedule=steps", "falls=0.5,1.5"], "less than 1"),
         ({"folds": 4, "test_fraction": 0.5}, [], "folds = 4 and test_fraction = 0.5 say what is tested"),
         ({"split": "s.json", "test_fraction": 0.5}, [], "split = s.json and test_fraction = 0.5 say"),
         ({"split": "s.json", "folds": 4}, [], "split = s.json and folds = 4 say"),

@@ -354,7 +354,7 @@ def test_the_catalogue_says_what_each_method_needs(monkeypatch: pytest.MonkeyPat
     said = as_text(list(found.values()))
     for recipe in (
         "sgd, lr 0.0001, weight decay 0.0001, constant, 500 epochs of the larger set, batch 32 (--recipe rhythmic-",
-        "sgd, lr 0.01, weight decay 0.0001, cosine, 400 epochs of the larger set, batch 32 (--recipe rhythmic-",
+        "sgd, lr 0.01, weight decay 0.0001, cosine, 400 epochs of the labelled set, batch 32 (--recipe rhythmic-",
         "adam, lr 0.001, weight decay 0, constant, 200 epochs of the labelled set, batch 2 (--recipe mtl-aqa)",
     ):
         assert f"    recipe   {recipe}" in said

@@ -22,7 +22,7 @@ from aqa_train.batch import Batch, Inputs, ScoreScale
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods import METHODS
-from aqa_train.methods.core import GART, CoRe, CoReConfig
+from aqa_train.methods.core import GART, CoRe, CoReConfig, _Nodes
 from aqa_train.methods.exemplars import pairs
 from aqa_train.methods.groups import cut, cut_mirrored, group_of
 from aqa_train.metrics import spearman
@@ -136,10 +136,8 @@ def test_a_trained_method_has_the_authors_groups_and_labels() -> None:
 def _reference_tree(tree: GART, x: Tensor) -> tuple[Tensor, Tensor]:
     """Node by node: the product of the probabilities along every path, and the leaf's own number."""
 
-    def part(conv: Any, node: int, own: Tensor) -> Tensor:
-        rows = conv.weight.shape[0] // conv.groups
-        at = slice(node * rows, (node + 1) * rows)
-        return own @ conv.weight[at, :, 0].T + conv.bias[at]
+    def part(layer: Any, node: int, own: Tensor) -> Tensor:
+        return own @ layer.weight[node] + layer.bias[node]
 
     level = [(torch.ones(len(x)), F.relu(tree.root(x)))]
     for split, choose in zip(tree.split, tree.choose, strict=True):
@@ -166,6 +164,20 @@ def test_the_tree_is_the_product_of_its_decisions() -> None:
     # Depth 5 of the authors' code has 16 leaves, of the paper 32.
     assert CoRe(inputs(6)).head.leaves == 16  # type: ignore[union-attr]
     assert CoRe(inputs(6), CoReConfig(variant="paper")).head.leaves == 32  # type: ignore[union-attr]
+
+
+def test_nodes_are_the_authors_convolution_in_groups() -> None:
+    torch.manual_seed(0)
+    for nodes, read, write in ((1, 6, 12), (4, 6, 12), (8, 5, 2)):
+        layer, x = _Nodes(nodes, read, write), torch.randn(nodes, 3, read)
+        conv = nn.Conv1d(nodes * read, nodes * write, 1, groups=nodes)
+        with torch.no_grad():
+            conv.weight.copy_(layer.weight.transpose(1, 2).reshape(conv.weight.shape))
+            conv.bias.copy_(layer.bias.flatten())  # type: ignore[union-attr]
+        expected = conv(x.transpose(0, 1).reshape(3, -1, 1)).view(3, nodes, write).transpose(0, 1)
+        # Float32 sums in another order.
+        torch.testing.assert_close(layer(x), expected, atol=1e-6, rtol=1e-5)
+        assert abs(layer.weight.std() / (read**-0.5 / 3**0.5) - 1) < 0.2
 
 
 def silent(model: CoRe, place: float) -> None:

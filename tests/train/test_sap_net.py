@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs, ScoreScale
+from aqa_train.columns import Column
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods import METHODS
@@ -35,6 +36,7 @@ from aqa_train.metrics import spearman
 from aqa_train.signals import Stopped
 from aqa_train.trainer import Task, fit, predict
 
+from . import method_checks
 from .conftest import MakeStore, synthetic
 from .runs import aqa_train
 from .shows import say_the_same_when_loaded
@@ -308,6 +310,25 @@ def test_eight_videos_are_learned(name: str) -> None:
     assert told is not None
     assert told > 0.95
     assert all(0 <= row["selected"] <= 1 for row in fitted.history if name == "sap-net")
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_difficulty_divides_what_is_learned(ema: float) -> None:
+    """All videos are worth 15 points of 30 over their difficulty: a half of the scale, times the difficulty."""
+    difficulty = torch.tensor([1.0, 2, 2, 4])
+    batch = method_checks.part(videos(4), slice(4))
+    batch = replace(batch, columns={"difficulty": difficulty}, scores=difficulty * 15 * 5 / 100, ids=tuple("abcd"))
+    shape = replace(SHAPE, scale=ScoreScale(0.0, 100.0), columns={"difficulty": Column("number")})
+    config = SAPNetConfig(**SMALL, difficulty=True, quality_max=30.0, ema=ema)
+    model = method_checks.prepared(SAPNet(shape, config), batch)
+    nn.init.zeros_(model.student.regressor[-1].weight)
+    assert model.losses(batch, videos(4, scored=False))["score"].item() == pytest.approx(0.0, abs=1e-9)
+    torch.testing.assert_close(model.eval()(batch), batch.scores)
+    # The actor's view teaches; who is scored needs the first stream alone.
+    torch.testing.assert_close(model(replace(batch, streams={"rgb": batch.streams["rgb"]})), batch.scores)
+    batch.columns["difficulty"][1] = torch.nan
+    with pytest.raises(UsageError, match="b has the difficulty nan"):
+        model(batch)
 
 
 def test_a_stopped_training_goes_on_to_the_bit(tmp_path: Path) -> None:

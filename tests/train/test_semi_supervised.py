@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
+from aqa_shared.store import FeatureStore
 from aqa_train.batch import Batch, Inputs
 from aqa_train.methods.coreg import COREG, COREGConfig, co_train
 from aqa_train.methods.pseudo_labels import PseudoLabels, PseudoLabelsConfig, nearest_mean
 from aqa_train.methods.s4l import S4L, TURNS, S4LConfig
 from aqa_train.methods.vat import VAT, VATConfig, divergence
 from aqa_train.pool import Part
+from aqa_train.predict import load_checkpoint
 from aqa_train.signals import Stopped
 from aqa_train.trainer import predict
 
@@ -215,11 +217,12 @@ def test_coreg_chooses_as_the_reference_does(seed: int) -> None:
     x, u = rng.normal(size=(15, 4)), rng.normal(size=(20, 4))
     y = x @ [1.0, -2.0, 0.5, 0.0] + 0.1 * rng.normal(size=15)
     both = torch.as_tensor(np.concatenate([x, u]))
-    far = [torch.cdist(both, both, p=p, compute_mode="donot_use_mm_for_euclid_dist") for p in (2.0, 5.0)]
+    mode = "donot_use_mm_for_euclid_dist"
+    far = [lambda to, p=p: torch.cdist(both, both[to], p=p, compute_mode=mode) for p in (2.0, 5.0)]
     history = _reference_coreg(x, y, u, 9, np.random.default_rng(7))
     assert len(history) > 2
     for n in range(len(history) + 1):
-        found = co_train(far, torch.as_tensor(y), 3, n, 6, np.random.default_rng(7))
+        found = co_train(far, torch.as_tensor(y), 35, 3, n, 6, np.random.default_rng(7))
         for learner in (0, 1):
             # What the other one chose in the first n rounds.
             expected = {15 + c[1 - learner][0]: c[1 - learner][1] for c in history[:n] if c[1 - learner][0] >= 0}
@@ -246,6 +249,20 @@ def test_coreg_scores_as_two_regressors_do() -> None:
 def test_coreg_never_has_all_segments_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Part, "whole")
     assert len(fitted(COREG, COREGConfig(), task_of(12, 20)).model.x) > 12
+
+
+def test_coreg_never_measures_all_videos_against_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, cdist = [], torch.cdist
+
+    def seen(x: Tensor, y: Tensor, **options: Any) -> Tensor:
+        shapes.append((len(x), len(y)))
+        return cdist(x, y, **options)
+
+    monkeypatch.setattr(torch, "cdist", seen)
+    fitted(COREG, COREGConfig(), task_of(12, 20))
+    # Of all 32 to the labelled 12, and then to one that is added.
+    assert shapes[:2] == [(32, 12)] * 2
+    assert set(shapes[2:]) == {(32, 1)}
 
 
 # ---- S4L
@@ -308,6 +325,12 @@ def test_checkpoints_say_the_same(make_store: MakeStore, tmp_path: Path) -> None
     store = make_store(20, streams=("rgb", "rot90-rgb", "rot180-rgb", "rot270-rgb"), lengths=[4, 3] * 10)
     methods = ["pseudo-labels", "vat", "coreg", "s4l"]
     say_the_same_when_loaded(methods, store, tmp_path / "run", *FAST, "--epochs", 4, "--set", "k=2")
+    # Turned videos teach the network; who is scored need not be turned.
+    model = load_checkpoint(tmp_path / "run" / "models" / "s4l" / "fold0-seed0")
+    upright = make_store(20, name="upright.zarr", lengths=[4, 3] * 10)
+    opened = [FeatureStore.open(s) for s in (store, upright)]
+    assert (list(model.inputs.streams), list(model.channels)) == (list(ROTATED), ["rgb"])
+    np.testing.assert_array_equal(*(model.score(s) for s in opened))
 
 
 @pytest.mark.parametrize("cls", [PseudoLabels, COREG])

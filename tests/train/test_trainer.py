@@ -21,7 +21,7 @@ from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig
 from aqa_train.signals import Stopped
-from aqa_train.trainer import Diverged, Fitted, Task, _sizes, fit, predict
+from aqa_train.trainer import Diverged, Fitted, Task, _Loop, _sizes, fit, predict
 
 from .conftest import inputs, synthetic
 
@@ -297,3 +297,20 @@ def test_cuda_trains_and_resumes(tmp_path: Path) -> None:
     whole = fit(build, t, training, seed=[0], device=cuda)
     for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_rate_falls_in_steps_as_action_nets_does() -> None:
+    """Of 400 epochs after 300 and 350, tenfold; with fewer epochs after the same parts of them."""
+    rates: dict[int, list[float]] = {}
+    for epochs in (400, 8):
+        training = Training(epochs=epochs, schedule="steps", lr=0.01)
+        model = nn.Linear(1, 1)
+        model.config = TINY  # type: ignore[assignment]
+        loop = _Loop(model, task(8, validation=0), training, [0], CPU, None)
+        rates[epochs] = []
+        for loop.at.epoch in range(epochs):
+            loop._set_phase()
+            rates[epochs].append(loop.optimiser.param_groups[0]["lr"])
+    assert rates[400] == pytest.approx([0.01] * 300 + [0.001] * 50 + [0.0001] * 50)
+    assert rates[8] == pytest.approx([0.01] * 6 + [0.001, 0.0001])
+    assert Training(falls="0.5,0.8").falls == (0.5, 0.8)  # type: ignore[arg-type]

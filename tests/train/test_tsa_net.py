@@ -197,10 +197,12 @@ def test_it_learns_by_heart() -> None:
 
 
 def store_with_boxes(path: Path, boxes: bool = True) -> Path:
+    """A map, and what its boxes come with."""
     settings = ExtractSettings(streams=("rgb:map", "actor-rgb"), sampling=Sampling(segments=3))
-    roles = {"rgb_map": "map", "actor_box": "coordinate"} if boxes else {"rgb_map": "map"}
+    roles = {"rgb_map": "map", "actor_rgb": "feature", **({"actor_box": "coordinate"} if boxes else {})}
+    shapes = {**SHAPES, "actor_rgb": (6,)}
     specs = [
-        ArraySpec(n, tuple(f"{n}{i}" for i in range(len(SHAPES[n]))), SHAPES[n], "float32", role=role)  # type: ignore[arg-type]
+        ArraySpec(n, tuple(f"{n}{i}" for i in range(len(shapes[n]))), shapes[n], "float32", role=role)  # type: ignore[arg-type]
         for n, role in roles.items()
     ]
     batch = dives(20)
@@ -209,7 +211,8 @@ def store_with_boxes(path: Path, boxes: bool = True) -> Path:
         for i in range(20):
             name = f"{i:03d}.mp4"
             records[name] = Video(id=name, path=f"/v/{name}", score=float(batch.scores[i]))
-            writer.commit(name, {s.name: batch.streams[s.name][i].numpy() for s in specs}, {})
+            own = {n: x[i].numpy() for n, x in batch.streams.items()} | {"actor_rgb": np.ones((3, 6), np.float32) * i}
+            writer.commit(name, {n: own[n] for n in roles}, {})
         writer.finalise(records)
     return path
 

@@ -17,6 +17,7 @@ def catalogue() -> list[dict[str, Any]]:
             "paper": row.paper,
             "needs": {
                 "streams": list(row.streams),
+                "taught_by": list(row.taught_by),
                 "columns": dict(row.columns),
                 "labels": dict(row.labels),
                 "optional": {**row.optional, **row.optional_labels},
@@ -42,6 +43,8 @@ def as_text(methods: list[dict[str, Any]]) -> str:
         ]
         lines += [f"{m['method']}: {m['summary']}", *([f"    paper    {m['paper']}"] if m["paper"] else [])]
         lines.append(f"    needs    {', '.join(wanted) or 'features and scores'}")
+        if needs["taught_by"]:
+            lines.append(f"    scores   without {', '.join(needs['taught_by'])}")
         if needs["optional"]:
             lines.append(f"    reads    column {', '.join(needs['optional'])}, where there is one")
         if m["uses_difficulty"]:

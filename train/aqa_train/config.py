@@ -55,8 +55,12 @@ class Training(Record):
     weight_decay: float = Field(default=1e-4, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of `sgd` (ours)."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """`cosine` falls to 1 % of lr at the last epoch (ours)."""
+    schedule: Literal["constant", "cosine", "steps"] = "constant"
+    """`cosine` falls to 1 % of lr at the last epoch (ours); `steps` falls where `falls` says."""
+    falls: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.75, 0.875)
+    """Of `steps`: parts of the epochs after which the rate falls; ACTION-NET's 300 and 350 of 400."""
+    fall: float = Field(default=0.1, gt=0, lt=1)
+    """Of `steps`: what is left of the rate each time."""
     standardise: Literal["none", "z-score", "centre"] = "none"
     """Of features, with statistics of the training videos: per channel mean and deviation, or mean only."""
     score_max: float = Field(default=5.0, gt=0)
@@ -67,6 +71,11 @@ class Training(Record):
     """CPU threads of one training; sums depend on it in the last bit, so it is part of the configuration."""
     save_every: float = Field(default=60.0, ge=0)
     """Seconds between checkpoints for resuming; 0 saves after every epoch. Does not change results."""
+
+    @field_validator("falls", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
 
 
 class RunConfig(Record):
@@ -366,6 +375,14 @@ def _refuse_settings_without_effect(config: RunConfig) -> None:
             f"momentum = {momentum:g} is a setting of sgd, and the optimiser is {' or '.join(sorted(plain))}",
             fix="omit it, or add --set optimiser=sgd",
         )
+    for name in ("falls", "fall"):
+        usual = Training.model_fields[name].default
+        if trained and all(t.schedule != "steps" and getattr(t, name) != usual for t in trained.values()):
+            raise UsageError(
+                f"{name} = {getattr(config.training, name)} is a setting of the schedule steps, and it is "
+                f"{' or '.join(sorted({t.schedule for t in trained.values()}))}",
+                fix="omit it, or add --set schedule=steps",
+            )
     recipes = sorted({name for m in config.methods for name in METHODS[m].recipes if name})
     if config.recipe and config.recipe not in recipes:
         raise UsageError(

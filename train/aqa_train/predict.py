@@ -20,7 +20,7 @@ from aqa_shared.errors import StoreError, UsageError, did_you_mean
 from aqa_shared.records import ExtractSettings
 from aqa_train import checkpoint
 from aqa_train.batch import Inputs
-from aqa_train.features import FeatureSet, enough_memory
+from aqa_train.features import FeatureSet, array_of, enough_memory
 from aqa_train.methods import METHODS
 from aqa_train.scores import Combined, combine, identities
 from aqa_train.standardise import Standardiser
@@ -44,9 +44,15 @@ class Model:
     """The whole record: method, settings, fold, seed, epoch, split digest, …"""
 
     @property
+    def streams(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one segment of each stream that scores are read from; others taught the network alone."""
+        unread = {array_of(s) for s in METHODS[self.meta["method"]].taught_by}
+        return {n: shape for n, shape in self.inputs.streams.items() if n not in unread}
+
+    @property
     def channels(self) -> dict[str, int]:
-        """Streams and their widths."""
-        return self.inputs.widths
+        """The same, as how many numbers there are in a segment."""
+        return {n: self.inputs.widths[n] for n in self.streams}
 
     @enough_memory("score fewer videos at a time")
     def score(self, features: Mapping[str, NDArray[np.floating]] | Any, device: str = "cpu") -> NDArray[np.float64]:
@@ -64,7 +70,7 @@ class Model:
         read = features.select(*(name for name in self.channels if name in features.specs))
         self.refuse_other_features(read.settings, _weights(features.provenance))
         self._refuse_made_otherwise(features)
-        found = FeatureSet.from_store(features, list(self.inputs.streams))
+        found = FeatureSet.from_store(features, list(self.streams))
         self._refuse_other_shapes(found.shapes)
         for name, column in self.inputs.columns.items():
             if not column.label and all(cell is None for cell in found.cells(name)):
@@ -102,6 +108,8 @@ class Model:
     def _refuse_made_otherwise(self, features: Any) -> None:
         """A store's settings are those of all its runs together; what decided a stream, the stream itself says."""
         for name, mine in self.meta.get("made", {}).items():
+            if name not in self.streams:
+                continue
             theirs = features.specs[name].identity if name in features.specs else mine
             wrong = [
                 f"{k}: trained on {mine.get(k, 'the default')}, given {theirs.get(k, 'the default')}"
@@ -123,7 +131,7 @@ class Model:
             )
         chosen = {n: np.asarray(features[n]) for n in self.channels}
         for name, array in chosen.items():
-            expected = self.inputs.streams[name]
+            expected = self.streams[name]
             if array.shape[2:] != expected:
                 raise UsageError(
                     f"{name}: got {array.shape = }, expected (videos, segments, {', '.join(map(str, expected))})",
@@ -133,9 +141,9 @@ class Model:
         return FeatureSet.from_arrays(chosen, table)
 
     def _refuse_other_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        if dict(shapes) != self.inputs.streams:
+        if dict(shapes) != self.streams:
             raise StoreError(
-                f"the checkpoint needs segments of {self.inputs.streams}, the store has {dict(shapes)}",
+                f"the checkpoint needs segments of {self.streams}, the store has {dict(shapes)}",
                 fix="extract with the backbone that it was trained on",
             )
 

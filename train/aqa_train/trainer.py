@@ -306,10 +306,13 @@ class _Loop:
         if hasattr(self.model, "phases"):
             self.model.phase = self.phases[first]  # type: ignore[assignment]
         scale = 1.0
+        end = min((e for e in self.phases if e > first), default=self.training.epochs)
         if self.training.schedule == "cosine":
-            end = min((e for e in self.phases if e > first), default=self.training.epochs)
             done = (self.at.epoch - first) / max(end - first - 1, 1)
             scale = 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
+        elif self.training.schedule == "steps":
+            passed = (self.at.epoch - first) / (end - first)
+            scale = self.training.fall ** sum(passed >= part for part in self.training.falls)
         for group in self.optimiser.param_groups:
             group["lr"] = self.training.lr * scale * group.get("lr_scale", 1.0)
 

@@ -25,6 +25,8 @@ class Method:
     """Settings that make this method what it is; they cannot be changed."""
     streams: tuple[str, ...] = ()
     """Those it reads, as `rgb`, `actor-rgb` or `rgb:map`; none named: all features of the run."""
+    taught_by: tuple[str, ...] = ()
+    """Those of `streams` that only training reads: videos are scored without them."""
     columns: Mapping[str, Kind] = field(default_factory=dict)
     """Columns of the videos' table that it reads of every video."""
     optional: Mapping[str, Kind] = field(default_factory=dict)
@@ -61,6 +63,11 @@ def _trained(dataset: str, **settings: Any) -> dict[str, dict[str, Any]]:
     return {dataset: settings, "": settings}
 
 
+def _supervised(dataset: str, **settings: Any) -> dict[str, dict[str, Any]]:
+    """The same of what learns from labelled videos alone: an epoch is a pass over those, however many have no score."""
+    return _trained(dataset, **{"epoch_of": "labelled", **settings})
+
+
 class Methods(dict[str, Method]):
     """Rows by name, and `NAME-x5`, a seed ensemble of five, of every row."""
 
@@ -91,7 +98,7 @@ _S4AQA_RECIPES: dict[str, dict[str, Any]] = {
     "rhythmic-gymnastics": {"optimiser": "sgd", "lr": 1e-4, "epochs": 500},
 }  # fmt: skip
 _USDL_PAPER = "Tang et al., CVPR 2020, arXiv:2006.07665"
-_USDL_RECIPE: dict[str, Any] = {"batch": 4, "lr": 1e-4, "weight_decay": 0.0}
+_USDL_RECIPE: dict[str, Any] = {"batch": 4, "lr": 1e-4, "weight_decay": 0.0, "epoch_of": "labelled"}
 _NO_RECOVERY: dict[str, Any] = {
     "recovery_weight": 0.0, "masked": 1, "mask_value": "zeros", "recover": "unlabelled", "decoder_width": 512,
 }  # fmt: skip
@@ -101,10 +108,11 @@ _NO_ALIGNMENT: dict[str, Any] = {
 """What a part that is left out would read is fixed too: it changes nothing."""
 _LABELLED_ONLY = {**_NO_RECOVERY, **_NO_ALIGNMENT, "norm": "clean"}
 _C3D_PAPER = "Parmar and Morris, CVPR 2019, arXiv:1904.04346"
-_C3D_RECIPE = _trained("mtl-aqa", epochs=100, batch=3, lr=1e-4, weight_decay=0.0)
-_GYMNASTICS = _trained("rhythmic-gymnastics", epochs=400, optimiser="sgd", lr=0.01, schedule="cosine")
+_C3D_RECIPE = _supervised("mtl-aqa", epochs=100, batch=3, lr=1e-4, weight_decay=0.0)
+_GYMNASTICS: dict[str, Any] = {"epochs": 400, "optimiser": "sgd", "lr": 0.01}
 _LINE = "aqa_train.methods.trivial:Line"
 _CORE_PAPER = "Yu et al., ICCV 2021, arXiv:2108.07797"
+_CORE_RECIPE = _supervised("mtl-aqa", epochs=200, batch=2, lr=1e-3, weight_decay=0.0)
 
 
 def _core(summary: str, *, compare: bool, head: str, difficulty: bool) -> Method:
@@ -115,7 +123,7 @@ def _core(summary: str, *, compare: bool, head: str, difficulty: bool) -> Method
         columns={"difficulty": "number"} if difficulty else {},
         optional={"category": "category"} if compare else {},
         uses_difficulty=difficulty,
-        recipes=_trained("mtl-aqa", epochs=200, batch=2, lr=1e-3, weight_decay=0.0, epoch_of="labelled"),
+        recipes=_CORE_RECIPE,
     )  # fmt: skip
 
 
@@ -143,13 +151,15 @@ def _tpt(*, difficulty: bool) -> Method:
         columns={"difficulty": "number"} if difficulty else {},
         optional={"category": "category"},
         uses_difficulty=difficulty,
-        recipes=_trained("mtl-aqa", epochs=250, batch=24, lr=1e-4, weight_decay=0.0, epoch_of="labelled"),
+        recipes=_supervised("mtl-aqa", epochs=250, batch=24, lr=1e-4, weight_decay=0.0),
     )
 
 
 def _pcln(*, difficulty: bool) -> Method:
-    """A row of PCLN; its rate halves after nine tenths of the epochs on MTL-AQA, which is left out."""
-    mtl_aqa = {"epochs": 100, "batch": 16, "lr": 1e-4, "weight_decay": 0.0, "epoch_of": "labelled"}
+    """A row of PCLN."""
+    recipe: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.0, "schedule": "steps", "fall": 0.5}
+    mtl_aqa = _supervised("mtl-aqa", **recipe, epochs=100, batch=16, falls=(0.9,))
+    aqa_7 = _supervised("aqa-7", **recipe, epochs=200, batch=32, falls=(0.45, 0.9))
     return Method(
         "aqa_train.methods.pcln:PCLN",
         "PCLN: scores that agree with the differences of pairs" + (", of score / difficulty" if difficulty else ""),
@@ -157,7 +167,7 @@ def _pcln(*, difficulty: bool) -> Method:
         {"difficulty": difficulty},
         columns={"difficulty": "number"} if difficulty else {},
         uses_difficulty=difficulty,
-        recipes=_trained("mtl-aqa", **mtl_aqa) | {"aqa-7": {**mtl_aqa, "epochs": 200, "batch": 32}},
+        recipes=aqa_7 | mtl_aqa,
     )
 
 
@@ -173,16 +183,18 @@ def _rica2(*, difficulty: bool) -> Method:
         optional=dict.fromkeys(dive, "category"),
         uses_difficulty=difficulty,
         declares=dive,
-        recipes=_trained("mtl-aqa", epochs=350, batch=8, lr=5e-4, optimiser="adamw", weight_decay=0.0),
+        recipes=_supervised("mtl-aqa", epochs=350, batch=8, lr=5e-4, optimiser="adamw", weight_decay=0.0),
     )
 
 
-def _sap_net(summary: str, **fixed: float) -> Method:
+def _sap_net(summary: str, *, difficulty: bool = False, **fixed: float) -> Method:
     """A row of SAP-Net's ablation. Epochs are told for some sets alone, by apparatus; theirs are those of most."""
     recipe: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.0, "batch": 8, "epochs": 200}
     return Method(
-        "aqa_train.methods.sap_net:SAPNet", summary, "Gedamu et al., IEEE TIP 2024", fixed,
-        streams=("rgb", "actor-rgb"), unlabelled=True,
+        "aqa_train.methods.sap_net:SAPNet", summary, "Gedamu et al., IEEE TIP 2024",
+        {"difficulty": difficulty, **fixed},
+        streams=("rgb", "actor-rgb"), taught_by=("actor-rgb",),
+        columns={"difficulty": "number"} if difficulty else {}, unlabelled=True, uses_difficulty=difficulty,
         recipes=_trained("mtl-aqa", **recipe)
         | {"rhythmic-gymnastics": {**recipe, "epochs": 300}, "finefs": {**recipe, "epochs": 400}},
     )  # fmt: skip
@@ -213,7 +225,7 @@ METHODS: Methods = Methods({
     ),
     "keep-first-frame": Method(
         "aqa_train.methods.s4aqa_variants:KeepFirstFrame", "S4AQA that recovers segments from their first frames",
-        _S4AQA_PAPER, {"masked": 1, "mask_value": "zeros"}, streams=("rgb", "still-rgb"),
+        _S4AQA_PAPER, {"masked": 1, "mask_value": "zeros"}, streams=("rgb", "still-rgb"), taught_by=("still-rgb",),
         unlabelled=True, recipes=_S4AQA_RECIPES,
     ),
     "vanilla-ssl": Method(
@@ -236,7 +248,8 @@ METHODS: Methods = Methods({
     ),
     "s4l": Method(
         "aqa_train.methods.s4l:S4L", "AA that tells how a video is turned", "Zhai et al., ICCV 2019, arXiv:1905.03670",
-        streams=("rgb", "rot90-rgb", "rot180-rgb", "rot270-rgb"), unlabelled=True, recipes=_S4AQA_RECIPES,
+        streams=("rgb", "rot90-rgb", "rot180-rgb", "rot270-rgb"),
+        taught_by=("rot90-rgb", "rot180-rgb", "rot270-rgb"), unlabelled=True, recipes=_S4AQA_RECIPES,
     ),
     "coreg": Method(
         "aqa_train.methods.coreg:COREG", "two nearest-neighbour regressors that label for each other",
@@ -247,6 +260,7 @@ METHODS: Methods = Methods({
         "after Yun et al., ECCV 2024, arXiv:2407.19675", unlabelled=True, recipes=_S4AQA_RECIPES,
     ),
     "sap-net": _sap_net("SAP-Net: sub-actions that a student and a teacher who sees the actor agree on"),
+    "sap-net-dd": _sap_net("SAP-Net, of score / difficulty", difficulty=True),
     "i3d+ssp": _sap_net("SAP-Net's sub-action parsing alone", contrast_weight=0.0, consistency_weight=0.0),
     "i3d+gcl": _sap_net("SAP-Net's group contrast alone", parsing_weight=0.0, consistency_weight=0.0),
     "ridge": Method("aqa_train.methods.linear:Ridge", "ridge regression on mean features", baseline=True),
@@ -257,7 +271,7 @@ METHODS: Methods = Methods({
     "i3d+mlp": Method(
         "aqa_train.methods.mean_mlp:MeanMLP", "three layers on mean features",
         "as compared with in CoRe, Yu et al., ICCV 2021, arXiv:2108.07797",
-        recipes=_trained("mtl-aqa", epochs=200, lr=1e-3, weight_decay=0.0),
+        recipes=_CORE_RECIPE,
     ),
     "usdl": Method(
         "aqa_train.methods.usdl:USDL", "a distribution over scores on mean features", _USDL_PAPER,
@@ -276,12 +290,12 @@ METHODS: Methods = Methods({
     "gdlt": Method(
         "aqa_train.methods.gdlt:GDLT", "a transformer whose queries are grades, kept apart by triplets",
         "Xu et al., CVPR 2022, github.com/xuangch/CVPR22_GDLT",
-        recipes=_GYMNASTICS,
+        recipes=_supervised("rhythmic-gymnastics", **_GYMNASTICS, schedule="cosine"),
     ),
     "action-net": Method(
         "aqa_train.methods.action_net:ActionNet", "ACTION-NET's dynamic branch: graph context and attention",
         "Zeng et al., ACM MM 2020, arXiv:2008.05977",
-        recipes=_GYMNASTICS,
+        recipes=_supervised("rhythmic-gymnastics", **_GYMNASTICS, schedule="steps"),
     ),
     "c3d-avg-stl": Method(
         "aqa_train.methods.c3d_avg:C3DAVGSTL", "one layer on mean features, squared and absolute error", _C3D_PAPER,
@@ -298,18 +312,18 @@ METHODS: Methods = Methods({
     "dae": Method(
         "aqa_train.methods.dae:DAE", "a mean and a variance on mean features, by likelihood",
         "Zhang et al., Neural Computing and Applications 2023, arXiv:2111.11029",
-        recipes=_trained("mtl-aqa", epochs=100, batch=8, lr=1e-4, weight_decay=1e-5),
+        recipes=_supervised("mtl-aqa", epochs=100, batch=8, lr=1e-4, weight_decay=1e-5),
     ),
     "hgcn": Method(
         "aqa_train.methods.hgcn:HGCN", "graphs of clips and scenes; every scene adds a part of the score",
         "Zhou et al., TCSVT 2023, doi:10.1109/TCSVT.2023.3281413",
-        recipes=_trained("mtl-aqa", epochs=200, batch=4, lr=1e-4, weight_decay=1e-5),
+        recipes=_supervised("mtl-aqa", epochs=200, batch=4, lr=1e-4, weight_decay=1e-5),
     ),
     "tsa": Method(
         "aqa_train.methods.tsa:TSA", "TSA: three steps of a procedure, each compared with an exemplar's",
         "Xu et al., CVPR 2022, arXiv:2204.03646", {"difficulty": False},
         optional={"category": "category"}, optional_labels={"steps": "tokens"},
-        recipes=_trained("finediving", epochs=200, batch=8, lr=1e-3, weight_decay=0.0, epoch_of="labelled"),
+        recipes=_supervised("finediving", epochs=200, batch=8, lr=1e-3, weight_decay=0.0),
     ),
     "tsa-net": Method(
         "aqa_train.methods.tsa_net:TSANet", "TSA-Net: attention inside the actor's tube of the map, and USDL's head",

@@ -195,18 +195,35 @@ class GART(nn.Module):
         self.leaves = 2**levels
         nodes = [2**i for i in range(levels)]
         self.root = nn.Linear(read, width)
-        self.split = nn.ModuleList(nn.Conv1d(n * width, 2 * n * width, 1, groups=n) for n in nodes)
-        self.choose = nn.ModuleList(nn.Conv1d(n * width, 2 * n, 1, groups=n) for n in nodes)
-        self.place = nn.Conv1d(self.leaves * width, self.leaves, 1, groups=self.leaves)
+        self.split = nn.ModuleList(_Nodes(n, width, 2 * width) for n in nodes)
+        self.choose = nn.ModuleList(_Nodes(n, width, 2) for n in nodes)
+        self.place = _Nodes(self.leaves, width, 1)
 
     def forward(
         self, x: Float[Tensor, "batch width"]
     ) -> tuple[Float[Tensor, "batch leaves"], Float[Tensor, "batch leaves"]]:
         """Logarithms of the leaves' probabilities, which add up along the path, and the number at each leaf."""
-        node = F.relu(self.root(x)).unsqueeze(-1)
-        log_share = x.new_zeros(len(x), 1)
+        node = F.relu(self.root(x))[None]
+        log_share = x.new_zeros(1, len(x))
         for split, choose in zip(self.split, self.choose, strict=True):
-            step = F.log_softmax(choose(node).view(len(x), -1, 2), dim=-1)
-            log_share = (log_share.unsqueeze(-1) + step).flatten(1)
-            node = F.relu(split(node))
-        return log_share, self.place(node).squeeze(-1)
+            step = F.log_softmax(choose(node), dim=-1)
+            log_share = (log_share[:, None] + step.transpose(1, 2)).flatten(0, 1)
+            # The two halves of what a node becomes are its children, side by side.
+            node = F.relu(split(node)).unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
+        return log_share.T, self.place(node).squeeze(-1).T
+
+
+class _Nodes(nn.Module):
+    """A linear layer of its own for each node, as one product of matrices; it starts as a convolution in groups does.
+
+    Which it is in the authors' code, at two to four times the cost (`benchmarks/gart.py`).
+    """
+
+    def __init__(self, nodes: int, read: int, write: int) -> None:
+        super().__init__()
+        reach = read**-0.5
+        self.weight = nn.Parameter(torch.empty(nodes, read, write).uniform_(-reach, reach))
+        self.bias = nn.Parameter(torch.empty(nodes, 1, write).uniform_(-reach, reach))
+
+    def forward(self, x: Float[Tensor, "nodes batch read"]) -> Float[Tensor, "nodes batch write"]:
+        return torch.baddbmm(self.bias, x, self.weight)

@@ -14,12 +14,13 @@ public code gives the other one the video's true score, as if it were known. Her
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -78,57 +79,85 @@ class COREG(nn.Module):
                 fix=f"--set k={labelled} or less, or score more videos",
             )
         x = torch.cat([mean_feature(b) for part in (pool.labelled, pool.unlabelled) for b in part.batches()])
-        far = [_distance(x, x, power) for power in self.config.powers]
+        # Of all videos to those that have a score, and not to all: that would be the square of their number.
+        far = [lambda to, power=power: _distance(x, x[to], power) for power in self.config.powers]
         known = torch.as_tensor(pool.labelled.known, device=x.device)
-        scores = co_train(far, known, self.config.k, self.config.rounds, self.config.pool, pool.rng)
+        scores = co_train(far, known, len(x), self.config.k, self.config.rounds, self.config.pool, pool.rng)
         used = ~scores.isnan().all(dim=0)
         self.x, self.scores = x[used], scores[:, used]
 
 
+Far = Callable[[Int[Tensor, "some"]], Float[Tensor, "videos some"]]
+"""Distances of all videos to some."""
+
+
+@dataclass
+class Learner:
+    """A nearest-neighbour regressor while it learns."""
+
+    far: Far
+    own: Int[Tensor, "own"]
+    """Videos that it has a score of."""
+    scores: Float[Tensor, "own"]
+    to_own: Float[Tensor, "videos own"]
+    """Distances of all videos to these; a column is computed once."""
+
+    @classmethod
+    def of(cls, far: Far, known: Float[Tensor, "labelled"]) -> Learner:
+        own = torch.arange(len(known), device=known.device)
+        return cls(far, own, known, far(own))
+
+    def learn(self, video: int, score: float) -> None:
+        new = torch.tensor([video], device=self.own.device)
+        self.own = torch.cat([self.own, new])
+        self.scores = torch.cat([self.scores, self.scores.new_tensor([score])])
+        self.to_own = torch.cat([self.to_own, self.far(new)], dim=1)
+
+
 def co_train(
-    far: list[Float[Tensor, "videos videos"]],
+    far: Sequence[Far],
     known: Float[Tensor, "labelled"],
+    videos: int,
     k: int,
     rounds: int,
     pool: int,
     rng: np.random.Generator,
 ) -> Float[Tensor, "2 videos"]:
-    """Scores that either regressor learned, NaN where it learned none, from the distances of each.
+    """Scores that either regressor learned, NaN where it learned none, by the distances of each.
 
-    The labelled videos come first in `far`, unlabelled ones behind them.
+    The labelled videos come first of the `videos`, unlabelled ones behind them.
     """
-    scores = torch.full((2, len(far[0])), torch.nan, dtype=torch.float64, device=known.device)
-    scores[:, : len(known)] = known
-    left = np.arange(len(known), len(far[0]))
+    learners = [Learner.of(f, known.double()) for f in far]
+    left = np.arange(len(known), videos)
     for _ in range(rounds):
         if not len(left):
             break
         tried = torch.as_tensor(rng.permutation(left)[:pool], device=known.device)
-        chosen = [best(d, own, tried, k) for d, own in zip(far, scores, strict=True)]
-        for other, found in zip((1, 0), chosen, strict=True):
+        chosen = [best(learner, tried, k) for learner in learners]
+        for other, found in zip(reversed(learners), chosen, strict=True):
             if found is not None:
-                scores[other, found[0]] = found[1]
+                other.learn(*found)
         if chosen == [None, None]:
             break
         left = np.setdiff1d(left, [found[0] for found in chosen if found is not None])
+    scores = known.new_full((2, videos), torch.nan, dtype=torch.float64)
+    for row, learner in zip(scores, learners, strict=True):
+        row[learner.own] = learner.scores
     return scores
 
 
-def best(
-    far: Float[Tensor, "videos videos"], scores: Float[Tensor, "videos"], tried: Tensor, k: int
-) -> tuple[int, float] | None:
+def best(learner: Learner, tried: Int[Tensor, "tried"], k: int) -> tuple[int, float] | None:
     """The video among `tried` whose label lowers the squared error of its neighbours most, with its label.
 
     None where none lowers it. A labelled video counts among its own neighbours, as in the public code.
     """
-    own = (~scores.isnan()).nonzero().squeeze(1)
-    y = scores[own]
-    near = far[own][:, own].topk(k, dim=1, largest=False)
+    y = learner.scores
+    near = learner.to_own[learner.own].topk(k, dim=1, largest=False)
     said = y[near.indices].mean(dim=1)
     # What a new video nearer than the k-th neighbour pushes out.
     edge, pushed = near.values[:, -1], y[near.indices[:, -1]]
 
-    around = far[tried][:, own].topk(k, dim=1, largest=False)
+    around = learner.to_own[tried].topk(k, dim=1, largest=False)
     label = y[around.indices].mean(dim=1)
     enters = around.values < edge[around.indices]
     after = said[around.indices] + enters * (label[:, None] - pushed[around.indices]) / k

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -30,11 +30,12 @@ from torch.nn import functional as F
 
 from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
-from aqa_train.batch import Batch, Inputs
-from aqa_train.layers import mlp, running_statistics_kept
+from aqa_train.batch import Batch, Inputs, join
+from aqa_train.layers import Quality, mlp, running_statistics_kept
 from aqa_train.methods.s4aqa import NotNegative, Positive, Probability
 from aqa_train.methods.sub_actions import STEPS, Parser, between, pseudo_labels, resample, transitions
 from aqa_train.methods.usdl import divergence, soft_label
+from aqa_train.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,10 @@ class SAPNetConfig:
     """Widths of the three layers before the contrast (ours)."""
     start_at_mean: bool = True
     """The regressor's last bias starts at the labelled mean (ours)."""
+    difficulty: bool = False
+    """What is learned is the score divided by difficulty, as in the paper on MTL-AQA."""
+    quality_max: NotNegative = 0.0
+    """The best score divided by difficulty, 30 in diving; 0: the best labelled one (ours)."""
 
 
 BINS, SIGMA, AROUND = 101, 5.0, 2
@@ -115,16 +120,28 @@ class SAPNet(nn.Module):
                 "more segments",
             )
         self.config, self.top, self.segments = config, inputs.scale.top, inputs.segments
+        self.quality = Quality(inputs.scale, config.difficulty, config.quality_max)
         self.student = Branch(inputs, config)
         if config.ema > 0:
             self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 
+    def prepare(self, pool: Pool) -> None:
+        """The scale of scores divided by difficulty, and where the regressor starts on it."""
+        if not self.config.difficulty:
+            return
+        labelled = join([replace(b, streams={}, present=None) for b in pool.labelled.batches()])
+        self.quality.fit(labelled)
+        if self.config.start_at_mean:
+            mean = self.quality.to_value(labelled.scores, labelled).mean()
+            for branch in self.student, *([self.teacher] if self.config.ema > 0 else []):
+                branch.regressor[-1].bias.fill_(mean)  # type: ignore[operator]
+
     def forward(self, batch: Batch) -> Float[Tensor, "batch"]:
-        """The student's scores, in training units."""
-        return self.student.score(self.student(self.seen(batch)[0]).summary)
+        """The student's scores, in training units; of the first stream alone."""
+        return self.quality.to_score(self.student.score(self.student(self.seen(batch)[0]).summary), batch)
 
     def seen(self, batch: Batch) -> list[Float[Tensor, "batch segments channels"]]:
-        """What the student and the teacher see; every video has as many segments as the longest."""
+        """What the student and, in training, the teacher see; every video has as many segments as the longest."""
         return [resample(x.flatten(2), batch.present, self.segments) for x in batch.streams.values()]
 
     def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
@@ -138,9 +155,10 @@ class SAPNet(nn.Module):
             )
         full, actor = (torch.cat(x) for x in zip(self.seen(labelled), self.seen(unlabelled), strict=True))
         student, teacher = self.student(full), self.teach(actor)
-        terms = {"score": F.mse_loss(self.student.score(student.summary[:known]), labelled.scores)}
+        value = self.quality.to_value(labelled.scores, labelled)
+        terms = {"score": F.mse_loss(self.student.score(student.summary[:known]), value)}
         if config.regress == "both" and config.ema == 0:
-            terms["score"] = terms["score"] + F.mse_loss(self.student.score(teacher.summary[:known]), labelled.scores)
+            terms["score"] = terms["score"] + F.mse_loss(self.student.score(teacher.summary[:known]), value)
         first = 0 if config.learn_from == "all" else known
         branches = [branch.after(first) for branch in (student, teacher)]
         if config.parsing_weight > 0:
@@ -156,7 +174,7 @@ class SAPNet(nn.Module):
             )
         if config.consistency_weight > 0:
             if config.confidence == "distribution" and config.distribution_weight > 0:
-                target = soft_label(labelled.scores * ((BINS - 1) / self.top), BINS, SIGMA)
+                target = soft_label(value * ((BINS - 1) / self.top), BINS, SIGMA)
                 terms["distribution"] = divergence(self.student.distribution(student.summary[:known].detach()), target)
             said = self.student.score(student.summary[known:])
             terms["consistency"], terms["selected"] = self.agree(said, teacher.summary[known:].detach())
