@@ -223,4 +223,4 @@ def test_a_checkpoint_says_the_same(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"reads the stream\(s\) actor_box") as e:
         aqa_train("--features", store_with_boxes(tmp_path / "t.zarr", boxes=False), "--method", "tsa-net",
                   "--out", tmp_path / "other")  # fmt: skip
-    assert "--streams rgb:map,actor-rgb" in e.value.fix
+    assert "--streams actor-rgb,rgb:map" in e.value.fix
