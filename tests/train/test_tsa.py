@@ -268,7 +268,7 @@ def test_steps_are_a_label_that_some_videos_have() -> None:
 def test_bad_inputs_name_the_fix() -> None:
     with pytest.raises(UsageError, match="v5 cannot be compared: it is the only labelled video of the category b"):
         small(category=torch.tensor([0, 0, 0, 0, 0, 1]))
-    with pytest.raises(UsageError, match=r"videos of 2 segment\(s\) cannot be parsed") as e:
+    with pytest.raises(UsageError, match="videos of 2 segments cannot be parsed") as e:
         TSA(shape(segments=2, channels=32), SMALL)
     assert "extract 3 segments" in e.value.fix
     with pytest.raises(UsageError, match="32 features / 16 = 2 is not a multiple of heads = 8"):

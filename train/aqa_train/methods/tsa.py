@@ -25,6 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs
 from aqa_train.layers import Asking, Quality, mlp, pool_time
@@ -80,7 +81,7 @@ class TSA(nn.Module):
             )
         if inputs.segments < PARTS:
             raise UsageError(
-                f"videos of {inputs.segments} segment(s) cannot be parsed into {PARTS} steps",
+                f"videos of {counted(inputs.segments, 'segment')} cannot be parsed into {PARTS} steps",
                 fix=f"extract {PARTS} segments a video or more",
             )
         self.parser = Parser(inputs.segments, channels, PARTS - 1)
