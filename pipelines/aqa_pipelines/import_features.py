@@ -73,7 +73,7 @@ class Report:
     def text(self) -> str:
         """The result as a person reads it."""
         done = "would be imported" if self.dry_run else "imported"
-        lines = [f"{self.store}: {sum(map(len, self.made.values()))} arrays {done}, {self.already} already there"]
+        lines = [f"{self.store}: {sum(map(len, self.made.values()))} array(s) {done}, {self.already} already there"]
         for stream, (low, high, width) in sorted(self.shapes.items()):
             rows = f"{low}" if low == high else f"{low} to {high}"
             lines.append(f"  {stream}: {len(self.made.get(stream, ()))} of {rows} rows × {width}")
@@ -150,7 +150,7 @@ def import_features(
         console.note(f"passed over: {what}{f' ({count} times)' if count > 1 else ''}")
     videos = _labelled(held, seen, source, labels, label_columns)
     report.labelled = sum(v.score is not None for v in videos.values())
-    console.note(f"{len(videos)} videos in {shown(source)}, {report.labelled} with a score")
+    console.note(f"{len(videos)} video(s) in {shown(source)}, {report.labelled} with a score")
 
     if uneven := _uneven(seen):
         console.warn(

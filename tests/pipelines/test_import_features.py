@@ -16,6 +16,7 @@ import scipy.io
 
 from aqa_pipelines.import_features import Report, import_features
 from aqa_pipelines.import_transforms import Resample, WindowsDct, transforms_of
+from aqa_shared.datasets.prepare import prepare
 from aqa_shared.errors import AqaError, ExitCode, NoInputError, StoreError, UsageError
 from aqa_shared.records import ExtractSettings
 from aqa_shared.store import ArraySpec, FeatureStore, StoreWriter, compact, describe, verify
@@ -319,7 +320,7 @@ def test_a_stream_beside_extracted_ones(tmp_path: Path) -> None:
 def test_a_dry_run_reads_and_writes_nothing(tmp_path: Path) -> None:
     save(tmp_path / "f" / "a.npy", signal("a"))
     report = bring(tmp_path / "f", tmp_path / "s.zarr", dry_run=True)
-    assert "1 arrays would be imported" in report.text()
+    assert "1 array(s) would be imported" in report.text()
     assert not (tmp_path / "s.zarr").exists()
 
 
@@ -493,6 +494,23 @@ def test_missing_values_can_be_filled_and_views_averaged(tmp_path: Path) -> None
     save(tmp_path / "f" / "a.npy", views)
     bring(tmp_path / "f", tmp_path / "s.zarr", transforms=["fill:value=4", "mean"])
     expect(tmp_path / "s.zarr", "features", {"a": np.nan_to_num(views, nan=4).mean(axis=1)})
+
+
+def test_prepared_sequences_come_in(tmp_path: Path) -> None:
+    """What `aqa datasets prepare` writes, with its labels, by the commands of docs/importing.md."""
+    root, out = tmp_path / "prmd", tmp_path / "out"
+    root.mkdir()
+    for person in ("s01", "s02"):
+        for wrong in ("", "_inc"):
+            rows = signal(f"{person}{wrong}", width=66, rows=40)
+            np.savetxt(root / f"m01_{person}_e01_positions{wrong}.txt", rows, delimiter=",")
+    prepare("ui-prmd", root, out)
+    chosen = {"streams": ["skeleton"], "transforms": ["resample:rows=8"], "labels": out / "labels.csv"}
+    report = bring(out / "sequences", tmp_path / "s.zarr", **chosen)
+    assert (report.shapes, report.labelled, report.exit_code) == ({"skeleton": (8, 8, 66)}, 4, ExitCode.OK)
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    assert store.table["score"].tolist() == [1, 0, 1, 0]
+    np.testing.assert_allclose(store.video("m01_s02_e01", "skeleton")[-1], signal("s02", width=66, rows=40)[-1])
 
 
 # ---- real features
