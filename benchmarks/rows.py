@@ -105,6 +105,8 @@ def main() -> None:
         print(line, flush=True)
     for name in ["ridge", *options.methods.split(",")]:
         for fraction in map(float, options.labelled.split(",")):
+            if METHODS[name].unlabelled and fraction == 1:
+                continue  # nothing is left to learn from
             draws = options.draws if fraction < 1 or name != "ridge" else 1
             found = [measure(name, data, options, fraction, draw) for draw in range(draws)]
             rho = [r["spearman"] for r in found if r["spearman"] is not None]
