@@ -216,7 +216,7 @@ class GART(nn.Module):
 class _Nodes(nn.Module):
     """A linear layer of its own for each node, as one product of matrices; it starts as a convolution in groups does.
 
-    Which it is in the authors' code, at 1.6 to 3.7 times the cost (`benchmarks/gart.py`).
+    Which it is in the authors' code, at 1.6 to 2.9 times the cost (`benchmarks/gart.py`).
     """
 
     def __init__(self, nodes: int, read: int, write: int) -> None:
