@@ -23,7 +23,7 @@ class Fault(Enum):
     VIDEO = "the video"
     """Quarantined until the file changes."""
     REQUEST = "what was asked"
-    """Quarantined; the part, the protocol, an option or the store's id was at fault, so it is looked at again."""
+    """Quarantined; the part, the protocol, an option or the store's id was at fault, so it is tried again."""
     OURS = "the machine, the installation or a library"
     """Not quarantined, tried again by every run."""
 

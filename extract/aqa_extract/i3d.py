@@ -272,7 +272,7 @@ def load_i3d(
     `weights` is a name of the registry, `default`, or a file. `fuse` folds the normalisation into the
     convolutions (in full precision, before any change of it); leave it off for the plain parameter names.
     `inflate_from` names the RGB weights that flow weights `inflated-from-rgb` are made of.
-    Raises EnvironmentFault for weights that cannot be had, are of the other stream, or do not fit.
+    Raises EnvironmentFault for weights that are not available, are of the other stream, or do not fit.
     """
     from aqa_extract.weights import resolve
 

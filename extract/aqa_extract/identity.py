@@ -61,7 +61,7 @@ class Identity:
 
 
 def picture_names(folder: str) -> list[str]:
-    """The files with a picture's suffix in a folder, sorted; hidden ones are passed over. Raises OSError."""
+    """The files with a picture's suffix in a folder, sorted; hidden ones are skipped. Raises OSError."""
     with os.scandir(folder) as entries:
         found = [e.name for e in entries if e.name.lower().endswith(PICTURES) and e.is_file()]
     return sorted(name for name in found if not name.startswith("."))

@@ -51,7 +51,7 @@ class Prepared:
     views: Views | None
     """What decides who the actor is, at source frames; None where no stream follows one."""
     reserved: int
-    """Bytes that it takes, to be given back once the device has the pixels."""
+    """Bytes that it takes, to be returned once the device has the pixels."""
 
 
 def load(

@@ -37,7 +37,7 @@ class Networks:
 
     @classmethod
     def load(cls, settings: ExtractSettings, device: torch.device, say: Callable[[str], None]) -> Networks:
-        """Raises EnvironmentFault where weights cannot be had or do not fit."""
+        """Raises EnvironmentFault where weights are not available or do not fit."""
         dtype = DTYPES[settings.precision]
         if device.type == "cuda":
             # "fp32" must mean it: by default convolutions round their inputs to TF32's ten bits.

@@ -172,7 +172,7 @@ def _spread(kept: np.ndarray, count: int, frames: int) -> tuple[np.ndarray, np.n
 def _even(kept: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray, bool]:
     """(ours) Starts are rint(linspace(0, N - F, T)): halves round to the even number, as NumPy does.
 
-    `auto` is T = ceil(N / F), the least with which no frame is passed over.
+    `auto` is T = ceil(N / F), the least with which no frame is skipped.
     """
     count = -(-len(kept) // s.frames) if s.segments == "auto" else s.segments
     return _spread(kept, count, s.frames)

@@ -6,7 +6,7 @@
 
 The cache is `weights/` under AQA_HOME (else the user's cache folder): NAME.safetensors, and NAME.json with its
 sha256 and origin, written last. AQA_OFFLINE=1 forbids the network. A source is never replaced by random numbers:
-what cannot be had is an EnvironmentFault.
+what is not available is an EnvironmentFault.
 
 `default` is the first name of its kind's order that the cache already holds, else the first whose original was put
 there, else the first that can be fetched. What it was once is kept beside the weights, so one machine keeps answering
@@ -52,7 +52,7 @@ def resolve(name_or_path: str, kind: str, say: Say = note, inflate_from: str = "
 
     `inflate_from` are the RGB weights (name, `default` or file) that `inflated-from-rgb` is made of.
 
-    Raises UsageError for an unknown name or one of another kind, EnvironmentFault for weights that cannot be had.
+    Raises UsageError for an unknown name or one of another kind, EnvironmentFault for weights that are not available.
     """
     if name_or_path == "default":
         loaded = _default(kind, say, inflate_from)

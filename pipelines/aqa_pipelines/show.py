@@ -74,7 +74,7 @@ def damage_text(store: str, damage: Sequence[Damage]) -> str:
         return f"{name}: whole"
     videos = sorted({d.id for d in damage if d.id})
     rows = [f"{printable(d.id) if d.id else '(store)'}  {d.array or '–'}  {printable(d.detail)}" for d in damage]
-    # A rerun writes labels and what follows from the videos anew; features come from the videos alone.
+    # A rerun writes labels and what follows from the videos again; features come from the videos alone.
     again = "what made it (aqa-extract, aqa import-features) again" + (" with --repair" if videos else "")
     rows.append(f"{name}: damaged ({len(videos)} videos); run {again}, restore a copy, or start over with --overwrite")
     return "\n".join(rows)

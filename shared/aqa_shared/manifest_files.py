@@ -41,7 +41,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 @dataclass
 class Found:
-    """Video files under `root` in a stable order, and what was passed over."""
+    """Video files under `root` in a stable order, and what was skipped."""
 
     root: str
     paths: list[str] = field(default_factory=list)

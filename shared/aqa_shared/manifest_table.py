@@ -27,7 +27,7 @@ from aqa_shared.manifest_text import (
 
 
 class Row(BaseModel):
-    """One row, typed; what is no field of ours stays in `model_extra`."""
+    """One row, typed; what is not a field of ours stays in `model_extra`."""
 
     model_config = ConfigDict(extra="allow", str_strip_whitespace=True)
 

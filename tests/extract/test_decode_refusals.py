@@ -201,7 +201,7 @@ def test_truncated_downloads(decoder: Decoder, clips: ModuleType, tmp_path: Path
             failure = refusal(decoder, clips, path)
             assert failure.reason in reasons, (part, suffix, failure.detail)
     detail = refusal(decoder, clips, _written(tmp_path, late[:-600])).detail
-    assert detail.endswith("mostly an incomplete download: End of file")
+    assert detail.endswith("usually an incomplete download: End of file")
 
 
 def _written(folder: Path, data: bytes) -> Path:

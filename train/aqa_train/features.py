@@ -336,7 +336,7 @@ class FeatureSet:
     def batches(
         self, rows: Rows, sizes: Sequence[int], rng: np.random.Generator, device: torch.device, skip: int = 0
     ) -> Iterator[tuple[Rows, Batch]]:
-        """Batches of these sizes in the order planned by `rng`; the first `skip` are passed over unread."""
+        """Batches of these sizes in the order planned by `rng`; the first `skip` are skipped unread."""
         planned = windows(self.blocks, self.window, rows, sum(sizes), rng)
         edges = np.concatenate([[0], np.cumsum(sizes)])
         flat = np.concatenate([*planned, np.empty(0, dtype=np.int64)])

@@ -60,7 +60,7 @@ class _Saved(BaseModel):
     validation: Ids = Field(default_factory=list)
 
     def fold(self) -> FileFold:
-        # A transductive run learned from its test videos too; they are given back as what they are.
+        # A transductive run learned from its test videos too; they are returned as what they are.
         test = set(self.test)
         train = [i for i in [*self.labelled, *self.unlabelled] if i not in test]
         return FileFold(train=train, test=self.test, val=self.validation, saved=True)

@@ -1,6 +1,6 @@
 """Trainings one after the other, or spread over processes, with the same results.
 
-An `Executor` takes jobs and sees to it that they are done. A job that is done is a folder with result.json, so that
+An `Executor` takes jobs and makes sure that they are done. A job that is done is a folder with result.json, so that
 nothing has to come back but trouble; whatever is done is not done again.
 """
 

@@ -107,7 +107,7 @@ I3D = Backbone(
                 layout="pytorch-i3d",
                 converter="aqa_extract.weights_convert:inflate",
                 licence="that of the RGB weights",
-                note="flow weights: inflated from rgb (never trained on flow; for where no real ones can be had)",
+                note="flow weights: inflated from rgb (never trained on flow; for where no real ones are available)",
             ),
         ),
     },

@@ -86,7 +86,7 @@ class Opened:
 
     @property
     def skipped(self) -> int:
-        """Frames that PyAV may pass over, or pictures of a folder that need not be read."""
+        """Frames that PyAV may skip, or pictures of a folder that need not be read."""
         if self.probe.container == "pictures":
             return self.end - len(np.unique(self.delivered[1]))
         return skipped(self.probe.entries, self.delivered[1].tolist())

@@ -157,7 +157,7 @@ def probe(
     sideways = turned in (90, 270)
     gaps = np.diff(times)
     vfr = bool(len(gaps)) and bool(gaps.max() > 1.5 * np.median(gaps) or gaps.min() < 0.5 * np.median(gaps))
-    # Frames are found by their times, and a jump passes over what a warning is about.
+    # Frames are found by their times, and a jump skips what a warning is about.
     unsafe = uniform or packets.damaged or packets.headless or interlaced
     table = None if unsafe else packets.log.table(len(times))
     found = Probe(

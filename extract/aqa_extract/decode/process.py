@@ -167,7 +167,7 @@ class Child:
         said = self._stderr.read().decode(errors="replace").strip().splitlines()
         tail = f": {said[-1]}" if said else ""
         if code == -signal.SIGKILL:
-            detail = "the decoder was killed from outside, mostly by the system for memory: use fewer --workers"
+            detail = "the decoder was killed from outside, usually by the system for memory: use fewer --workers"
             return DecodeFailure("decoder_killed", stage, detail, backend)
         if any("MemoryError" in line or "bad_alloc" in line for line in said[-3:]):
             return DecodeFailure(out_of_memory(), stage, f"the decoder reached its memory limit{tail}", backend)

@@ -2,7 +2,7 @@
 
 Frame i is the i-th picture of the container's default video stream as displayed: after the edit list, in display
 order, turned by its display matrix, as 8-bit RGB (`colour.py`). PyAV is the reference; decord (`decord_backend.py`) is
-used only where `Probe.decord_refusal` is empty. Both run from the first frame to the last. PyAV passes over frames that
+used only where `Probe.decord_refusal` is empty. Both run from the first frame to the last. PyAV skips frames that
 nobody wants where it can be proven that those after them are the same (`seek.py`); decord never seeks, because that is
 where it differs from itself.
 """
@@ -39,9 +39,9 @@ class Tally:
     backend: str
     version: str
     decoded: int = 0
-    """Display frames that came out or were passed over."""
+    """Display frames that came out or were skipped."""
     skipped: int = 0
-    """Those that were passed over."""
+    """Those that were skipped."""
     damage: Damage = field(default_factory=lambda: Damage(None))
     complete: bool = False
     """The stream was read to its end, so `decoded` is its true length."""
@@ -91,7 +91,7 @@ class AvReader:
 
         Reading on after the last wanted frame costs time, but only the end tells whether the header's frame
         count, on which the plan rests, was true. Where a part ends earlier its frames are all there is to check.
-        Frames before a wanted one are passed over where the packet table has an entry between; SeekMistake tells
+        Frames before a wanted one are skipped where the packet table has an entry between; SeekMistake tells
         that it lied, and that nothing that was yielded counts.
         """
         tally = self.tally
@@ -139,7 +139,7 @@ class AvReader:
         tally = self.tally
         packets: Iterator[av.Packet] = container.demux(stream)
         first: int | None = None
-        """Where the jump leads; what is shown before it may lack what it refers to, and was passed over."""
+        """Where the jump leads; what is shown before it may lack what it refers to, and was skipped."""
         if self.table is not None and entry is not None:
             entry, packets = self.table.jump(container, stream, entry)
             first = tally.damage.first_pts = int(self.table.shown[entry])

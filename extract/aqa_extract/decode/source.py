@@ -158,7 +158,7 @@ def _not_opened(head: bytes, error: Exception) -> DecodeFailure:
             return DecodeFailure("forbidden_format", "probe", f"a {name} picture; convert it to a video first")
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"):
         return DecodeFailure(
-            "no_moov", "probe", f"its index (moov) is missing or broken, mostly an incomplete download: {said}"
+            "no_moov", "probe", f"its index (moov) is missing or broken, usually an incomplete download: {said}"
         )
     if isinstance(error, av.error.ArgumentError):
         return DecodeFailure("forbidden_format", "probe", f"not one of the containers {FORMATS}")

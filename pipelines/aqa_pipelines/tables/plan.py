@@ -139,7 +139,7 @@ def time_of(plan: Plan, out: Path, device: torch.device) -> dict[str, float]:
     """Seconds of one training of every run that can be run, by its name.
 
     Of what was trained already, what it took; of the rest a few epochs of one run of each method are tried, and what
-    they took is reckoned up with the number of videos of the others.
+    they took is scaled by the number of videos of the others.
     """
     found: dict[str, float] = {}
     tried: dict[tuple[Any, ...], tuple[float, int]] = {}

@@ -35,7 +35,7 @@ class About(Record):
     scores: str
     paper: str
     where: str
-    """Where its files are to be had."""
+    """Where to get its files."""
     licence: str
     ranges: tuple[Range, ...] = ()
     """Of all published scores, test videos among them, as the papers' R-ℓ2 takes them."""

@@ -1,4 +1,4 @@
-"""What lies in a dataset's folder, looked at once: tables by name, videos and folders of pictures by their place."""
+"""What lies in a dataset's folder, scanned once: tables by name, videos and folders of pictures by their place."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Place:
 
 
 class Tree:
-    """The files below `root`; links to folders are followed, each folder once, and what is hidden is passed over."""
+    """The files below `root`; links to folders are followed, each folder once, and hidden ones are skipped."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

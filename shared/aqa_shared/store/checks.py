@@ -32,7 +32,7 @@ class Damage:
 def verify(where: Where) -> list[Damage]:
     """Everything wrong with a store, [] when all is well. Raises StoreError where it cannot be opened at all.
 
-    Bytes that no longer count, as of a video that was replaced, are not looked at.
+    Bytes that no longer count, as of a video that was replaced, are not checked.
     """
     objects = Objects.at(where)
     with disk_errors(objects, "read the store"):

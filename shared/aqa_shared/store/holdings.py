@@ -110,7 +110,7 @@ def counts(state: State, part: Part) -> bool:
 
 
 def contents(where: Where) -> Contents | None:
-    """None where there is no store yet. Raises StoreError, also for a folder that is no store of ours."""
+    """None where there is no store yet. Raises StoreError, also for a folder that is not a store of ours."""
     objects = Objects.at(where)
     with disk_errors(objects, "read the store"):
         refuse_foreign(objects)

@@ -1,4 +1,4 @@
-"""What a store holds, change by change: numbered documents, each put where none was, of which the last one counts.
+"""What a store holds, change by change: numbered documents, each put where there was none; the last one counts.
 
 Two writers may finalise at once: both want the next number, one gets it, the other looks again and goes on from there.
 Nothing else in a store is contended, and nothing in it but the copy for plain readers is ever overwritten.
@@ -148,7 +148,7 @@ def is_store(where: Where) -> bool:
 
 
 def state_of(objects: Objects) -> State:
-    """The state now. Raises StoreError where there is no store of ours."""
+    """The state now. Raises StoreError where there is not a store of ours."""
     found = state_or_none(objects)
     if found is None:
         folder = objects.folder
@@ -189,7 +189,7 @@ def root_document(objects: Objects, state: State) -> bytes:
 
 
 def _foreign_attributes(objects: Objects) -> dict[str, Any]:
-    """Attributes that a user added to the root: they stay, and are never looked at."""
+    """Attributes that a user added to the root: they stay, and are never read."""
     try:
         attributes = json.loads(objects.get("zarr.json") or b"{}").get("attributes", {})
     except ValueError:

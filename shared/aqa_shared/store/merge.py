@@ -126,7 +126,7 @@ def _finalised(objects: Objects, state: State) -> tuple[State, list[str]]:
 
 
 def _done(objects: Objects, index: Index[Any]) -> list[str]:
-    """Runs that need not be remembered: the store has what they were asked for, as far as it can be had.
+    """Runs that need not be remembered: the store has what they were asked for, as far as that is possible.
 
     Of shards all have to be done: else it would look as if those that are had never begun.
     """

@@ -179,7 +179,7 @@ class Staged:
     parts: list[Part]
     """In the order in which they count."""
     labels: list[tuple[str, dict[str, dict[str, Any]]]]
-    """(key, id → label columns), likewise."""
+    """(key, id → label columns), in the same order."""
     broken: list[str]
     """Markers that are not whole: they never counted."""
 

@@ -1,4 +1,4 @@
-"""Labels: one small table beside the blocks, written anew when one changes, so that features never are."""
+"""Labels: one small table beside the blocks, written again when one changes, so that features never are."""
 
 from __future__ import annotations
 

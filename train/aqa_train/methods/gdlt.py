@@ -120,7 +120,7 @@ def triplet_loss(embedded: Float[Tensor, "batch query width"], margin: float) ->
     distance = 1 - unit @ unit.T
     of = torch.arange(queries, device=unit.device).repeat(len(embedded))
     same = of[:, None] == of
-    # An embedding is no positive of its own: at a distance of 0, which never is the farthest.
+    # An embedding is not a positive of its own: at a distance of 0, which never is the farthest.
     farthest = distance.masked_fill(~same | torch.eye(len(of), dtype=torch.bool, device=of.device), 0).amax(dim=1)
     nearest = distance.masked_fill(same, torch.inf).amin(dim=1)
     return F.relu(farthest - nearest + margin).mean()
