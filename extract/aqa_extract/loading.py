@@ -20,7 +20,7 @@ from aqa_extract.decode.child import Chunk, Decoder, DecodeRequest, Finished, Op
 from aqa_extract.decode.probe import Probe
 from aqa_extract.job import Job
 from aqa_extract.sampling import FramePlan
-from aqa_extract.streams import canvases, flow_canvases
+from aqa_extract.streams import array_specs, canvases, flow_canvases
 from aqa_shared.records import ExtractSettings
 
 ACTOR_SHORT_SIDE = 512
@@ -129,7 +129,7 @@ def _actor_size(height: int, width: int) -> tuple[int, int]:
 
 
 def bytes_needed(opened: Opened, settings: ExtractSettings, detector_size: int | None) -> int:
-    """What `load` keeps of a video, and what is made of it until the networks have seen it."""
+    """What `load` keeps of a video, and what the networks make of it."""
     n = len(opened.wanted)
     height, width = opened.probe.height, opened.probe.width
     with_flow = flow_canvases(settings)
@@ -140,4 +140,6 @@ def bytes_needed(opened: Opened, settings: ExtractSettings, detector_size: int |
     if detector_size is not None:
         total += n * 3 * math.prod(_actor_size(height, width))
         total += len(opened.looks) * 3 * detector_size**2 + len(opened.greys) * 4 * GREY_SIDE**2
-    return total
+    # What the networks say of it: maps of many segments can be larger than the frames.
+    row = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in array_specs(settings))
+    return total + len(opened.plan.segments) * row

@@ -139,8 +139,8 @@ def request_for(video: Video, settings: ExtractSettings, options: Options) -> De
 def too_long(error: TooLarge) -> str:
     """What is said of a video that needs more memory than it may take."""
     return (
-        f"the frames that its segments use would take {error.wanted / 1e9:.3g} GB, one video may take "
-        f"{error.ceiling / 1e9:.3g} GB, half of the memory there is; cut it into parts with start and end in a "
+        f"the frames that its segments use and their features would take {error.wanted / 1e9:.3g} GB, one video may "
+        f"take {error.ceiling / 1e9:.3g} GB, half of the memory there is; cut it into parts with start and end in a "
         "manifest, or use fewer --segments, a lower --fps or a smaller --short-side"
     )
 

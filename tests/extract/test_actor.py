@@ -137,6 +137,8 @@ def test_what_is_looked_at_is_what_the_file_holds(dive: Path) -> None:
     # Counted before the first frame is kept: looks, greys (as float while they are used), crops' source, frames.
     kept = [seen.frames, prepared.large, *prepared.frames.values()]
     expected = sum(t.numel() for t in kept if t is not None) + 4 * seen.grey.numel()
+    # And what comes of it: 12 frame indices, two times, 12 boxes with scores, and 1024 numbers a segment.
+    expected += len(opened.plan.segments) * (12 * 4 + 2 * 8 + 12 * 5 * 4 + 1024 * 4)
     assert reserved == [expected] == [bytes_needed(opened, wanted, 320)]
 
 

@@ -396,7 +396,7 @@ def test_a_video_too_long_for_the_memory_is_named_and_the_others_go_on(clips: Mo
     paths = [clips.Clip(frames=n).write(tmp_path / str(n)) for n in (20, 300, 24)]
     jobs = [Job(Video(id=path.stem, path=str(path)), identify(str(path))) for path in paths]
     settings = ExtractSettings(sampling=Sampling(protocol="dense"), pixels=Pixels(short_side=32, crop=32))
-    # 64x48 becomes 43x32: the 288 frames of 18 segments take 1.19 MB, more than twice the limit.
+    # 64x48 becomes 43x32: the 288 frames of 18 segments take 1.19 MB and their features .07, more than twice the limit.
     with real_work(tmp_path / "store.zarr", settings, limit=500_000) as work:
         compute = Compute(work.networks, settings, batch=2, flow_batch=8)
         work.commit = lambda done: work.committed.add(done.video.job.video.id)  # type: ignore[method-assign]
@@ -404,6 +404,6 @@ def test_a_video_too_long_for_the_memory_is_named_and_the_others_go_on(clips: Mo
     assert work.committed == {"20", "24"}
     (failure,) = outcome.failures
     assert (failure.id, failure.reason, failure.stage) == ("300", "too_long", "sampling")
-    for said in ("0.00119 GB", "0.001 GB", "start and end", "fewer --segments", "--short-side"):
+    for said in ("0.00126 GB", "0.001 GB", "start and end", "fewer --segments", "--short-side"):
         assert said in failure.detail
     assert work.budget.used == 0
