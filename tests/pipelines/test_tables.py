@@ -69,7 +69,7 @@ def miniature(folder: Path, dataset: str, each: int = 16) -> Path:
                 split="test" if i % 4 == 0 else "train",
                 category=category or None,
                 extra={
-                    **{"fold": i % 4, "group": f"p{i % 5}", "person": f"p{i % 8}"},
+                    **{"fold": i % 4, "group": f"p{i % 5}", "person": f"p{i % 16}"},
                     **{"position": i % 3, "armstand": i % 2, "rotation_type": i % 4, "ss_no": i % 5, "tw_no": i % 2},
                     **{"caption": '["a","dive"]', "judge_scores": json.dumps([7, 8, 7.5, 8, 7, 8, 7])},
                     **{"ratings": json.dumps([1 + (i + k) % 5 for k in range(6)]), "tes": 30 + i, "pcs": 25 + i},
@@ -268,6 +268,8 @@ def test_every_file_runs_on_a_miniature_store(tmp_path_factory: pytest.TempPathF
         wanted = {c.name for c in table.columns} - averages if row["method"] else set()
         if own := next(r.columns for r in table.rows if r.name == row["name"]):
             wanted &= set(own)
+        if file.parent.name == "real":
+            wanted -= set(row["lacks"])  # a tenth of twelve videos is one, and four segments are few
         assert set(row["measured"]) - averages == wanted, row["name"]
 
 
