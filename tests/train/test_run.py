@@ -128,7 +128,7 @@ def test_a_stream_of_a_later_run_is_compared_by_its_own_settings(make_store: Mak
     )
     model = load_checkpoint(next((tmp_path / "o" / "models" / "aa").iterdir()))
     model.score(FeatureStore.open(apart))
-    with pytest.raises(StoreError, match=r"flow were extracted.*pixels\.crop: trained on 64, given the default"):
+    with pytest.raises(StoreError, match=r"flow were made in another way.*pixels\.crop: trained on 64, given the default"):
         model.score(FeatureStore.open(make_store(videos=12, name="b.zarr", streams=("rgb", "flow"))))
 
 
@@ -480,7 +480,7 @@ def test_labels_of_other_columns_in_any_dialect(make_store: MakeStore, tmp_path:
     columns = {"id_column": "Clip", "score_column": "Total"}
     features = prepare(resolve(None, {**flags, **columns}), said.append).features
     assert features.table["score"].tolist() == [i + 0.5 for i in range(16)]
-    assert "fit only as numbers (0 for 000.mp4)" in said[0]
+    assert "16 ids matched as numbers (0 for 000.mp4)" in said[0]
     with pytest.raises(UsageError, match=r"no column id or path .* and no column score; it has 'Clip', 'Total'"):
         prepare(resolve(None, flags), said.append)
     with pytest.raises(UsageError, match="id_column = Clip would be ignored without --labels"):
