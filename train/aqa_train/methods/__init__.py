@@ -208,6 +208,7 @@ CONSTANT, LINEAR = "mean-score", "ridge"
 """What every verdict compares with."""
 
 METHODS: Methods = Methods({
+    "auto": Method("aqa_train.methods.auto:Auto", "kernel ridge regressions, averaged: for dozens of labelled videos"),
     "s4aqa": Method(
         _S4AQA, "S4AQA: scores, segment recovery, adversarial alignment", _S4AQA_PAPER,
         unlabelled=True, recipes=_S4AQA_RECIPES,

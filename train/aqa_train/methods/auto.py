@@ -1,0 +1,248 @@
+"""Auto: what `aqa-train` trains where no method is named. Ridge regressions on several kernels, averaged (ours).
+
+    features → mean over time, and means of its quarters → columns to normal scores, by the training videos' ranks
+             → linear and Gaussian kernels of each → ridge of several strengths → mean, by leave-one-out error → score
+
+For dozens of labelled videos, which is what most people have. Every part is a closed form: it takes a second, has no
+seed and nothing to tune, and ranked better than ridge on mean features wherever it was measured
+(docs/methods/auto.md). Unlabelled videos say how each column is spread, and how far videos are apart; terms that ask
+more of them were tried and gained nothing there.
+
+Leave-one-out residuals of a ridge in closed form: Rasmussen and Williams, Gaussian Processes for Machine Learning, MIT
+Press 2006, section 5.4.2. Weights by leave-one-out error: Yao et al., Bayesian Analysis 2018, section 3.3
+(pseudo-BMA), arXiv:1704.02030, here more evenly. Landmarks: Williams and Seeger, NeurIPS 2000.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aqa_train.batch import Batch, Inputs
+from aqa_train.layers import mean_feature, segments_of
+from aqa_train.pool import Part, Pool
+
+Positive = Annotated[int, Field(ge=1)]
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class AutoConfig:
+    """Settings of auto; the defaults are meant to be left alone (all ours)."""
+
+    parts: Positive = 4
+    """Into so many equal parts a video is divided, besides the whole; 1 looks at the whole alone."""
+    gaussians: tuple[AboveZero, ...] = (0.3, 1.0, 2.0)
+    """Kernels exp(−g d² / median d²) beside the linear one."""
+    strengths: Annotated[tuple[AboveZero, ...], Field(min_length=1)] = tuple(10.0 ** (i / 2) for i in range(-6, 9))
+    """Of the ridge regressions, for kernels whose diagonal has the mean 1."""
+    trust: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.3
+    """A regression counts by its mean squared leave-one-out error ^ (−trust n / 2) on n labelled videos: at 0 all count
+    alike, at 1 by the likelihood, of which dozens of videos that are not independent tell too little."""
+    knots: Annotated[int, Field(ge=2)] = 64
+    """Quantiles by which a column's distribution is kept; of fewer videos every value."""
+    most: Annotated[int, Field(ge=2)] = 1000
+    """Training videos that distributions and distances are taken from, and labelled ones that kernels compare with;
+    of more, evenly chosen ones. Scores are always learned from all."""
+
+
+class Auto(nn.Module):
+    """Averaged kernel ridge regressions."""
+
+    Config = AutoConfig
+    has_uncertainty = True
+    shift: Tensor
+    scale: Tensor
+    knots: Tensor
+    normal: Tensor
+    centres: Tensor
+    sizes: Tensor
+    weights: Tensor
+    levels: Tensor
+    share: Tensor
+    error: Tensor
+
+    def __init__(self, inputs: Inputs, config: AutoConfig = AutoConfig()) -> None:
+        super().__init__()
+        self.config = config
+        self.width = sum(inputs.widths.values())
+        self.parts = min(config.parts, inputs.segments)
+        columns = self.width * (1 + self.parts * (self.parts > 1))
+        self.register_buffer("shift", torch.zeros(columns))
+        self.register_buffer("scale", torch.ones(columns))
+        self.register_buffer("knots", torch.zeros(columns, 0))
+        """Values of every column, ascending, after shift and scale."""
+        self.register_buffer("normal", torch.zeros(columns, 0))
+        """What they become."""
+        self.register_buffer("centres", torch.zeros(0, columns))
+        """Labelled videos that kernels compare with."""
+        self.register_buffer("sizes", torch.ones(2 if self.parts > 1 else 1, 2, dtype=torch.float64))
+        """By view: mean squared length, and median squared distance, of training videos."""
+        self.register_buffer("weights", torch.zeros(0, 0, dtype=torch.float64))
+        """(kernels, centres), of each kernel's regressions together."""
+        self.register_buffer("levels", torch.zeros(0, dtype=torch.float64))
+        self.register_buffer("share", torch.zeros(0, dtype=torch.float64))
+        """How much each kernel counts."""
+        self.register_buffer("error", torch.zeros((), dtype=torch.float64))
+        """Root mean square of the left-out residuals of the score."""
+
+    def forward(self, batch: Batch) -> Float[Tensor, "batch"]:
+        """Scores in training units."""
+        return self.share @ self.answers(batch)
+
+    def uncertainty(self, batch: Batch) -> Float[Tensor, "batch"]:
+        """Expected error in training units: leave-one-out error, and how far the kernels' answers are apart."""
+        answers = self.answers(batch)
+        return (self.error.square() + self.share @ (answers - self.share @ answers).square()).sqrt()
+
+    def answers(self, batch: Batch) -> Float[Tensor, "kernels batch"]:
+        """The score by every kernel alone."""
+        compared = self.kernels(self.columns(batch), self.centres.double())
+        return torch.stack([k @ w + v for k, w, v in zip(compared, self.weights, self.levels, strict=True)])
+
+    def prepare(self, pool: Pool) -> None:
+        """Distributions and distances from all training videos, then weights from labelled ones."""
+        config = self.config
+        labelled = self._raw(pool.labelled)
+        seen = torch.cat([labelled, self._raw(pool.unlabelled)]) if len(pool.unlabelled) else labelled
+        seen = seen[_evenly(len(seen), config.most)]
+        self.shift, self.scale = seen.mean(dim=0), seen.std(dim=0, correction=0).clamp(min=1e-6)
+        # Rounded as the checkpoint stores them, so that the weights fit what is stored.
+        values = torch.sort((seen - self.shift) / self.scale, dim=0).values
+        if len(values) > config.knots:
+            at = torch.linspace(0, len(values) - 1, config.knots, device=values.device).round().long()
+            values = values[at]
+        self.knots = _stored(values.T.contiguous())
+        self.normal = _stored(normal_scores(self.knots))
+        x, y = self._normalised(labelled), pool.labelled.scores.double()
+        order = y.argsort(stable=True)
+        self.centres = _stored(x[order[_evenly(len(x), config.most)]].float())
+        around = self._normalised(seen)
+        self.sizes = torch.stack([torch.stack(_size(v)) for v in self._views(around)])
+        x, centres = x.double(), self.centres.double()
+        found = [
+            ridge(k, between, y, config.strengths)
+            for k, between in zip(self.kernels(x, centres), self.kernels(centres, centres), strict=True)
+        ]
+        weights, levels, left_out = (torch.stack(parts) for parts in zip(*found, strict=True))
+        loss = left_out.square().mean(dim=2).clamp(min=1e-12).log()
+        share = torch.softmax(-config.trust * len(y) / 2 * loss.flatten(), dim=0).view_as(loss)
+        self.share = share.sum(dim=1)
+        within = share / self.share.clamp(min=1e-300)[:, None]
+        self.weights = torch.einsum("ks,ksc->kc", within, weights)
+        self.levels = (within * levels).sum(dim=1)
+        self.error = torch.einsum("ks,ksv->v", share, left_out).square().mean().sqrt()
+
+    def columns(self, batch: Batch) -> Float[Tensor, "batch columns"]:
+        """Normal scores of a video's columns: its mean feature, and those of its parts."""
+        return self._normalised(self._columns(batch)).double()
+
+    def kernels(self, x: Float[Tensor, "a columns"], z: Float[Tensor, "b columns"]) -> list[Float[Tensor, "a b"]]:
+        """Of every view the linear kernel and the Gaussian ones."""
+        found = []
+        for a, b, (length, distance) in zip(self._views(x), self._views(z), self.sizes, strict=True):
+            apart = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square() / distance
+            found += [a @ b.T / length, *(torch.exp(-g * apart) for g in self.config.gaussians)]
+        return found
+
+    def _raw(self, part: Part) -> Float[Tensor, "part columns"]:
+        return torch.cat([self._columns(b) for b in part.batches()])
+
+    def _columns(self, batch: Batch) -> Float[Tensor, "batch columns"]:
+        whole = mean_feature(batch)
+        return whole if self.parts == 1 else torch.cat([whole, in_parts(batch, self.parts).flatten(1)], dim=1)
+
+    def _normalised(self, columns: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch columns"]:
+        return interpolate((columns - self.shift) / self.scale, self.knots, self.normal)
+
+    def _views(self, x: Float[Tensor, "batch columns"]) -> list[Tensor]:
+        return [x] if self.parts == 1 else [x[:, : self.width], x[:, self.width :]]
+
+
+def ridge(
+    k: Float[Tensor, "videos centres"],
+    between: Float[Tensor, "centres centres"],
+    y: Float[Tensor, "videos"],
+    strengths: tuple[float, ...],
+) -> tuple[Float[Tensor, "strengths centres"], Float[Tensor, "strengths"], Float[Tensor, "strengths videos"]]:
+    """Kernel ridge regressions with a free level: weights of the centres, levels, residuals of each video left out.
+
+    With all videos as centres they are exact; with some of them, those of Nyström's approximation.
+    """
+    length, basis = torch.linalg.eigh(between)
+    kept = length > 1e-10 * length[-1].clamp(min=1e-300)
+    to_features = basis[:, kept] / length[kept].sqrt()
+    x = k @ to_features
+    middle = x.mean(dim=0)
+    u, s, vt = torch.linalg.svd(x - middle, full_matrices=False)
+    along, strength = u.T @ (y - y.mean()), torch.tensor(strengths).to(s)[:, None]
+    shrunk = s.square() / (s.square() + strength)
+    free = (1 - 1 / len(y) - shrunk @ u.square().T).clamp(min=1e-9)
+    left_out = (y - y.mean() - (shrunk * along) @ u.T) / free
+    beta = s / (s.square() + strength) * along @ vt
+    return beta @ to_features.T, y.mean() - beta @ middle, left_out
+
+
+def normal_scores(knots: Float[Tensor, "columns knots"]) -> Float[Tensor, "columns knots"]:
+    """Quantiles of the normal distribution at each value's rank (from 1/2 of the count on; equal values share one)."""
+    below, to = (torch.searchsorted(knots, knots, right=right) for right in (False, True))
+    return torch.special.ndtri((below + to).double() / (2 * knots.shape[1])).to(knots.dtype)
+
+
+def interpolate(
+    x: Float[Tensor, "batch columns"], knots: Float[Tensor, "columns knots"], values: Float[Tensor, "columns knots"]
+) -> Float[Tensor, "batch columns"]:
+    """Linear between the knots of each column, constant beyond its ends."""
+    across = x.T.contiguous()
+    last = knots.shape[1] - 1
+    right = torch.searchsorted(knots, across).clamp(max=last)
+    left = (right - 1).clamp(min=0)
+    (x0, x1), (y0, y1) = ((t.gather(1, left), t.gather(1, right)) for t in (knots, values))
+    share = ((across - x0) / (x1 - x0).clamp(min=1e-30)).clamp(0, 1)
+    return torch.where(x1 > x0, torch.lerp(y0, y1, share), y1).T
+
+
+def in_parts(batch: Batch, parts: int) -> Float[Tensor, "batch parts channels"]:
+    """Means of equal parts of each video's own length, all streams side by side; the first are longer by one segment
+    where it must be, and a video of fewer segments repeats them."""
+    x = segments_of(batch)
+    if batch.present is None:
+        return _means(x, parts)
+    found = x.new_zeros(len(x), parts, x.shape[2])
+    lengths = batch.present.sum(dim=1)
+    for length in lengths.unique().tolist():
+        mine = lengths == length
+        found[mine] = _means(x[mine, :length], parts)
+    return found
+
+
+def _means(x: Float[Tensor, "batch time channels"], parts: int) -> Float[Tensor, "batch parts channels"]:
+    time = x.shape[1]
+    if time < parts:
+        return x[:, torch.arange(parts, device=x.device) * time // parts]
+    return torch.stack([part.mean(dim=1) for part in x.tensor_split(parts, dim=1)], dim=1)
+
+
+def _size(view: Float[Tensor, "videos columns"]) -> tuple[Tensor, Tensor]:
+    """Mean squared length, and median squared distance of pairs; 1 where there is none."""
+    x = view.double()
+    length, apart = x.square().sum(dim=1).mean(), F.pdist(x).square()
+    median = apart.median() if len(apart) else length
+    one = torch.ones_like(length)
+    return torch.where(length > 0, length, one), torch.where(median > 0, median, one)
+
+
+def _evenly(n: int, most: int) -> Tensor:
+    """Places of at most `most` of n."""
+    return torch.arange(min(n, most)) * n // min(n, most)
+
+
+def _stored(x: Tensor) -> Tensor:
+    """As half precision keeps it."""
+    return x.half().float()
