@@ -128,9 +128,7 @@ def test_a_stream_of_a_later_run_is_compared_by_its_own_settings(make_store: Mak
     )
     model = load_checkpoint(next((tmp_path / "o" / "models" / "aa").iterdir()))
     model.score(FeatureStore.open(apart))
-    with pytest.raises(
-        StoreError, match=r"flow were made.*pixels\.crop: trained on 64, given the default"
-    ):
+    with pytest.raises(StoreError, match=r"flow were made.*pixels\.crop: trained on 64, given the default"):
         model.score(FeatureStore.open(make_store(videos=12, name="b.zarr", streams=("rgb", "flow"))))
 
 
