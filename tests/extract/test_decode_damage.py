@@ -220,7 +220,7 @@ def test_a_run_accepts_what_it_had_quarantined_and_says_so(tmp_path: Path, i3d_r
         return subprocess.run([*command, *more], capture_output=True, text=True, timeout=300)
 
     refused = run()
-    assert (refused.returncode, "--accept-damaged" in refused.stderr) == (ExitCode.QUARANTINED, True)
+    assert (refused.returncode, "--accept-damaged" in refused.stdout) == (ExitCode.QUARANTINED, True)
     accepted = run("--accept-damaged")
     assert accepted.returncode == ExitCode.OK, accepted.stderr
     assert "cut.mp4: accepted with" in accepted.stderr

@@ -362,6 +362,7 @@ def test_describe_says_what_is_there(path: Path) -> None:
         "dims": ["segment", "frame", "corner"],
         "shape": [10, 3, 4],
         "dtype": "float32",
+        "identity": {},
     }
     assert info["weights"]["rgb"]["sha256"] == "ab" * 32
     assert info["bytes"] > 10 * 8 * 4

@@ -151,20 +151,22 @@ def run(
 
     found = []
     go_on = f"aqa-train --resume {shlex.quote(str(out))}"
-    for done in train_cells(
-        grid, data.features, out, device=where, jobs=jobs, in_memory=in_memory, go_on=go_on, before=begin
-    ):
-        if done.cell.name:
-            console.out.print(f"{done.cell.name}\n", markup=False)
-        else:
-            draw(done.out, console.warn)
-        if done.summary["rows"]:
-            console.out.print(as_text(done.summary), markup=False)
-        _note_scores(done.experiment, done.out, done.summary["scores"])
-        found.append(done)
-    write_tidy(out, [(d.cell, [*d.results, *d.baselines]) for d in found])
-    if len(grid) > 1:
-        write_comparisons(out, [(d.cell, d.summary["comparisons"]) for d in found])
+    # Also what is done between two cells, which the loop of trainings does not see.
+    with ended_in_order(go_on):
+        for done in train_cells(
+            grid, data.features, out, device=where, jobs=jobs, in_memory=in_memory, go_on=go_on, before=begin
+        ):
+            if done.cell.name:
+                console.out.print(f"{done.cell.name}\n", markup=False)
+            else:
+                draw(done.out, console.warn)
+            if done.summary["rows"]:
+                console.out.print(as_text(done.summary), markup=False)
+            _note_scores(done.experiment, done.out, done.summary["scores"])
+            found.append(done)
+        write_tidy(out, [(d.cell, [*d.results, *d.baselines]) for d in found])
+        if len(grid) > 1:
+            write_comparisons(out, [(d.cell, d.summary["comparisons"]) for d in found])
     console.note(f"run folder: {out}")
     return found[-1].summary
 
