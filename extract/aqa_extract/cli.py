@@ -278,7 +278,7 @@ def extract(
         overwrite=overwrite,
         shard=_shard(shard, overwrite),
         # What `aqa info` recommends to make what is missing: it must not empty the store again.
-        command=shlex.join([Path(sys.argv[0]).name, *(a for a in sys.argv[1:] if a != "--overwrite")]),
+        command=shlex.join([*_program(sys.argv[0]), *(a for a in sys.argv[1:] if a != "--overwrite")]),
     )
     if dry_run:
         from aqa_extract.estimate import estimate
@@ -304,6 +304,12 @@ def _weights(given: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--weights {text!r}", fix="give NETWORK=NAME, as rgb=rgb_imagenet or flow=my_weights.pt")
         found[network] = name
     return found
+
+
+def _program(started: str) -> list[str]:
+    """What to type for the program that was started, `python -m` included: as a cluster's scripts start it."""
+    path = Path(started)
+    return ["python", "-m", path.parent.name] if path.name == "__main__.py" else [path.name]
 
 
 def _shard(text: str | None, overwrite: bool) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ its settings are checked once, and written into the identity of the stream that 
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -27,8 +28,8 @@ class Transform(Record):
     any_shape: ClassVar[bool] = False
     """Whether it takes more than (time, channels)."""
 
-    def __call__(self, x: Shaped[np.ndarray, "time ..."]) -> Shaped[np.ndarray, "rows ..."]:
-        raise NotImplementedError
+    @abstractmethod
+    def __call__(self, x: Shaped[np.ndarray, "time ..."]) -> Shaped[np.ndarray, "rows ..."]: ...
 
 
 class Flatten(Transform):

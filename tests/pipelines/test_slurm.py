@@ -234,7 +234,8 @@ def test_an_array_whose_tasks_are_cancelled_and_preempted_gives_the_bytes_of_one
     videos.mkdir()
     for i in range(9):
         Clip(frames=20 + i, size=(64 + 2 * i, 48)).write(videos / f"clip{i}")
-    small = ["--segments", "2", "--short-side", "32", "--crop", "32", "--weights", f"rgb={i3d_rgb_weights}"]
+    # Long enough that those with more rights come in the middle of it.
+    small = ["--segments", "16", "--short-side", "224", "--weights", f"rgb={i3d_rgb_weights}"]
     parted = ["extract", "v", "--out", "parts.zarr", *small, "--workers", "1"]
     asked = ["--parts", "3", "--gpus", "0", "--cpus", "1", "--memory", "", "--time", "10"]
     # Preemption that cancels kills what it takes: the job at the end must not be taken.
@@ -262,6 +263,9 @@ def test_an_array_whose_tasks_are_cancelled_and_preempted_gives_the_bytes_of_one
     ends = [text for name, text in logs.items() if name.startswith("aqa-end")]
     assert any(re.search(r"^job \d+: [12] parts? of 3", text, re.MULTILINE) for text in ends), logs
     assert any("whole, nothing is missing" in text for text in ends), logs
+    # The commands of parts that are missing can be typed as they are printed.
+    assert not any("__main__.py" in text for text in ends), logs
+    assert any("; run: python -m aqa_pipelines extract v --out parts.zarr" in text for text in ends), logs
     assert any("DUE TO PREEMPTION" in text for text in logs.values()), logs
 
     run("extract", "v", "--out", "one.zarr", *small, "--workers", "1")
