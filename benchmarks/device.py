@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from aqa_dives.dataset import Look, render
-from aqa_extract.cli import settings_from
-from aqa_extract.run import Options, Report, extract
+from aqa_extract.config import Options, resolve
+from aqa_extract.run import Report, extract
 from aqa_shared.machine import available_cores
 from aqa_shared.manifest import find_videos
 from aqa_shared.records import ExtractSettings
@@ -44,8 +44,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", type=Path)
     args = parser.parse_args()
-    rest = {"precision": args.precision}
-    settings = settings_from(streams=args.streams, flow=None, sampling={}, pixels={}, flow_rest={}, actor={}, rest=rest)
+    settings = resolve(None, {"streams": args.streams, "precision": args.precision}).features
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor()
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder)

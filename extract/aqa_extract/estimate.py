@@ -17,10 +17,11 @@ import numpy as np
 
 from aqa_extract import faults
 from aqa_extract.budget import ByteBudget, TooLarge
+from aqa_extract.config import Options
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest, Opened
 from aqa_extract.job import Job
 from aqa_extract.plan import Plan, only, pinned, read_plan, shard
-from aqa_extract.run import Options, decode_children, memory_budget, new_compute
+from aqa_extract.run import decode_children, memory_budget, new_compute
 from aqa_extract.sampling import coverage, part
 from aqa_extract.streams import array_specs, by_network, completed, identified, needs_actor
 from aqa_shared import console

@@ -23,7 +23,7 @@ from aqa_shared.records import ExtractSettings, Failure, Video
 from aqa_shared.store import Contents, Where, contents, refuse_other, refuse_to_empty, verify
 
 if TYPE_CHECKING:
-    from aqa_extract.run import Options
+    from aqa_extract.config import Options
 
 PART = ("start", "end", "start_time", "end_time", "frame_rate")
 REFUSALS = {

@@ -11,9 +11,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from aqa_extract import faults, quarantine
+from aqa_extract.config import Options
 from aqa_extract.faults import Fault
 from aqa_extract.job import Job
 from aqa_extract.plan import Plan, only, pinned, read_plan, shard
@@ -33,35 +34,6 @@ if TYPE_CHECKING:
     from aqa_extract.networks import Networks
 
 PACKAGES = ("torch", "torchvision", "av", "decord", "zarr", "numpy")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run.
-
-    Nothing here changes a feature beyond rounding (`batch` and `device` may choose other kernels), but for
-    `accept_damaged`, which is recorded with each video.
-    """
-
-    device: str = "auto"
-    batch: int | None = None
-    workers: int | None = None
-    decoder: Literal["auto", "decord", "av"] = "auto"
-    timeout: float = 300.0
-    stop_after: int = 20
-    accept_damaged: bool = False
-    """Take what decodes of damaged and truncated videos; every such video says so in its metadata."""
-    retry_failed: bool = False
-    repair: bool = False
-    """Extract again what `verify` finds damaged."""
-    replace: tuple[str, ...] = ()
-    """Ids, each its own entry or several separated by commas, of which a file or part that changed takes the place of
-    what the store holds; `changed` means all of those."""
-    overwrite: bool = False
-    shard: tuple[int, int] | None = None
-    """(i, n): only the i-th of n parts, from 1; what it commits waits for `finalise`."""
-    command: str = "aqa-extract with the same arguments"
-    """What makes the rest, should this run not come to its end."""
 
 
 @dataclass

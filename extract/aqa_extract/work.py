@@ -22,8 +22,8 @@ from aqa_shared.records import ExtractSettings, Video
 from aqa_shared.store import StoreWriter
 
 if TYPE_CHECKING:
+    from aqa_extract.config import Options
     from aqa_extract.networks import Networks
-    from aqa_extract.run import Options
 
 
 @dataclass

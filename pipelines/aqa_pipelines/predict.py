@@ -96,7 +96,8 @@ def _extracted(
     workers: int | None,
 ) -> tuple[list[Scored], list[Failure]]:
     """Videos scored in their order, from features made as those that were learned from; and those that failed."""
-    from aqa_extract.run import Options, extract
+    from aqa_extract.config import Options
+    from aqa_extract.run import extract
     from aqa_shared.manifest import find_videos
     from aqa_shared.store import FeatureStore
 

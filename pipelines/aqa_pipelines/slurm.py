@@ -9,7 +9,6 @@ on: where pre-emption cancels, it does nothing. sbatch's options: https://slurm.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -18,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from aqa_shared.errors import EnvironmentFault, UsageError
+from aqa_shared.errors import EnvironmentFault
+from aqa_shared.options import Option, Several
 from aqa_shared.records import Record
-from aqa_shared.settings import Option, as_toml, explain, from_environment, read_toml
+from aqa_shared.settings import as_toml, gathered, valid
 
 ENVIRONMENT = "AQA_SLURM_"
 WORK, NODE, QUEUE = "What is submitted", "What a part gets", "Where it is queued"
@@ -63,17 +63,17 @@ class Slurm(Record):
         ),
     ] = ""
     setup: Annotated[
-        tuple[str, ...], Option(NODE, "Shell lines to run first, with commas between, as `module load cuda`.")
+        Several, Option(NODE, "Shell lines to run first, with commas between, as `module load cuda`.")
     ] = ()
     partition: Annotated[str, Option(QUEUE, "Partition.", default="the site's")] = ""
     account: Annotated[str, Option(QUEUE, "Account.", default="yours")] = ""
     qos: Annotated[str, Option(QUEUE, "Quality of service.", default="the site's")] = ""
     directives: Annotated[
-        tuple[str, ...],
+        Several,
         Option(QUEUE, "Other options of sbatch, with commas between, as `--constraint=a100`."),
     ] = ()
     end_directives: Annotated[
-        tuple[str, ...],
+        Several,
         Option(QUEUE, "The same for the job at the end, which needs no GPU, as `--partition=cpu`."),
     ] = ()
 
@@ -110,12 +110,8 @@ class Slurm(Record):
 
 def resolve(config: Path | None, flags: Mapping[str, Any]) -> Slurm:
     """Options over AQA_SLURM_* over a TOML file over defaults."""
-    variables = from_environment(ENVIRONMENT, os.environ, Slurm)
-    try:
-        return Slurm.model_validate({**(read_toml(config) if config else {}), **variables, **flags})
-    except ValidationError as e:
-        names = {name: f"{ENVIRONMENT}{name.upper()}" for name in variables if name not in flags}
-        raise UsageError(explain(e, names), fix="see aqa submit slurm --help") from None
+    asked, variables = gathered(Slurm, ENVIRONMENT, config, flags)
+    return valid(Slurm, asked, variables, fix="see aqa submit slurm --help")
 
 
 def printed(settings: Slurm) -> str:

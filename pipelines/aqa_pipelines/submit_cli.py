@@ -79,15 +79,23 @@ def _extraction(command: list[str]) -> tuple[list[str], str]:
     import typer.main
 
     from aqa_extract.cli import app as extract
+    from aqa_extract.config import Config, resolve
 
     name, *arguments = command
     if name != "extract":
         raise UsageError(f"{name!r} cannot be submitted", fix="give an extraction: -- extract videos/ --out feats.zarr")
-    parameters = typer.main.get_command(extract).make_context("aqa extract", list(arguments)).params
-    for option in ("shard", "overwrite", "dry_run"):
-        if parameters.get(option):
+    context = typer.main.get_command(extract).make_context("aqa extract", list(arguments))
+    asked = resolve(context.params["config"], given(context, Config))
+    if not asked.out:
+        raise UsageError("the extraction has no --out", fix="give an extraction: -- extract videos/ --out feats.zarr")
+    for option, is_given in (
+        ("shard", asked.options.shard),
+        ("overwrite", asked.options.overwrite),
+        ("dry_run", context.params["dry_run"]),
+    ):
+        if is_given:
             raise UsageError(
                 f"--{option.replace('_', '-')} cannot be given to an extraction in parts",
                 fix="omit it: every part gets its own --shard" if option == "shard" else "omit it",
             )
-    return arguments, str(parameters["out"])
+    return arguments, asked.out

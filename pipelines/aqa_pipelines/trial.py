@@ -57,7 +57,8 @@ def _extract(clip: Path, weights: Path, out: Path, decoder: Any, device: str) ->
     """RGB and flow features of the clip, (2, 1024), as they are read back from the store."""
     import numpy as np
 
-    from aqa_extract.run import Options, extract
+    from aqa_extract.config import Options
+    from aqa_extract.run import extract
     from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling, Video
     from aqa_shared.store import FeatureStore, verify
 

@@ -1,8 +1,7 @@
-"""What the three commands have in common: plain help in groups, -h, --version, variables that must exist."""
+"""What the three commands have in common: plain help in groups, -h, --version."""
 
 from __future__ import annotations
 
-import os
 import pkgutil
 import re
 from collections.abc import Callable
@@ -14,7 +13,6 @@ import typer.core
 import typer.main
 
 from aqa_shared import __version__
-from aqa_shared.errors import UsageError, did_you_mean
 
 OTHERS = "Other options"
 """Heading of the options that name no group."""
@@ -58,8 +56,7 @@ class _Plain:
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):  # type: ignore[attr-defined]
-            # Every option can come from the environment, and what is not asked for is off: noise beside each.
-            parameter.show_envvar = False
+            # What is not asked for is off: noise beside each.
             if getattr(parameter, "is_bool_flag", False) and not parameter.default:
                 parameter.show_default = False
             if (record := parameter.get_help_record(ctx)) is not None:
@@ -82,13 +79,7 @@ class _Plain:
 
 
 class Command(_Plain, typer.core.TyperCommand):
-    """A command; where it has an environment prefix, a variable with it that sets no option is an error."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        rest = super().parse_args(ctx, args)
-        if ctx.auto_envvar_prefix and not ctx.resilient_parsing:
-            refuse_unknown_variables(f"{ctx.auto_envvar_prefix}_", [p.name for p in self.params if p.name])
-        return rest
+    """A command."""
 
 
 class Group(_Plain, typer.core.TyperGroup):
@@ -117,26 +108,11 @@ class Later(typer.core.TyperCommand):
 
 
 class App(typer.Typer):
-    """typer.Typer with the help above; `environment` is the prefix of the variables that set options."""
+    """typer.Typer with the help above."""
 
-    def __init__(self, *, environment: str = "", cls: type[Group] = Group, **more: Any) -> None:
-        context: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
-        if environment:
-            context["auto_envvar_prefix"] = environment
-        super().__init__(
-            cls=cls, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=context, **more
-        )
+    def __init__(self, *, cls: type[Group] = Group, **more: Any) -> None:
+        names = {"help_option_names": ["-h", "--help"]}
+        super().__init__(cls=cls, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=names, **more)
 
     def command(self, name: str | None = None, **more: Any) -> Any:
         return super().command(name, **{"cls": Command, **more})
-
-
-def refuse_unknown_variables(prefix: str, names: list[str]) -> None:
-    """Raises UsageError for an environment variable with `prefix` that sets none of `names`: it would do nothing."""
-    for variable in sorted(os.environ):
-        name = variable.removeprefix(prefix).lower()
-        if variable.startswith(prefix) and name not in names:
-            raise UsageError(
-                f"{variable} is set, and {name!r} is not an option",
-                fix=f"{did_you_mean(name, names)} unset it, or see --help".lstrip(),
-            )

@@ -6,11 +6,17 @@ comparable exactly when their `ExtractSettings` and weight digests are equal.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from aqa_shared.options import Option, Several, pairs
 
 Protocol = Literal["even", "dense", "mtl-aqa", "rhythmic-gymnastics", "jigsaws", "finediving", "aqa-7", "finefs"]
+
+SEGMENTS, STREAMS, FLOW, PIXELS, ACTOR = "Segments", "Streams", "Flow", "Pixels", "Actor"
+NETWORKS = "Networks and weights"
+"""Headings of the options that these records are (`aqa_extract.config`)."""
 
 UntaggedMatrix = Literal["bt601", "bt709", "by-size"]
 
@@ -76,17 +82,27 @@ PUBLISHED_FRAMES = 16
 class Sampling(Record):
     """Which frames make up the segments; `aqa_extract.sampling` gives the exact indices."""
 
-    protocol: Protocol = "even"
-    segments: Annotated[int, Field(ge=1)] | Literal["auto"] = 10
-    """Number of segments of `even`; `auto` takes as many as let them look at every frame."""
-    segment_frames: int | None = Field(default=None, ge=1)
-    """Frames of a segment; None is what the backbones were trained on. A run's own settings always say."""
-    step: int = Field(default=16, ge=1)
-    """Distance between segment starts of `dense`, in frames of the timeline."""
-    fps: Finite | None = Field(default=None, gt=0)
-    """Resample by timestamp to this rate first; None keeps every frame, or the protocol's own rate."""
-    last_start: Literal[86, 87] = 86
-    """Where the tenth clip of `mtl-aqa` and `aqa-7` starts: 86 in CoRe's code, 87 in MUSDL's."""
+    protocol: Annotated[
+        Protocol, Option(SEGMENTS, f"Which frames make up the segments: {', '.join(get_args(Protocol))}.")
+    ] = "even"
+    segments: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"],
+        Option(SEGMENTS, "Segments a video (even), or auto: as many as look at every frame."),
+    ] = 10
+    segment_frames: Annotated[
+        int | None, Option(SEGMENTS, "Frames a segment (even, dense).", default="the backbone's, 16 for i3d")
+    ] = Field(default=None, ge=1)
+    """None is what the backbones were trained on. A run's own settings always say."""
+    step: Annotated[int, Option(SEGMENTS, "Frames between segment starts (dense).")] = Field(default=16, ge=1)
+    """In frames of the timeline."""
+    fps: Annotated[Finite | None, Option(SEGMENTS, "Resample to this rate by timestamp first.")] = Field(
+        default=None, gt=0
+    )
+    """None keeps every frame, or the protocol's own rate."""
+    last_start: Annotated[int, Option(SEGMENTS, "Start of the tenth clip (mtl-aqa, aqa-7): 86 or 87.")] = Field(
+        default=86, ge=86, le=87
+    )
+    """86 in CoRe's code, 87 in MUSDL's."""
 
     @model_validator(mode="after")
     def _published_protocols_have_their_clip(self) -> Sampling:
@@ -106,15 +122,29 @@ class Sampling(Record):
 class Pixels(Record):
     """From a decoded frame to the networks' input. None is what each backbone was trained on."""
 
-    short_side: int | None = Field(default=None, ge=32)
-    crop: int | None = Field(default=None, ge=32)
-    fit: Literal["crop", "squash"] | None = None
+    short_side: Annotated[
+        int | None,
+        Option(PIXELS, "Frames are resized to this short side.", default="the backbone's, 256 for i3d"),
+    ] = Field(default=None, ge=32)
+    crop: Annotated[int | None, Option(PIXELS, "Square that the network sees.", default="its own, 224 for i3d")] = (
+        Field(default=None, ge=32)
+    )
+    fit: Annotated[
+        Literal["crop", "squash"] | None,
+        Option(PIXELS, "crop (the middle of a frame) or squash.", default="the backbone's"),
+    ] = None
     """The middle square of a frame, or the whole frame made square."""
-    normalise: Literal["kinetics", "imagenet"] | None = None
+    normalise: Annotated[
+        Literal["kinetics", "imagenet"] | None,
+        Option(PIXELS, "kinetics ([-1, 1]) or imagenet (CoRe-style code).", default="the backbone's"),
+    ] = None
     """`kinetics` maps 0..255 to [-1, 1] as I3D was trained; `imagenet` is what CoRe-style code feeds it."""
-    antialias: bool | None = None
+    antialias: Annotated[bool | None, Option(PIXELS, "Smooth when reducing frames.")] = None
     """Off matches the OpenCV/TF bilinear resize of the I3D authors, and torchvision's video transforms."""
-    untagged_matrix: UntaggedMatrix = "bt601"
+    untagged_matrix: Annotated[
+        UntaggedMatrix,
+        Option(PIXELS, "How to read colours whose matrix the file does not name: bt601, bt709 or by-size."),
+    ] = "bt601"
     """How to read YCbCr whose file names no matrix: as FFmpeg, OpenCV and decord do (BT.601), as HDTV (BT.709), or
     BT.709 from 1280 pixels of width or 577 of height on."""
 
@@ -129,47 +159,101 @@ class Pixels(Record):
 class FlowSettings(Record):
     """TV-L1 optical flow and how it becomes network input."""
 
-    mode: Literal["off", "parity"] = "off"
+    mode: Annotated[
+        Literal["off", "parity"],
+        Option(
+            FLOW, "TV-L1: off, or parity (as OpenCV on a CPU).", key="flow", default="parity for flow streams, else off"
+        ),
+    ] = "off"
     """`parity` is OpenCV's CPU DualTVL1, which I3D's flow network was trained on."""
-    quantise: Literal["mediapipe", "round", "none"] = "mediapipe"
-    bound: Finite = Field(default=20.0, gt=0)
+    quantise: Annotated[
+        Literal["mediapipe", "round", "none"],
+        Option(FLOW, "mediapipe (as I3D was trained), round, or none.", key="flow_quantise"),
+    ] = "mediapipe"
+    bound: Annotated[Finite, Option(FLOW, "Flow is clipped to this many pixels.", key="flow_bound")] = Field(
+        default=20.0, gt=0
+    )
     """Displacements are clipped to ±bound pixels, then scaled to [-1, 1]."""
 
 
 class ActorSettings(Record):
     """Where the actor is looked for, who it is, and how the crop is made."""
 
-    every: int = Field(default=2, ge=1)
-    """Detect on every k-th frame of the video, interpolate between."""
-    looks: int = Field(default=400, ge=2)
-    """Detect on at most so many frames a video; a longer one is looked at less often."""
-    min_score: Finite = Field(default=0.4, gt=0, le=1)
-    """A person has two detections of at least this; whole frames of noise and test patterns have 0.41 at most, once."""
-    min_coverage: Finite = Field(default=0.2, ge=0, le=1)
-    """Where the actor is detected on a smaller share of the looks, the full frame is used."""
-    select: Literal["motion", "longest", "largest", "central"] = "motion"
-    """Who of several people is the actor."""
-    actors: int = Field(default=1, ge=1, le=16)
-    """Tracks that are kept; the features are of the best."""
-    enlarge: Finite = Field(default=1.25, ge=1)
-    """The square crop's side over the body's longer side."""
+    select: Annotated[
+        Literal["motion", "longest", "largest", "central"],
+        Option(
+            ACTOR,
+            "Who of several people is the actor, over the whole video: motion, longest, largest or central.",
+            key="actor_select",
+        ),
+    ] = "motion"
+    actors: Annotated[int, Option(ACTOR, "Keep the tracks of the N best people; the features are of the best.")] = (
+        Field(default=1, ge=1, le=16)
+    )
+    every: Annotated[int, Option(ACTOR, "Look for people on every k-th frame of the video.", key="actor_every")] = (
+        Field(default=2, ge=1)
+    )
+    """Between them, boxes are interpolated."""
+    looks: Annotated[
+        int, Option(ACTOR, "At most so many looks a video; longer ones are looked at less often.", key="actor_looks")
+    ] = Field(default=400, ge=2)
+    min_score: Annotated[
+        Finite, Option(ACTOR, "A person is detected with at least this score, twice.", key="actor_min_score")
+    ] = Field(default=0.4, gt=0, le=1)
+    """Whole frames of noise and test patterns have 0.41 at most, once."""
+    min_coverage: Annotated[
+        Finite,
+        Option(
+            ACTOR,
+            "With the actor on a smaller share of the looks, the full frame is used.",
+            key="actor_min_coverage",
+        ),
+    ] = Field(default=0.2, ge=0, le=1)
+    enlarge: Annotated[Finite, Option(ACTOR, "Side of the actor's crop over the body's.", key="actor_enlarge")] = Field(
+        default=1.25, ge=1
+    )
+    """The crop is a square, and the body's side its longer one."""
 
 
 class ExtractSettings(Record):
     """Everything that decides the value of a feature; two stores that differ here do not mix."""
 
-    streams: tuple[str, ...] = ("rgb",)
+    streams: Annotated[
+        Several,
+        Option(
+            STREAMS,
+            "With commas between: {grammar}. Views: {views}. Backbones: {backbones}. Outputs: `aqa streams`.",
+            default="rgb, and flow where --flow is on",
+        ),
+    ] = ("rgb",)
     """What to keep: STREAM or STREAM:OUTPUT, each an array; `aqa_extract.streams` has the table."""
     sampling: Sampling = Sampling()
     pixels: Pixels = Pixels()
     flow: FlowSettings = FlowSettings()
     actor: ActorSettings = ActorSettings()
-    weights: dict[str, str] = Field(default_factory=dict)
+    weights: Annotated[
+        dict[str, str],
+        BeforeValidator(pairs),
+        Option(
+            NETWORKS,
+            "As rgb=NAME, flow=FILE, actor=NAME or rgb@swin3d_b=FILE: a name of `aqa weights list` or a file; again "
+            "for several.",
+            metavar="NETWORK=NAME",
+        ),
+    ] = Field(default_factory=dict)
     """By network (`rgb`, `flow`, `actor`, `rgb@BACKBONE`): a registry name or a file; `default` for those that are not
     here. Which source served them, with its digest, is provenance."""
-    bn_eps: Finite = Field(default=1e-3, gt=0)
+    bn_eps: Annotated[Finite, Option(NETWORKS, "I3D batch-norm epsilon; 1e-5 matches CoRe-style features.")] = Field(
+        default=1e-3, gt=0
+    )
     """1e-3 is I3D's own; 1e-5 reproduces features of CoRe-style code."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        Option(
+            NETWORKS,
+            "fp32, bf16 or fp16 for the backbones; bf16 is 2 to 5 times as fast on processors with units for it.",
+        ),
+    ] = "fp32"
 
     @model_validator(mode="after")
     def _streams_are_named_once(self) -> ExtractSettings:

@@ -7,49 +7,68 @@ its type and its default are the field's own, so that nothing is written twice.
 from __future__ import annotations
 
 import inspect
+import os
 import tomllib
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from aqa_shared.errors import UsageError
+from aqa_shared.errors import UsageError, did_you_mean
+from aqa_shared.options import Option
 from aqa_shared.toml import as_key, as_value
 
-Records = tuple[type[BaseModel], ...]
+Whole = TypeVar("Whole", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Option:
-    """How a field is shown on the command line."""
+class Setting:
+    """A field that can be set, of a record or of a record in it."""
 
-    panel: str
-    """The heading in `--help`."""
-    help: str
-    name: str = ""
-    """Where it is not the field's, as `method` for `methods`."""
-    default: str = ""
-    """What holds where it is not given, where the field's default does not say so."""
-    metavar: str | None = None
+    path: tuple[str, ...]
+    """The names of fields that lead to it."""
+    field: FieldInfo
+    option: Option | None
 
-
-def fields_of(records: Iterable[type[BaseModel]]) -> dict[str, FieldInfo]:
-    """All fields by name."""
-    return {name: field for record in records for name, field in record.model_fields.items()}
+    def of(self, record: BaseModel) -> Any:
+        """Its value."""
+        return reduce(getattr, self.path, record)
 
 
-def with_options(*records: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A command's function whose `**settings` become the options of these records; they come first in `--help`."""
+def settings_of(record: type[BaseModel], path: tuple[str, ...] = ()) -> dict[str, Setting]:
+    """By the key by which it is set: every field, and of a record in a record its fields.
+
+    A field that is excluded from what is written is no setting.
+    """
+    found: dict[str, Setting] = {}
+    for name, field in record.model_fields.items():
+        here, inner = (*path, name), field.annotation
+        option = next((m for m in field.metadata if isinstance(m, Option)), None)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= settings_of(inner, here)
+        elif not field.exclude:
+            found[(option.key if option else "") or name] = Setting(here, field, option)
+    return found
+
+
+def with_options(record: type[BaseModel], **words: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A command's function whose `**settings` become the options of a record; they come first in `--help`.
+
+    `words` take the places that texts leave open, as `{views}`.
+    """
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function, eval_str=True)
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        made = [_parameter(n, f, o) for n, f in fields_of(records).items() if (o := _option(f)) is not None]
+        made = [
+            _parameter(key, s.field, s.option, words) for key, s in settings_of(record).items() if s.option is not None
+        ]
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*made, *own)]
         function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         function.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -58,44 +77,63 @@ def with_options(*records: type[BaseModel]) -> Callable[[Callable[..., Any]], Ca
     return wrap
 
 
-def given(context: typer.Context, *records: type[BaseModel]) -> dict[str, Any]:
-    """What was written on the command line, by the names of fields; lists are parted at commas."""
-    fields = fields_of(records)
-    found = {}
-    for name, value in context.params.items():
-        source = context.get_parameter_source(name)
-        if name in fields and source is not None and source.name == "COMMANDLINE":
-            found[name] = _parted(value) if is_list(fields[name]) else value
-    return found
+def given(context: typer.Context, record: type[BaseModel]) -> dict[str, Any]:
+    """What was written on the command line, by key."""
+    known, source = settings_of(record), context.get_parameter_source
+    return {n: v for n, v in context.params.items() if n in known and (s := source(n)) and s.name == "COMMANDLINE"}
 
 
-def from_environment(
-    prefix: str, environment: Mapping[str, str], *records: type[BaseModel], tables: Iterable[str] = ()
-) -> dict[str, Any]:
-    """`AQA_TRAIN_LR=1e-3` and the like by the names of fields; `tables` cannot be set as a whole."""
-    fields = fields_of(records)
-    values: dict[str, Any] = {}
-    for key, value in environment.items():
-        if not key.startswith(prefix):
-            continue
-        name = key.removeprefix(prefix).lower()
-        if name in tables:
-            raise UsageError(
-                f"{key} cannot be set as a whole",
-                fix=f"set one training setting, as {prefix}LR=1e-3, or use --set name=value",
-            )
-        values[name] = _parted(value) if name in fields and is_list(fields[name]) else value
-    return values
+def gathered(
+    record: type[BaseModel],
+    prefix: str,
+    file: Path | None,
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str] | None = None,
+    tables: Iterable[str] = (),
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values that were given, by key, and the variables of the environment (None: this process's) that gave some.
+
+    `tables` are what only a file can give. Raises UsageError for a key that sets nothing, with the nearest that does.
+    """
+    known = settings_of(record)
+    said = os.environ if environment is None else environment
+    outside = {k.removeprefix(prefix).lower(): v for k, v in sorted(said.items()) if k.startswith(prefix)}
+    variables = {key: prefix + key.upper() for key in outside}
+    for key in outside.keys() & set(tables):
+        raise UsageError(f"{variables[key]} cannot be set as a whole", fix="write it as a table of a file for --config")
+    written = read_toml(file) if file else {}
+    for key in [*written, *outside, *flags]:
+        if key not in known and key not in tables:
+            place = "" if key in flags else f"{variables.get(key) or file}: "
+            fix = f"{did_you_mean(key, known)} see --help and --print-config".lstrip()
+            raise UsageError(f"{place}there is no setting {key!r}", fix=fix)
+    # A value that both give is the command's, and an error must not send its reader to the variable.
+    return {**written, **outside, **flags}, {k: v for k, v in variables.items() if k not in flags}
+
+
+def valid(
+    record: type[Whole], values: Mapping[str, Any], variables: Mapping[str, str] | None = None, *, fix: str
+) -> Whole:
+    """The record with these values, by key. Raises UsageError that names those that are wrong."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *places, name = settings_of(record)[key].path
+        reduce(lambda part, place: part.setdefault(place, {}), places, found)[name] = value
+    try:
+        return record.model_validate(found)
+    except ValidationError as e:
+        raise UsageError(explain(e, variables, record), fix=fix) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The settings of a file, as they are."""
+    """The settings of a file by key; `-` in a key is `_`."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}", fix="name a readable TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"{path}: {e}", fix="write it as TOML, like the output of --print-config") from None
+    return {key.replace("-", "_"): value for key, value in values.items()}
 
 
 def as_toml(record: Mapping[str, Any]) -> str:
@@ -107,45 +145,47 @@ def as_toml(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def explain(error: ValidationError, variables: Mapping[str, str] | None = None) -> str:
-    """What is wrong with which setting, and the environment variable that gave it."""
-    problems = []
+def explain(
+    error: ValidationError, variables: Mapping[str, str] | None = None, record: type[BaseModel] | None = None
+) -> str:
+    """What is wrong with which setting (those of `record` by key), and the environment variable that gave it."""
+    keys = {s.path: key for key, s in settings_of(record).items()} if record else {}
+    problems: dict[str, list[str]] = {}
+    values: dict[str, str] = {}
     for e in error.errors():
-        where = ".".join(str(p) for p in e["loc"])
-        if e["loc"] and (variable := (variables or {}).get(str(e["loc"][0]))):
+        names = tuple(p for p in e["loc"] if isinstance(p, str))
+        key = next((keys[names[:n]] for n in range(len(names), 0, -1) if names[:n] in keys), "")
+        # What a path has beyond its setting is the place in a list, or which of several types was tried.
+        place = [key, *(p for p in e["loc"] if isinstance(p, int))] if key else e["loc"] if record is None else ()
+        where = ".".join(map(str, place))
+        if variable := (variables or {}).get(key):
             where += f" (from {variable})"
-        value = "" if e["type"] in ("missing", "value_error") else f", got {e['input']!r}"
-        problems.append(f"{where}: {e['msg'].removeprefix('Value error, ')}{value}")
-    return "; ".join(problems)
+        problems.setdefault(where, []).append(e["msg"].removeprefix("Value error, "))
+        values[where] = "" if e["type"] in ("missing", "value_error") else f", got {e['input']!r}"
+    return "; ".join(
+        (f"{where}: " if where else "") + " or ".join(said) + values[where] for where, said in problems.items()
+    )
 
 
-def is_list(field: FieldInfo) -> bool:
-    """Whether a field is a tuple, or a tuple or None."""
-    kinds = [k for k in _kinds(field.annotation) if k is not type(None)]
-    return all(get_origin(k) is tuple for k in kinds)
-
-
-def _option(field: FieldInfo) -> Option | None:
-    return next((m for m in field.metadata if isinstance(m, Option)), None)
-
-
-def _parameter(name: str, field: FieldInfo, option: Option) -> inspect.Parameter:
+def _parameter(key: str, field: FieldInfo, option: Option, words: Mapping[str, str]) -> inspect.Parameter:
     kinds = {k for k in _kinds(field.annotation) if k is not type(None)}
-    text, flag = option.help, "--" + (option.name or name).replace("_", "-")
+    text, flag = option.help.format(**words), "--" + (option.name or key).replace("_", "-")
     kind: Any = str
     default: Any = None
     if kinds == {bool}:
-        kind, default = bool, False
+        kind, flag = bool, f"{flag}/--no-{flag[2:]}"
     elif kinds in ({int}, {float}):
         kind = kinds.pop()
-    elif any(get_origin(k) is dict for k in kinds):
+    elif option.repeated or any(get_origin(k) is dict for k in kinds):
         kind = list[str]
-    silent = kind is bool or field.is_required() or field.default_factory is not None or field.default in (None, "", ())
+    silent = field.is_required() or field.default_factory or field.default in (None, "", ()) or kind is bool
     if said := option.default or ("" if silent else as_value(field.default)):
         text = f"{text} [default: {said.strip(chr(34))}]"
-    shown = typer.Option(flag, help=text, rich_help_panel=option.panel, metavar=option.metavar)
-    annotation = Annotated[kind if kind is bool else kind | None, shown]  # type: ignore[valid-type]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    names = () if option.argument else (flag,)
+    made: Any = typer.Argument if option.argument else typer.Option
+    shown = made(*names, help=text, rich_help_panel=option.panel, metavar=option.metavar)
+    annotation = Annotated[kind | None, shown]
+    return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _kinds(annotation: Any) -> list[Any]:
@@ -155,7 +195,3 @@ def _kinds(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Union, types.UnionType):
         return [kind for part in get_args(annotation) for kind in _kinds(part)]
     return [annotation]
-
-
-def _parted(value: Any) -> list[str]:
-    return [part.strip() for part in str(value).split(",")]

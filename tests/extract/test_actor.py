@@ -15,11 +15,12 @@ from aqa_extract.actor.camera import small
 from aqa_extract.actor.find import find
 from aqa_extract.actor.ssd import PersonDetector, load_detector
 from aqa_extract.actor.track import Views
+from aqa_extract.config import Options
 from aqa_extract.decode.child import Decoder, DecodeRequest
 from aqa_extract.frames import resize
 from aqa_extract.job import Job
 from aqa_extract.loading import bytes_needed, load
-from aqa_extract.run import Options, extract
+from aqa_extract.run import extract
 from aqa_shared.errors import EnvironmentFault
 from aqa_shared.records import ActorSettings, ExtractSettings, FlowSettings, Pixels, Sampling, Video
 from aqa_shared.store import FeatureStore, contents

@@ -125,7 +125,7 @@ def test_a_preset_gives_way_to_all_else(tmp_path: Path) -> None:
         ("actor=a.pt", "rgb,flow", "--weights actor=… would be ignored"),
         ("rgb=r.pt", "flow", None),  # inflated flow weights are made of them
         ("rbg=r.pt", "rgb", "did you mean rgb"),
-        ("rgb", "rgb", "give NETWORK=NAME"),
+        ("rgb", "rgb", "weights: 'rgb' is not written NAME=VALUE"),
     ],
 )
 def test_weights_are_of_a_network_that_is_used(tmp_path: Path, given: str, streams: str, said: str | None) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from aqa_extract.run import Options, extract
+from aqa_extract.config import Options
+from aqa_extract.run import extract
 from aqa_shared.manifest import find_videos
 from aqa_shared.records import ExtractSettings, Pixels, Sampling
 from aqa_shared.store import FeatureStore

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aqa_extract.config import Options
 from aqa_extract.estimate import Estimate, Look, Speed, estimate
-from aqa_extract.run import Options, extract
+from aqa_extract.run import extract
 from aqa_extract.sampling import coverage
 from aqa_extract.streams import identified
 from aqa_extract.weights import resolve

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from aqa_extract.budget import ByteBudget, Stopped, TooLarge
 from aqa_extract.compute import Compute, Done
+from aqa_extract.config import Options
 from aqa_extract.decode import child, process
 from aqa_extract.decode.child import Decoder, DecodeRequest
 from aqa_extract.flow.settings import TVL1Settings
@@ -26,7 +27,6 @@ from aqa_extract.job import Job, JobFailed
 from aqa_extract.loading import Decoded, Prepared, load
 from aqa_extract.networks import Networks
 from aqa_extract.pipeline import Outcome, Pipeline
-from aqa_extract.run import Options
 from aqa_extract.streams import array_specs
 from aqa_extract.work import Work
 from aqa_shared.errors import EnvironmentFault, StoreError

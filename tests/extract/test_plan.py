@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
+from aqa_extract.config import Options, resolve
 from aqa_extract.plan import only, plan, read_plan, shard
-from aqa_extract.run import Options
 from aqa_extract.streams import completed, identified
-from aqa_shared.errors import StoreError
+from aqa_shared.errors import StoreError, UsageError
 from aqa_shared.records import ActorSettings, ExtractSettings, FlowSettings, Pixels, Video
 from aqa_shared.store import StoreWriter, Where, contents
 from aqa_shared.store.layout import sealed, unsealed
@@ -148,11 +148,8 @@ def test_files_count_by_their_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", ["3", "0/2", "3/2", "a/b", "1/-2"])
 def test_a_part_is_written_as_part_of_parts(wrong: str) -> None:
-    from aqa_extract.cli import _shard
-    from aqa_shared.errors import UsageError
-
-    with pytest.raises(UsageError, match="--shard"):
-        _shard(wrong, overwrite=False)
-    assert _shard("2/3", overwrite=False) == (2, 3)
-    with pytest.raises(UsageError, match="overwrite"):
-        _shard("2/3", overwrite=True)
+    with pytest.raises(UsageError, match="shard: give part/parts"):
+        resolve(None, {"shard": wrong}, {})
+    assert resolve(None, {"shard": "2/3"}, {}).options.shard == (2, 3)
+    with pytest.raises(UsageError, match="remove the store first"):
+        resolve(None, {"shard": "2/3", "overwrite": True}, {})

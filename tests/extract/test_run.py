@@ -21,9 +21,10 @@ import torch
 from tests.extract.clips import Clip
 
 from aqa_extract import quarantine
+from aqa_extract.config import Options
 from aqa_extract.estimate import Estimate
 from aqa_extract.plan import Plan, pinned, read_plan
-from aqa_extract.run import Options, Report, extract
+from aqa_extract.run import Report, extract
 from aqa_shared.errors import EnvironmentFault, ExitCode, StoreError, UsageError
 from aqa_shared.manifest import find_videos
 from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling, Video

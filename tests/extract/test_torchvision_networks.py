@@ -22,7 +22,8 @@ from torchvision.models import video
 from aqa_extract import weights_fetch
 from aqa_extract.backbones import BACKBONES, Backbone
 from aqa_extract.backbones.torchvision_video import _build
-from aqa_extract.run import Options, extract
+from aqa_extract.config import Options
+from aqa_extract.run import extract
 from aqa_extract.weights import fetch, resolve
 from aqa_extract.weights_convert import load_exactly
 from aqa_shared.errors import EnvironmentFault, UsageError

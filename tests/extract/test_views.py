@@ -14,6 +14,7 @@ from torchvision.transforms import functional as transforms
 
 from aqa_extract import frames as px
 from aqa_extract.compute import Compute, Done
+from aqa_extract.config import Options
 from aqa_extract.decode.child import Decoder
 from aqa_extract.flow.inputs import to_gray
 from aqa_extract.flow.settings import TVL1Settings
@@ -22,7 +23,6 @@ from aqa_extract.job import Job
 from aqa_extract.loading import Prepared, load
 from aqa_extract.networks import Networks
 from aqa_extract.presets import PRESETS
-from aqa_extract.run import Options
 from aqa_extract.streams import VIEWS, completed
 from aqa_extract.work import request_for
 from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling, Video

@@ -100,16 +100,25 @@ def test_a_variable_that_sets_nothing_is_refused(command: list[str], variable: s
     assert f"did you mean {meant}?" in done.stderr
 
 
-def test_options_of_training_are_its_settings() -> None:
-    """Names and defaults come from the records."""
-    from aqa_shared.settings import fields_of
-    from aqa_train.config import RunConfig, Training
+@pytest.mark.parametrize(("command", "record"), [("aqa-train", "RunConfig"), ("aqa-extract", "Config")])
+def test_options_are_the_settings(command: str, record: str) -> None:
+    """Names and defaults come from the records; what is no setting is about the command itself."""
+    from aqa_shared.settings import settings_of
 
-    command = typer.main.get_command(importlib.import_module("aqa_train.cli").app)
-    found = {str(p.name): p for p in command.params}
-    fields = fields_of((RunConfig, Training))
-    shown = {name for name, field in fields.items() if name in found}
-    assert {"features", "methods", "variants", "all_scores", "epochs", "folds"} <= shown
-    assert found["methods"].opts == ["--method"]
-    assert f"[default: {fields['seeds'].default}]" in found["seeds"].help
-    assert "[default: the method's" in found["epochs"].help
+    settings = settings_of(getattr(importlib.import_module(f"{APPS[command]}.config"), record))
+    found = {str(p.name): p for p in typer.main.get_command(importlib.import_module(f"{APPS[command]}.cli").app).params}
+    shown = {name: setting for name, setting in settings.items() if setting.option is not None}
+    assert len(shown) > 20
+    own = {"out", "resume", "set_", "device", "jobs", "in_memory"} if command == "aqa-train" else set()
+    assert found.keys() - shown.keys() == own | {
+        "config",
+        "print_config",
+        "dry_run",
+        "version",
+        "install_completion",
+        "show_completion",
+    }
+    for name, setting in shown.items():
+        assert setting.option.argument or f"--{(setting.option.name or name).replace('_', '-')}" in found[name].opts
+        if isinstance(default := setting.field.default, int | float) and not isinstance(default, bool):
+            assert f"[default: {setting.option.default or default}]" in found[name].help

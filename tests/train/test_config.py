@@ -154,7 +154,7 @@ def test_tables_cannot_come_from_the_environment(name: str, monkeypatch: pytest.
         ("LR", "fast", r"lr \(from AQA_TRAIN_LR\): .*'fast'"),
         ("FOLDS", "1", r"folds \(from AQA_TRAIN_FOLDS\)"),
         ("METHODS", "s4aq", r"methods \(from AQA_TRAIN_METHODS\): .*did you mean s4aqa"),
-        ("SEDS", "1", r"AQA_TRAIN_SEDS: there is no setting 'seds'; did you mean seed"),
+        ("SEDS", "1", r"AQA_TRAIN_SEDS: there is no setting 'seds'\ndid you mean seeds"),
     ],
 )
 def test_wrong_variables_of_the_environment_are_named(name: str, value: str, said: str) -> None:

@@ -20,7 +20,6 @@ from aqa_train.config import (
     LEARNING,
     PLACES,
     RunConfig,
-    Training,
     absolute,
     as_toml,
     differences,
@@ -40,7 +39,7 @@ Input, Learning, Run = map(group, (INPUT, LEARNING, "Run"))
 
 
 @app.command(epilog="aqa-train --features feats.zarr --out runs/first")
-@with_options(RunConfig, Training)
+@with_options(RunConfig)
 def train(
     context: typer.Context,
     out: Annotated[Path | None, Input(help="Run folder. [default: runs/<time>-<method>]")] = None,
@@ -65,7 +64,7 @@ def train(
     Settings also come from the environment, as AQA_TRAIN_SEEDS=3 or AQA_TRAIN_LR=1e-3: every name that
     --print-config shows outside of [settings]. They win over --config, options win over them, --resume ignores them.
     """
-    flags = given(context, RunConfig, Training)
+    flags = given(context, RunConfig)
     if "variants" in flags:
         flags["variants"] = parse_variants(flags["variants"])
     if resume is not None:

@@ -8,15 +8,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_serializer, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_serializer, field_validator
 
 from aqa_shared.errors import UsageError, did_you_mean
+from aqa_shared.options import Option, Several, parted
 from aqa_shared.records import Record
-from aqa_shared.settings import Option, explain, from_environment, read_toml
 from aqa_shared.settings import as_toml as written
+from aqa_shared.settings import explain, gathered, valid
 from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
 
 ENVIRONMENT = "AQA_TRAIN_"
+HELP = "aqa-train --print-config shows the settings and their values"
 LARGEST_SCORE = 1e12
 """What is beyond is a slip of the pen, and its square is beyond numbers soon."""
 
@@ -85,7 +87,7 @@ class RunConfig(Record):
 
     features: Annotated[str, Option(INPUT, "Store of aqa-extract: a folder or a URL.", metavar="<path>")]
     methods: Annotated[
-        tuple[str, ...],
+        Several,
         Option(
             LEARNING,
             f"One or several, separated by commas; `aqa methods` says what they are: {', '.join(METHODS)}.",
@@ -94,9 +96,7 @@ class RunConfig(Record):
         ),
     ] = ()
     """Empty: s4aqa where there are unlabelled videos to learn from, aa where there are none."""
-    streams: Annotated[
-        tuple[str, ...], Option(INPUT, "Streams of the store, as rgb or rgb,flow.", default="all features")
-    ] = ()
+    streams: Annotated[Several, Option(INPUT, "Streams of the store, as rgb or rgb,flow.", default="all features")] = ()
     """Empty: all of the store."""
     labels: Annotated[
         str | None,
@@ -182,6 +182,7 @@ class RunConfig(Record):
     """The first; run i draws labels, initial weights and order from seed + i."""
     score_range: Annotated[
         tuple[float, float] | None,
+        BeforeValidator(parted),
         Option(PROTOCOL, "Ends of the score scale, as 0,104.5.", default="of the labelled scores"),
     ] = None
     """The scale's ends in the dataset's units; None takes the labelled training scores' ends."""
@@ -228,7 +229,7 @@ class RunConfig(Record):
     @field_validator("labelled", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
-        parts = value.split(",") if isinstance(value, str) else value
+        parts = parted(value)
         if not isinstance(parts, list | tuple):
             return value
         if len({*map(str, parts)}) < len(parts):
@@ -276,37 +277,16 @@ def resolve(
 
     `--set` may name training settings too.
     """
-    merged: dict[str, Any] = dict(defaults or {}) | (read_toml(file) if file else {})
-    outside = from_environment(
-        ENVIRONMENT, os.environ if environment is None else environment, RunConfig, Training, tables=TABLES
-    )
-    merged.update(outside)
-    merged.update(flags)
-    # A value that both give is the command's, and an error must not send its reader to the variable.
-    variables = {n: ENVIRONMENT + n.upper() for n in outside if n not in flags}
-    training, settings = (_table(merged.pop(name, {}), name) for name in ("training", "settings"))
-    for name in [n for n in merged if n in Training.model_fields]:
-        training[name] = merged.pop(name)
+    asked, variables = gathered(RunConfig, ENVIRONMENT, file, flags, environment, TABLES)
+    merged = {**(defaults or {}), **_table(asked.pop("training", {}), "training"), **asked}
+    settings = _table(merged.pop("settings", {}), "settings")
     for item in sets:
         name, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not name:
             raise UsageError(f"--set {item!r} is not name=value", fix="for example --set dropout=0.5")
-        (training if name in Training.model_fields else settings)[name] = value
+        (merged if name in Training.model_fields else settings)[name] = value
         variables.pop(name, None)
-    unknown = [n for n in merged if n not in RunConfig.model_fields]
-    if unknown:
-        known = [*RunConfig.model_fields, *Training.model_fields]
-        where = f"{variables[unknown[0]]}: " if unknown[0] in variables else ""
-        raise UsageError(f"{where}there is no setting {unknown[0]!r}{_instead(unknown[0], known)}")
-    for name in training:
-        if name not in Training.model_fields:
-            raise UsageError(f"there is no training setting {name!r}{_instead(name, Training.model_fields)}")
-    try:
-        config = RunConfig(**merged, training=Training(**training), settings=settings)
-    except ValidationError as e:
-        raise UsageError(
-            explain(e, variables), fix="aqa-train --print-config shows the settings and their values"
-        ) from None
+    config = valid(RunConfig, {**merged, "settings": settings}, variables, fix=HELP)
     tried = config if config.methods else config.model_copy(update={"methods": (DEFAULT,)})
     for method in tried.methods:
         method_config(tried, method)
@@ -344,6 +324,9 @@ def absolute(config: RunConfig) -> RunConfig:
 def _table(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise UsageError(f"{name} is {value!r}, not a table", fix=f"write it as [{name}] with lines name = value")
+    if name == "training" and (unknown := [n for n in value if n not in Training.model_fields]):
+        known = Training.model_fields
+        raise UsageError(f"there is no training setting {unknown[0]!r}{_instead(unknown[0], known)}", fix=HELP)
     return dict(value)
 
 
@@ -410,9 +393,7 @@ def training_of(config: RunConfig, method: str) -> Training:
     try:
         return Training(**{**METHODS[method].recipe(config.recipe), **asked, **own})
     except ValidationError as e:
-        raise UsageError(
-            f"method {method}: {explain(e)}", fix="aqa-train --print-config shows the settings and their values"
-        ) from None
+        raise UsageError(f"method {method}: {explain(e)}", fix=HELP) from None
 
 
 def parse_variants(given: Iterable[str]) -> dict[str, list[str]]:
@@ -459,9 +440,7 @@ def method_config(config: RunConfig, method: str) -> Any:
     try:
         return TypeAdapter(cls).validate_python({**values, **row.fixed})
     except ValidationError as e:
-        raise UsageError(
-            f"method {method}: {explain(e)}", fix="aqa-train --print-config shows the settings and their values"
-        ) from None
+        raise UsageError(f"method {method}: {explain(e)}", fix=HELP) from None
 
 
 def as_toml(config: RunConfig) -> str:
