@@ -1,16 +1,18 @@
 """What the store costs: commits, appending, reading all of MTL-AQA's size (1412 videos × 10 × 1024), a large index.
 
-    python benchmarks/store.py [--videos 1412] [--many 100000]
+    python benchmarks/store.py [--videos 1412] [--many 100000] [--files 100000]
 
 Prints, from one run on one machine: a commit (into a folder, and into fsspec's memory); the finalise; appending one
 video to what is there; the whole read through the store (checksums verified, no chunk missing) beside a plain
 `numpy.load` of the same array and beside Zarr's defaults (zstd, one chunk per video); one video; the same through
-Dask; opening a store of very many videos, in a process of its own, with the memory that takes; and planning on it.
+Dask; opening a store of very many videos, in a process of its own, with the memory that takes; appending one video
+to it; and planning on it, beside a folder of `--files` files, of which the store has the first.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -93,22 +95,51 @@ def many(path: Path, videos: int) -> None:
         write_root(objects, after)
 
 
-OPEN = r"""
+MEASURED = """
 import re, sys, time
 from pathlib import Path
-from aqa_shared.store import FeatureStore
 started = time.perf_counter()
-store = FeatureStore.open(sys.argv[1])
-videos, rows = len(store.ids), int(store.lengths.sum())
+found = ", ".join(work(*sys.argv[1:]))
 seconds, status = time.perf_counter() - started, Path("/proc/self/status").read_text()
-print(seconds, int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3, videos, rows)
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) / 1e3
+print(f"{seconds:8.2f} s   {peak:6.0f} MB at most; {found}")
 """
+OPEN = """
+from aqa_shared.store import FeatureStore
+def work(path):
+    store = FeatureStore.open(path)
+    return f"{len(store.ids)} videos", f"{store.lengths.sum()} segments"
+"""
+PLAN = """
+import time
+from aqa_extract import quarantine
+from aqa_extract.config import Options
+from aqa_extract.plan import plan
+from aqa_shared.manifest import find_videos
+from aqa_shared.records import ExtractSettings
+from aqa_shared.store import contents
+def work(folder, store):
+    started = time.perf_counter()
+    videos = find_videos(folder).videos
+    yield f"{time.perf_counter() - started:.1f} s of them to list {len(videos)} files"
+    known = contents(store)  # its one number a segment is not what I3D says, so that `read_plan` would refuse it
+    before = quarantine.read(store) if known else {}
+    todo = plan(videos, known, before, set(), ExtractSettings(), Options())
+    yield f"{len(todo.already)} already there, {len(todo.refused)} refused, {len(todo.jobs)} to do"
+"""
+
+
+def measured(name: str, code: str, *arguments: object) -> None:
+    """What `work` takes in a process of its own, imports apart, with its most memory."""
+    command = [sys.executable, "-c", code + MEASURED, *map(str, arguments)]
+    print(f"{name:40} {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=int, default=1412)
     parser.add_argument("--many", type=int, default=100_000)
+    parser.add_argument("--files", type=int, default=100_000)
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -150,23 +181,42 @@ def main() -> None:
             more = (size(root / "s.zarr") - before) / 1e3
             print(f"{'append one video and finalise':40} {one:8.1f} ms   {more:6.0f} kB more on disk")
         print(f"{'compact':40} {timed(lambda: compact(root / 's.zarr')):8.0f} ms")
-        many(root / "many.zarr", options.many)
-        said = subprocess.run(
-            [sys.executable, "-c", OPEN, root / "many.zarr"], capture_output=True, text=True, check=True
-        )
-        seconds, peak, videos, segments = said.stdout.split()
-        print(
-            f"{f'open {videos} videos ({segments} segments)':40} {float(seconds) * 1e3:8.0f} ms   "
-            f"{float(peak):6.0f} MB at most"
-        )
-        plan(root / "many.zarr", options.many)
+        large = root / "many.zarr"
+        many(large, options.many)
+        measured(f"open {options.many} videos", OPEN, large)
+        look_up(large, options.many)
+        measured("the plan of files, without a store", PLAN, files(root / "v", options.files), root / "none.zarr")
+        measured("the plan of files, beside the store", PLAN, root / "v", large)
+        for i in range(3):
+            before = size(large)
+            one = timed(lambda i=i: append(large, f"new{i}"))  # type: ignore[misc]
+            said = f"append one video to {options.many}"
+            print(f"{said:40} {one:8.1f} ms   {(size(large) - before) / 1e3:6.0f} kB more on disk")
+        measured("open it again", OPEN, large)
+
+
+def append(path: Path, video_id: str) -> None:
+    with writer(path, ONE) as to:
+        to.commit(video_id, {"rgb": np.ones((10, 1), np.float32)}, {"fps": 25.0})
+        to.finalise({})
+
+
+def files(folder: Path, count: int) -> Path:
+    """Empty files of as many sizes, as `many` says of those that it has."""
+    (folder / "folder").mkdir(parents=True)
+    for i in range(count):
+        path = folder / f"folder/{i:07}.mp4"
+        with path.open("wb") as f:
+            f.truncate(10**6 + i)
+        os.utime(path, ns=(10**18 + i, 10**18 + i))
+    return folder
 
 
 def size(path: Path) -> int:
     return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
 
 
-def plan(path: Path, videos: int) -> None:
+def look_up(path: Path, videos: int) -> None:
     """What planning takes of the store: which videos it has, and what it recorded of each."""
     found = contents(path)
     assert found is not None

@@ -84,7 +84,7 @@ def _extraction(command: list[str]) -> tuple[list[str], str]:
     name, *arguments = command
     if name != "extract":
         raise UsageError(f"{name!r} cannot be submitted", fix="give an extraction: -- extract videos/ --out feats.zarr")
-    context = typer.main.get_command(extract).make_context("aqa extract", list(arguments))
+    context: Any = typer.main.get_command(extract).make_context("aqa extract", list(arguments))
     asked = resolve(context.params["config"], given(context, Config))
     if not asked.out:
         raise UsageError("the extraction has no --out", fix="give an extraction: -- extract videos/ --out feats.zarr")
