@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from aqa_extract.presets import PRESETS
-from aqa_extract.streams import chosen, completed, needs_actor, parse
+from aqa_extract.streams import canvases, chosen, completed, needs_actor, parse
 from aqa_shared.errors import UsageError
 from aqa_shared.options import Option, Several, parted
 from aqa_shared.records import ExtractSettings, Record
@@ -150,8 +150,11 @@ def resolve(file: Path | None, flags: Mapping[str, Any], environment: Mapping[st
     return config
 
 
+_WHOLE_FRAMES = "a stream that does not follow the actor"
 _USERS: tuple[tuple[str, Callable[[ExtractSettings], bool], str], ...] = (
-    ("fit", lambda s: any(not stream.actor for stream in chosen(s)), "a stream that does not follow the actor"),
+    ("fit", lambda s: any(not stream.actor for stream in chosen(s)), _WHOLE_FRAMES),
+    ("short_side", lambda s: bool(canvases(s)), _WHOLE_FRAMES),  # flow that follows the actor is cut out of these
+    ("antialias", lambda s: bool(canvases(s)), _WHOLE_FRAMES),
     ("segments", lambda s: s.sampling.protocol == "even", "--protocol even"),
     ("segment_frames", lambda s: s.sampling.protocol in ("even", "dense"), "--protocol even or dense"),
     ("step", lambda s: s.sampling.protocol == "dense", "--protocol dense"),

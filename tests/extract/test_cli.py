@@ -91,6 +91,8 @@ def test_the_printed_configuration_gives_itself_again(tmp_path: Path, options: t
         (("--flow", "parity", "--streams", "rgb", "--flow-quantise", "none"), "--flow-quantise", "a stream of flow"),
         (("--actor-every", "2"), "--actor-every", "--streams actor-rgb or actor-flow"),
         (("--streams", "flow", "--normalise", "imagenet"), "--normalise", "a stream of rgb"),
+        (("--streams", "actor-rgb", "--short-side", "300"), "--short-side", "a stream that does not follow the actor"),
+        (("--streams", "actor-rgb", "--antialias"), "--antialias", "a stream that does not follow the actor"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(
@@ -100,6 +102,12 @@ def test_an_option_that_would_do_nothing_is_refused(
     assert done.returncode == ExitCode.USAGE
     assert f"error: {ignored} would be ignored" in done.stderr
     assert f"use {users}" in done.stderr
+
+
+def test_flow_that_follows_the_actor_is_cut_out_of_whole_frames(tmp_path: Path) -> None:
+    for streams in (("--streams", "actor-flow"), ("--streams", "actor-rgb", "--flow", "parity")):
+        found = printed(tmp_path, *REQUIRED, *streams, "--short-side", "300")
+        assert found["short_side"] == 300
 
 
 def test_a_preset_gives_way_to_all_else(tmp_path: Path) -> None:
