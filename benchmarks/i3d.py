@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aqa_extract.i3d import InceptionI3D, MaxPool, Unit3D, same_padding
+from aqa_shared.console import counted
 from aqa_shared.machine import has_units_for
 
 
@@ -142,7 +143,8 @@ def main() -> None:
     exact = features[first]
     size = f"16x{args.side}x{args.side}"
     print(
-        f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} thread(s), {args.clips} clips of {size}"
+        f"torch {torch.__version__}, {args.device}, {counted(torch.get_num_threads(), 'thread')}, "
+        f"{args.clips} clips of {size}"
     )
     print(f"{'':45} {'s/clip':>8} {'x faster':>9} {'cosine':>9} {'rel. error':>10}")
     for name, spent in seconds.items():

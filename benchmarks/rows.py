@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
+from aqa_shared.console import counted
 from aqa_train.batch import ScoreScale
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet, array_of
@@ -97,7 +98,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = dict(np.load(options.file, allow_pickle=False))
     header = f"{options.file.stem}: at most {options.steps} steps, batches of {options.batch} or more, "
-    header += f"{options.draws} draw(s), recipe {options.recipe or 'default'}"
+    header += f"{counted(options.draws, 'draw')}, recipe {options.recipe or 'default'}"
     lines = [header, f"{'method':16} {'labels':>6} {'Spearman':>8} {'MAE':>6} {'s':>7} {'epochs':>6} {'batch':>5}"]
     if options.out and options.out.exists():
         lines = []

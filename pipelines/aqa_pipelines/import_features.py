@@ -72,8 +72,9 @@ class Report:
 
     def text(self) -> str:
         """The result as a person reads it."""
+        made = console.counted(sum(map(len, self.made.values())), "array")
         done = "would be imported" if self.dry_run else "imported"
-        lines = [f"{self.store}: {sum(map(len, self.made.values()))} array(s) {done}, {self.already} already there"]
+        lines = [f"{self.store}: {made} {done}, {self.already} already there"]
         for stream, (low, high, width) in sorted(self.shapes.items()):
             rows = f"{low}" if low == high else f"{low} to {high}"
             lines.append(f"  {stream}: {len(self.made.get(stream, ()))} of {rows} rows × {width}")
@@ -147,15 +148,15 @@ def import_features(
         rows = [one.rows for one in seen if one.item.stream == stream]
         report.shapes[stream] = (min(rows), max(rows), widths[stream])
     for what, count in held.ignored.most_common(6):
-        console.note(f"passed over: {what}{f' ({count} times)' if count > 1 else ''}")
+        console.note(f"skipped: {what}{f' ({count} times)' if count > 1 else ''}")
     videos = _labelled(held, seen, source, labels, label_columns)
     report.labelled = sum(v.score is not None for v in videos.values())
-    console.note(f"{len(videos)} video(s) in {shown(source)}, {report.labelled} with a score")
+    console.note(f"{console.counted(len(videos), 'video')} in {shown(source)}, {report.labelled} with a score")
 
     if uneven := _uneven(seen):
         console.warn(
-            f"streams differ in length in {len(uneven)} video(s) ({some(uneven)}): aqa-train takes one of them "
-            "(--streams), or all if --transform resample:rows=N gives them the same"
+            f"streams differ in length in {console.counted(len(uneven), 'video')} ({some(uneven)}): aqa-train takes "
+            "one of them (--streams), or all if --transform resample:rows=N gives them the same"
         )
     if there is not None:
         refuse_other(out, there.used, list(specs.values()))
@@ -274,7 +275,7 @@ def _not_finite(x: np.ndarray) -> tuple[str, str]:
     kinds = [f"{count} {name}" for name, count in (("NaN", missing.sum()), ("infinite", beyond.sum())) if count]
     listed = ", ".join(map(str, rows[:5])) + (" …" if len(rows) > 5 else "")
     fix = "make it again, take it away, or replace NaN with --transform fill:value=0"
-    return f"{' and '.join(kinds)} value(s), in row {listed} of {len(x)}", fix
+    return f"values that are {' and '.join(kinds)}, in row {listed} of {len(x)}", fix
 
 
 def _spec(stream: str, width: int, settings: ImportSettings) -> ArraySpec:
@@ -343,9 +344,10 @@ def _labelled(
     for warning in found.warnings[:MANY]:
         console.warn(warning)
     if found.unmatched:
-        console.warn(f"{labels}: {len(found.unmatched)} label(s) fit no video: {some(found.unmatched)}")
+        unmatched = console.counted(len(found.unmatched), "label")
+        console.warn(f"{labels}: {unmatched} without a video: {some(found.unmatched)}")
     if lacking := [v.id for v in found.videos if not v.has_labels]:
-        console.warn(f"{labels}: {len(lacking)} video(s) have no label: {some(lacking)}")
+        console.warn(f"{labels}: {console.counted(len(lacking), 'video')} without a label: {some(lacking)}")
     return {video.id: video for video in found.videos}
 
 

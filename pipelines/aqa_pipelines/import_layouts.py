@@ -151,7 +151,7 @@ class Source:
         found = {stream: where for stream, where in parts.items() if any(_rest(n, where) for n in names)}
         if found and len(found) < len(parts):
             raise NoInputError(
-                f"{shown(self.path)}: no file for the stream(s) "
+                f"{shown(self.path)}: no file for the stream "
                 f"{', '.join(f'{s}={w}' for s, w in parts.items() if s not in found)}; there are {some(sorted(names))}",
                 fix="give the end of the files' names (_rgb) or a folder (rgb/) as it is there",
             )

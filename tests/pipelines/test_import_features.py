@@ -119,7 +119,7 @@ def test_streams_by_folder_may_differ_in_length(
         save(folder / "static_feat" / f"{id}.npy", signal(id, "static", 5, 9))
     two = {"streams": ["dynamic=dynamic_feat/", "static=static_feat/"], "labels": labels}
     bring(folder, out, **two)
-    assert "streams differ in length in 12 video(s)" in capsys.readouterr().err.replace("\n", " ")
+    assert "streams differ in length in 12 videos" in capsys.readouterr().err.replace("\n", " ")
     expect(out, "dynamic", {id: signal(id) for id in IDS})
     expect(out, "static", {id: signal(id, "static", 5, 9) for id in IDS})
     with pytest.raises(StoreError, match=r"as Ball_001: dynamic \d, static 9") as caught:
@@ -320,7 +320,7 @@ def test_a_stream_beside_extracted_ones(tmp_path: Path) -> None:
 def test_a_dry_run_reads_and_writes_nothing(tmp_path: Path) -> None:
     save(tmp_path / "f" / "a.npy", signal("a"))
     report = bring(tmp_path / "f", tmp_path / "s.zarr", dry_run=True)
-    assert "1 array(s) would be imported" in report.text()
+    assert "1 array would be imported" in report.text()
     assert not (tmp_path / "s.zarr").exists()
 
 
@@ -337,7 +337,7 @@ def test_any_store(tmp_path: Path) -> None:
 BAD: dict[str, tuple[Any, str]] = {
     "nan": (
         np.array([[1.0, np.nan], [2.0, 3.0], [np.nan, np.inf]]),
-        r"2 NaN and 1 infinite value\(s\), in row 0, 2 of 3",
+        r"values that are 2 NaN and 1 infinite, in row 0, 2 of 3",
     ),
     "large": (np.full((3, 2), 1e300), r"values of up to 1e\+300 are too large for float32"),
     "empty": (np.zeros((0, 2)), r"it is empty, its shape is \(0, 2\)"),
@@ -442,8 +442,8 @@ def test_labels_and_arrays_that_lack_each_other_are_said(
         save(tmp_path / "f" / f"{id}.npy", signal(id))
     report = bring(tmp_path / "f", tmp_path / "s.zarr", labels=labels)
     said = capsys.readouterr().err.replace("\n", " ")
-    assert "8 label(s) fit no video: Ball_005" in said
-    assert "1 video(s) have no label: unknown" in said
+    assert "8 labels without a video: Ball_005" in said
+    assert "1 video without a label: unknown" in said
     assert (report.exit_code, report.labelled) == (ExitCode.OK, 4)
 
 

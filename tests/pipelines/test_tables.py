@@ -109,7 +109,7 @@ def test_a_table_runs_resumes_and_stands_beside_the_published_one(
     common = ["table", file, "--features", store, "--out", out, "--seeds", 2, "--epochs", 1, "--jobs", 1]
     aqa(*common, "--plan")
     said = capsys.readouterr().out
-    assert "16 training(s), 16 left" in said
+    assert "16 trainings, 16 left" in said
     assert not out.exists()
     aqa(*common)
     printed = capsys.readouterr().out
@@ -128,7 +128,7 @@ def test_a_table_runs_resumes_and_stands_beside_the_published_one(
     assert len(done) == 16
     # Table IX has S4AQA in common, which is not trained again.
     aqa("table", file.with_name("table9.toml"), *common[2:], "--plan")
-    assert "12 training(s), 8 left" in capsys.readouterr().out
+    assert "12 trainings, 8 left" in capsys.readouterr().out
     aqa(*common)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == done
     assert capsys.readouterr().out == printed

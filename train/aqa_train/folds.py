@@ -134,7 +134,7 @@ def _by_column(config: RunConfig, features: FeatureSet, free: Rows, units: NDArr
     folds = sorted(set(values[free].tolist()) - {""})
     if len(folds) < 2:
         raise UsageError(
-            f"--folds-by {name}: the scored videos have {len(folds)} value(s) in it, and folds are two at least",
+            f"--folds-by {name}: the scored videos have {counted(len(folds), 'value')} in it; two are needed",
             fix="name a column of the labels, as fold or group",
         )
     tests = [free[values[free] == fold] for fold in folds]
@@ -142,8 +142,8 @@ def _by_column(config: RunConfig, features: FeatureSet, free: Rows, units: NDArr
         parted = in_same_group(units, np.setdiff1d(free, tested), tested)
         if parted.any():
             raise UsageError(
-                f"--folds-by {name}: {int(parted.sum())} video(s) are in the group of videos of the fold {fold}, and "
-                "are not in it",
+                f"--folds-by {name}: the fold {fold} parts a group: {counted(int(parted.sum()), 'video')} of it "
+                "in other folds",
                 fix="give all videos of a group the same fold, or omit --group",
             )
     return tests

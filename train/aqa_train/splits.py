@@ -181,7 +181,7 @@ def score_folds(
     number = len(mean)
     if folds < 2 or folds > number:
         raise UsageError(
-            f"{folds} folds of {number} scored {'video' if group is None else 'group'}(s) are not possible",
+            f"{folds} folds of {counted(number, 'scored ' + ('video' if group is None else 'group'))} are not possible",
             fix=f"choose --folds between 2 and {number}" if number > 1 else "score more videos",
         )
     order = np.lexsort((rng.random(number), mean, kind))

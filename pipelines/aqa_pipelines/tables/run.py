@@ -13,7 +13,7 @@ from aqa_pipelines.tables.plan import Plan, Spot, Work, examine, time_of, traini
 from aqa_pipelines.tables.record import Row, Table, read_table
 from aqa_pipelines.tables.text import as_csv, as_markdown
 from aqa_shared import console
-from aqa_shared.console import as_time
+from aqa_shared.console import as_time, counted
 from aqa_shared.files import replace_text
 from aqa_shared.machine import pick_device
 from aqa_train import experiment as work
@@ -132,12 +132,12 @@ def plan_text(
         (method,) = one.config.methods
         total = len(one.experiment.trainings)
         lines.append(
-            f"  {_where(one.spots)}: {method}, {total} training(s) of {epochs_of(one.config, method)} epochs, "
+            f"  {_where(one.spots)}: {method}, {counted(total, 'training')} of {epochs_of(one.config, method)} epochs, "
             f"{total - left[one.name]} done, {as_time(seconds[one.name])} each"
         )
     time = sum(seconds[n] * count for n, count in left.items()) / number
     lines.append(
-        f"{every} training(s), {sum(left.values())} left: about {as_time(time)}, {number} at a time on {where}"
+        f"{counted(every, 'training')}, {sum(left.values())} left: about {as_time(time)}, {number} at a time on {where}"
     )
     for row in table.rows:
         if row.method is None:
