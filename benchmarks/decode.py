@@ -27,7 +27,7 @@ from aqa_extract.decode.colour import Converter
 from aqa_extract.decode.probe import Probe, probe
 from aqa_extract.decode.readers import AvReader
 from aqa_extract.decode.seek import PacketLog, PacketTable
-from aqa_extract.decode.source import Source, open_video, packets_of
+from aqa_extract.decode.source import VideoFile, open_video, packets_of
 from aqa_extract.sampling import plan_segments
 from aqa_shared.records import Sampling, Video
 
@@ -69,7 +69,7 @@ def compare(name: str, repeats: int, ours: Callable[[], object], reference: Call
     print(f"{name:34s} {mine:8.3f} s  {what} {other:8.3f} s  ratio {statistics.median(ratios):.3f}", flush=True)
 
 
-def jumps(source: Source, found: Probe, table: PacketTable | None, repeats: int) -> None:
+def jumps(source: VideoFile, found: Probe, table: PacketTable | None, repeats: int) -> None:
     n = found.n_expected
     cases = {
         "last 160 frames": (Video(id="v", path="v", start=n - 160), Sampling(segments=10)),
@@ -93,7 +93,7 @@ def jumps(source: Source, found: Probe, table: PacketTable | None, repeats: int)
         compare(name, repeats, partial(read, found), partial(read, replace(found, entries=())), what)
 
 
-def packet_table(source: Source, repeats: int) -> None:
+def packet_table(source: VideoFile, repeats: int) -> None:
     def demux(note: bool) -> None:
         with open_video(source, PIXELS) as (container, stream):
             log, count = PacketLog(container, stream), 0
@@ -140,7 +140,7 @@ def main() -> None:
         path = arguments.video or Path(folder) / "long.mp4"
         if arguments.video is None:
             write_clip(path, arguments.frames, (320, 180), "libx264")
-        source = Source(str(path))
+        source = VideoFile(str(path))
         found, table = probe(source, PIXELS, "bt601")
         shape = f"{found.frame_width}x{found.frame_height}"
         print(f"{found.codec} {shape}, {found.n_expected} frames, {len(found.entries)} entries")

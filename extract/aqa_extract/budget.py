@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 
-class Stopped(Exception):
+class Cancelled(Exception):
     """The run was asked to stop."""
 
 
@@ -43,7 +43,7 @@ class ByteBudget:
         with self.changed:
             while self.used and self.used + amount > self.limit:
                 if self.stop.is_set():
-                    raise Stopped
+                    raise Cancelled
                 self.changed.wait(0.2)
             self.used += amount
 

@@ -33,7 +33,7 @@ from aqa_shared.console import warn
 from aqa_shared.errors import AqaError, EnvironmentFault
 from aqa_shared.records import ExtractSettings
 
-Part = TypeVar("Part")
+Given = TypeVar("Given")
 Result = TypeVar("Result")
 
 ROWS = 64
@@ -85,7 +85,7 @@ class _Clip:
 
 
 @torch.inference_mode()
-def _infer(work: Callable[[Part], Result], part: Part) -> Result:
+def _infer(work: Callable[[Given], Result], part: Given) -> Result:
     """Inference mode is a thread's own."""
     return work(part)
 
@@ -162,7 +162,7 @@ class Compute:
             completed, self.completed = self.completed, []
         return completed
 
-    def _spread(self, work: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
+    def _spread(self, work: Callable[[Given], Result], parts: Iterable[Given]) -> Iterator[Result]:
         """`work` of every part, in order, on all cores; what is taken of `parts` is little ahead of what is done."""
         if self.pool is None:
             yield from map(work, parts)

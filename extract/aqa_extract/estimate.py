@@ -19,7 +19,7 @@ from aqa_extract import faults
 from aqa_extract.budget import ByteBudget, TooLarge
 from aqa_extract.config import Options
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest, Opened
-from aqa_extract.job import Job
+from aqa_extract.job import VideoJob
 from aqa_extract.plan import Plan, only, pinned, read_plan, shard
 from aqa_extract.run import decode_children, memory_budget, new_compute
 from aqa_extract.sampling import coverage, part
@@ -48,10 +48,10 @@ TRY_FRAMES = 300
 
 
 @dataclass(frozen=True)
-class Look:
+class OpenedVideo:
     """A video that was opened and not decoded."""
 
-    job: Job
+    job: VideoJob
     opened: Opened
 
     @property
@@ -92,7 +92,7 @@ class Estimate:
     plan: Plan
     settings: ExtractSettings
     store: Where = ""
-    looks: list[Look] = field(default_factory=list)
+    looks: list[OpenedVideo] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     """Videos that could not be opened: a run would quarantine them."""
     device: str = ""
@@ -295,7 +295,7 @@ def _look(
             except TooLarge as e:
                 result.failures.append(job.failed("too_long", "sampling", too_long(e)))
             else:
-                result.looks.append(Look(job, opened))
+                result.looks.append(OpenedVideo(job, opened))
             advance()
 
 
@@ -305,7 +305,7 @@ def _request(video: Video, settings: ExtractSettings, options: Options) -> Decod
     return request_for(video, settings, options)
 
 
-def _try(looks: Sequence[Look], networks: Networks, options: Options, budget: ByteBudget) -> Speed | None:
+def _try(looks: Sequence[OpenedVideo], networks: Networks, options: Options, budget: ByteBudget) -> Speed | None:
     """Load and compute the beginnings of a few videos, those with the least to do, and forget the result."""
     from aqa_extract.loading import load
 

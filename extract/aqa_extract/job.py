@@ -21,7 +21,7 @@ class JobFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Job:
+class VideoJob:
     """A video to extract. `identity` is None where there is no regular, readable file."""
 
     video: Video
@@ -58,7 +58,7 @@ class Job:
         )
 
 
-def without_twins(jobs: Sequence[Job]) -> list[Job]:
+def without_twins(jobs: Sequence[VideoJob]) -> list[VideoJob]:
     """Byte-identical files are extracted once; the others become twins of the first.
 
     Only files of equal size are read, and each once.
@@ -68,7 +68,7 @@ def without_twins(jobs: Sequence[Job]) -> list[Job]:
         paths.setdefault(_size_and_part(job), set()).add(job.video.path)
     equal = cache(same_bytes)
     first: dict[tuple[Any, ...], int] = {}
-    kept: list[Job] = []
+    kept: list[VideoJob] = []
     for job in jobs:
         v, identity, alike = job.video, job.identity, _size_and_part(job)
         content = v.path if identity is None or len(paths[alike]) == 1 else identity.fingerprint
@@ -81,6 +81,6 @@ def without_twins(jobs: Sequence[Job]) -> list[Job]:
     return kept
 
 
-def _size_and_part(job: Job) -> tuple[Any, ...]:
+def _size_and_part(job: VideoJob) -> tuple[Any, ...]:
     v = job.video
     return (job.identity.size if job.identity else None, v.start, v.end, v.start_time, v.end_time, v.frame_rate)

@@ -18,7 +18,7 @@ from aqa_extract.actor.track import Views
 from aqa_extract.backbones import Canvas
 from aqa_extract.decode.child import Chunk, Decoder, DecodeRequest, Finished, Opened
 from aqa_extract.decode.probe import Probe
-from aqa_extract.job import Job
+from aqa_extract.job import VideoJob
 from aqa_extract.sampling import FramePlan
 from aqa_extract.streams import array_specs, canvases, flow_canvases
 from aqa_shared.records import ExtractSettings
@@ -31,7 +31,7 @@ ACTOR_SHORT_SIDE = 512
 class Decoded:
     """What is known of a decoded video, and stays when its pixels are gone."""
 
-    job: Job
+    job: VideoJob
     probe: Probe
     plan: FramePlan
     finished: Finished
@@ -56,7 +56,7 @@ class Prepared:
 
 def load(
     decoder: Decoder,
-    job: Job,
+    job: VideoJob,
     request: DecodeRequest,
     settings: ExtractSettings,
     device: torch.device,

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from aqa_extract.budget import Stopped
+from aqa_extract.budget import Cancelled
 from aqa_extract.compute import Compute, Done
-from aqa_extract.job import Job, JobFailed
+from aqa_extract.job import JobFailed, VideoJob
 from aqa_extract.loading import Prepared
 from aqa_extract.work import Work
 from aqa_shared.errors import AqaError
@@ -80,7 +80,7 @@ class Pipeline:
         self.in_a_row = 0
         self.crash: BaseException | None = None
 
-    def run(self, jobs: Sequence[Job]) -> Outcome:
+    def run(self, jobs: Sequence[VideoJob]) -> Outcome:
         """Handle every job, or stop early and say why. Raises what is no single video's fault."""
         self.total, self.pending = len(jobs), iter(jobs)
         loaders = [self._thread(self._load, f"load-{i}") for i in range(self.workers)]
@@ -246,7 +246,7 @@ class Pipeline:
         def guarded() -> None:
             try:
                 target()
-            except Stopped:
+            except Cancelled:
                 pass
             except BaseException as e:
                 self._crashed(e)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aqa_extract import faults, quarantine
 from aqa_extract.identity import Identity, identify, size_and_time, stat_matches
-from aqa_extract.job import Job, without_twins
+from aqa_extract.job import VideoJob, without_twins
 from aqa_extract.streams import OTHERS, array_specs, identified, parse
 from aqa_shared import console
 from aqa_shared.errors import UsageError, did_you_mean
@@ -41,7 +41,7 @@ REFUSALS = {
 class Plan:
     """What a run would do."""
 
-    passes: dict[tuple[str, ...], list[Job]] = field(default_factory=dict)
+    passes: dict[tuple[str, ...], list[VideoJob]] = field(default_factory=dict)
     """By the streams that are to be made of them: videos that have some of a store's streams lack only the others."""
     already: list[str] = field(default_factory=list)
     kept_out: list[Failure] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Plan:
     """In the store from another version of the file or another part; extracted again."""
 
     @property
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[VideoJob]:
         """Of all passes."""
         return list(chain.from_iterable(self.passes.values()))
 
@@ -93,7 +93,7 @@ def plan(
     """
     named, changed = _to_replace([video.id for video in videos], options.replace)
     result = Plan(damaged=damaged)
-    fresh: dict[tuple[str, ...], list[Job]] = {}
+    fresh: dict[tuple[str, ...], list[VideoJob]] = {}
     look = cache(look)  # a manifest may have hundreds of rows of one file
     needs = _needs(settings)
     live = {video.id: known.live(video.id).keys() for video in videos} if known else {}
@@ -107,7 +107,7 @@ def plan(
             result.replaced.add(video.id)
         elif reason:
             detail = REFUSALS[reason].format(other=recorded[video.id].get("path"))
-            result.refused.append(Job(video, look(video.path)).failed(reason, "probe", detail))
+            result.refused.append(VideoJob(video, look(video.path)).failed(reason, "probe", detail))
             continue
         elif video.id in recorded and video.id not in damaged:
             wanted = tuple(s for s in settings.streams if needs[s] - live[video.id])
@@ -119,7 +119,7 @@ def plan(
         ):
             result.kept_out.append(failed)
             continue
-        fresh.setdefault(wanted, []).append(Job(video, look(video.path)))
+        fresh.setdefault(wanted, []).append(VideoJob(video, look(video.path)))
     result.passes = {streams: without_twins(jobs) for streams, jobs in fresh.items()}
     return result
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from aqa_extract import faults, quarantine
 from aqa_extract.config import Options
 from aqa_extract.faults import Fault
-from aqa_extract.job import Job
+from aqa_extract.job import VideoJob
 from aqa_extract.plan import Plan, only, pinned, read_plan, shard
 from aqa_extract.sampling import coverage
 from aqa_extract.signals import GRACE, Interrupted, Signals, caught
@@ -131,7 +131,7 @@ def extract(
 
 
 def _run(
-    jobs: Sequence[Job],
+    jobs: Sequence[VideoJob],
     todo: Plan,
     settings: ExtractSettings,
     options: Options,
@@ -225,7 +225,7 @@ def _run(
     return work.committed
 
 
-def _with_twins(job: Job, failed: Failure) -> list[Failure]:
+def _with_twins(job: VideoJob, failed: Failure) -> list[Failure]:
     """The failure of a file, for every file with the same bytes."""
     return [
         failed,

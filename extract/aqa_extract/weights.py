@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedWeights:
     """A state dict on the CPU, and where it came from.
 
     The record's `sha256` is that of the tensors written as safetensors, so equal weights have equal digests
@@ -47,7 +47,7 @@ class Loaded:
     record: dict[str, Any]
 
 
-def resolve(name_or_path: str, kind: str, say: Say = note, inflate_from: str = "default") -> Loaded:
+def resolve(name_or_path: str, kind: str, say: Say = note, inflate_from: str = "default") -> LoadedWeights:
     """Weights by registry name, `default`, or file, ready to load. `say` gets what a person should know.
 
     `inflate_from` are the RGB weights (name, `default` or file) that `inflated-from-rgb` is made of.
@@ -143,7 +143,7 @@ def verify(names: Iterable[str] | None = None) -> list[Problem]:
         try:
             if _cached(REGISTRY[name]) is None and names is not None:
                 problems.append(Problem(name, f"not in the cache ({weights_cache.tensors_file(name)})"))
-        except weights_cache.Damaged as e:
+        except weights_cache.DamagedWeights as e:
             problems.append(Problem(name, str(e)))
     return problems
 
@@ -161,7 +161,7 @@ def default_candidates(kind: str) -> list[Entry]:
     return order
 
 
-def _default(kind: str, say: Say, inflate_from: str = "default") -> Loaded:
+def _default(kind: str, say: Say, inflate_from: str = "default") -> LoadedWeights:
     candidates = default_candidates(kind)
     faults = []
     for entry in candidates:
@@ -185,13 +185,13 @@ def _settle(kind: str, name: str, say: Say) -> None:
         say(f"`default` may mean other {kind} weights next time, as nothing can be kept here: {e}")
 
 
-def _named(entry: Entry, say: Say, inflate_from: str = "default") -> Loaded:
+def _named(entry: Entry, say: Say, inflate_from: str = "default") -> LoadedWeights:
     if entry.name == INFLATED:
         return _inflated(entry, say, inflate_from)
     try:
         if cached := _cached(entry):
             return cached
-    except weights_cache.Damaged as e:
+    except weights_cache.DamagedWeights as e:
         say(f"cached weights {entry.name} are not used: {e}")
     if placed := _placed(entry):
         file, source = placed
@@ -216,16 +216,16 @@ def _named(entry: Entry, say: Say, inflate_from: str = "default") -> Loaded:
     raise EnvironmentFault(f"{entry.name} cannot be fetched: {'; '.join(reasons)}", fix=_by_hand(entry))
 
 
-def _cached(entry: Entry) -> Loaded | None:
+def _cached(entry: Entry) -> LoadedWeights | None:
     found = weights_cache.read(entry.name, [source.identity for source in entry.sources])
     if found is None:
         return None
     from safetensors.torch import load
 
-    return Loaded(load(found[0]), found[1])
+    return LoadedWeights(load(found[0]), found[1])
 
 
-def _convert(entry: Entry, source: Origin, file: Path, say: Say) -> Loaded:
+def _convert(entry: Entry, source: Origin, file: Path, say: Say) -> LoadedWeights:
     from safetensors.torch import load, save
 
     data = save(pkgutil.resolve_name(entry.converter)(file))
@@ -234,16 +234,16 @@ def _convert(entry: Entry, source: Origin, file: Path, say: Say) -> Loaded:
         weights_cache.write(entry.name, data, record, source.identity)
     except OSError as e:
         say(f"weights {entry.name} are used but not kept, as {weights_cache.weights_folder()} cannot be written: {e}")
-    return Loaded(load(data), record)
+    return LoadedWeights(load(data), record)
 
 
-def _inflated(entry: Entry, say: Say, inflate_from: str) -> Loaded:
+def _inflated(entry: Entry, say: Say, inflate_from: str) -> LoadedWeights:
     from safetensors.torch import save
 
     rgb = resolve(inflate_from, "rgb", lambda _: None)
     state = pkgutil.resolve_name(entry.converter)(rgb.state)
     base = rgb.record
-    return Loaded(
+    return LoadedWeights(
         state,
         {
             **base,
@@ -257,7 +257,7 @@ def _inflated(entry: Entry, say: Say, inflate_from: str) -> Loaded:
     )
 
 
-def _from_file(name: str, kind: str) -> Loaded:
+def _from_file(name: str, kind: str) -> LoadedWeights:
     from safetensors.torch import save
 
     path = Path(os.path.expanduser(name))  # pathlib's raises where there is no such user
@@ -269,7 +269,7 @@ def _from_file(name: str, kind: str) -> Loaded:
         raise _unknown(name, ["default", *_names(kind)])
     state, layout = pkgutil.resolve_name(READERS[kind])(path)
     data = save(state)
-    return Loaded(state, _record(path.name, kind, str(path.resolve()), data, path, "unknown", layout, "a file"))
+    return LoadedWeights(state, _record(path.name, kind, str(path.resolve()), data, path, "unknown", layout, "a file"))
 
 
 def _record(

@@ -24,7 +24,7 @@ FORMAT = 1
 """Grows when a converter's output changes, so that what an older version cached is converted again."""
 
 
-class Damaged(Exception):
+class DamagedWeights(Exception):
     """The cache has these weights, but not as they were written; the message says how."""
 
 
@@ -65,13 +65,13 @@ def read(name: str, origins: Collection[str]) -> tuple[bytes, dict[str, Any]] | 
     except FileNotFoundError:
         return None
     except PermissionError as e:
-        raise Damaged(f"{e.filename} cannot be read") from e
+        raise DamagedWeights(f"{e.filename} cannot be read") from e
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as e:
-        raise Damaged(f"{record_file(name)} is not a record of ours ({type(e).__name__})") from e
+        raise DamagedWeights(f"{record_file(name)} is not a record of ours ({type(e).__name__})") from e
     if not current:
-        raise Damaged(f"{tensors_file(name)} was made by another version, or from another file")
+        raise DamagedWeights(f"{tensors_file(name)} was made by another version, or from another file")
     if hashlib.sha256(data).hexdigest() != wanted:
-        raise Damaged(f"{tensors_file(name)} is damaged: its sha256 is not {wanted[:16]}…")
+        raise DamagedWeights(f"{tensors_file(name)} is damaged: its sha256 is not {wanted[:16]}…")
     return data, record
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from aqa_shared.errors import EnvironmentFault
 from aqa_shared.pickles import ArrayUnpickler
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 _HASSONY2_UNITS = {
     "branch_0": "b0",
@@ -50,12 +50,12 @@ _JAX_UNITS = {
 }
 
 
-def read_i3d(path: Path) -> State:
+def read_i3d(path: Path) -> StateDict:
     """The I3D weights in the file at `path`, float32, under our names; any of the three layouts."""
     return read_i3d_with_layout(path)[0]
 
 
-def read_i3d_with_layout(path: Path) -> tuple[State, str]:
+def read_i3d_with_layout(path: Path) -> tuple[StateDict, str]:
     """`read_i3d`, and which layout it was. Raises EnvironmentFault for a file of none of them."""
     content = read_any(path)
     if isinstance(content.get("params"), Mapping):
@@ -79,7 +79,7 @@ def read_i3d_with_layout(path: Path) -> tuple[State, str]:
     }, layout
 
 
-def load_exactly(model: nn.Module, state: State, cause: str, fix: str) -> None:
+def load_exactly(model: nn.Module, state: StateDict, cause: str, fix: str) -> None:
     """Let `model` have exactly the tensors of `state`, for inference. EnvironmentFault names those that do not fit."""
     wanted = model.state_dict()
     # How many batches the statistics saw plays no part in inference, and old files do not have it.
@@ -101,17 +101,17 @@ def load_exactly(model: nn.Module, state: State, cause: str, fix: str) -> None:
     model.requires_grad_(False)
 
 
-def read_torchvision(path: Path) -> State:
+def read_torchvision(path: Path) -> StateDict:
     """A state dict of torchvision's, as it is."""
     return {key: value.contiguous() for key, value in tensors_of(read_any(path), path).items()}
 
 
-def read_torchvision_with_layout(path: Path) -> tuple[State, str]:
+def read_torchvision_with_layout(path: Path) -> tuple[StateDict, str]:
     """`read_torchvision`, and whose names they are taken to be; the network says whether they are."""
     return read_torchvision(path), "torchvision"
 
 
-def read_detector_with_layout(path: Path) -> tuple[State, str]:
+def read_detector_with_layout(path: Path) -> tuple[StateDict, str]:
     """A detector's weights: TensorFlow's graph of `ssd-mobilenet-v3`, or a state dict as it is."""
     if path.suffix == ".pb":
         from aqa_extract.actor.tf_graph import load_ssd_mobilenet_v3
@@ -132,9 +132,9 @@ def from_hassony2(key: str) -> str:
     return f"{block[:1].upper()}{block[1:]}.{rest.replace('batch3d.', 'bn.')}"
 
 
-def from_jax(variables: Mapping[str, Any]) -> State:
+def from_jax(variables: Mapping[str, Any]) -> StateDict:
     """Our names and axes for flax variables `params` and `batch_stats`; DeepMind's normalisation has no scale."""
-    state: State = {}
+    state: StateDict = {}
     for (*unit, layer, leaf), value in _leaves(variables):
         collection, *names = unit
         block = names[0] if names else ""
@@ -158,7 +158,7 @@ def from_jax(variables: Mapping[str, Any]) -> State:
     return state
 
 
-def inflate(rgb: State) -> State:
+def inflate(rgb: StateDict) -> StateDict:
     """Weights for two flow channels made of RGB weights: the first kernel averaged over colours, used twice.
 
     As Temporal Segment Networks start a flow network (Wang et al., ECCV 2016, arXiv:1608.00859, 3.2), with one
@@ -202,7 +202,7 @@ def read_any(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def tensors_of(content: Mapping[str, Any], path: Path) -> State:
+def tensors_of(content: Mapping[str, Any], path: Path) -> StateDict:
     """The state dict in `content`, which may be wrapped in `state_dict` and in nn.DataParallel's `module.`."""
     inner = content.get("state_dict", content)
     if not isinstance(inner, Mapping) or not inner:

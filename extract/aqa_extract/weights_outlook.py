@@ -62,7 +62,7 @@ def _named(entry: Entry, inflate_from: str) -> Outlook:
     try:
         if weights._cached(entry) is not None:
             return Outlook(entry.name, "the cache", weights_cache.tensors_file(entry.name).stat().st_size)
-    except weights_cache.Damaged:
+    except weights_cache.DamagedWeights:
         pass  # a run says so, and fetches them again
     if placed := weights._placed(entry):
         return Outlook(entry.name, str(placed[0]), placed[0].stat().st_size, "to be converted ")

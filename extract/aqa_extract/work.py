@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from aqa_extract.budget import ByteBudget, Stopped, TooLarge
+from aqa_extract.budget import ByteBudget, Cancelled, TooLarge
 from aqa_extract.compute import Done, device_faults
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
 from aqa_extract.faults import second_try
-from aqa_extract.job import Job, JobFailed
+from aqa_extract.job import JobFailed, VideoJob
 from aqa_extract.loading import Decoded, Prepared, load
 from aqa_extract.streams import needs_actor, needs_flow
 from aqa_shared.console import warn
@@ -49,13 +49,13 @@ class Work:
         return self.budget.stop
 
     @contextmanager
-    def loader(self) -> Iterator[Callable[[Job], Prepared]]:
+    def loader(self) -> Iterator[Callable[[VideoJob], Prepared]]:
         """A decode child, and the function that loads a job with it."""
         with Decoder() as decoder:
             self.decoders.append(decoder)
             yield lambda job: self._load(decoder, job)
 
-    def _load(self, decoder: Decoder, job: Job) -> Prepared:
+    def _load(self, decoder: Decoder, job: VideoJob) -> Prepared:
         networks, budget = self.networks, self.budget
         request = request_for(job.video, networks.settings, self.options)
         for last_try in (False, True):
@@ -87,7 +87,7 @@ class Work:
                 raise JobFailed(job.failed(e.reason, e.stage, e.detail, e.backend, seconds, e.limit)) from e
             except TooLarge as e:
                 raise JobFailed(job.failed("too_long", "sampling", too_long(e))) from e
-            except (AqaError, Stopped, JobFailed):
+            except (AqaError, Cancelled, JobFailed):
                 raise
             except Exception as e:
                 raise JobFailed(job.failed("internal_error", "decode", f"{type(e).__name__}: {e}")) from e

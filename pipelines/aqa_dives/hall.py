@@ -18,7 +18,7 @@ DECK = 0.95
 """World height at which the far deck meets the wall."""
 
 
-class Fill(Protocol):
+class Painter(Protocol):
     """Paints a rectangle given in world coordinates."""
 
     def __call__(
@@ -89,7 +89,7 @@ def build(rng: np.random.Generator, platform: float, scale: float) -> Hall:
     return Hall(texture, scale, left, top, water, _hue(rng, 0.5, 0.6, 0.4), waves)
 
 
-def _panels(rng: np.random.Generator, fill: Fill, wall: np.ndarray, left: float, right: float, top: float) -> None:
+def _panels(rng: np.random.Generator, fill: Painter, wall: np.ndarray, left: float, right: float, top: float) -> None:
     """Joints of the wall's panels, and a strip of another colour."""
     step = rng.uniform(0.9, 2.2)
     for x in np.arange(left + rng.uniform(0, step), right, step):
@@ -100,7 +100,7 @@ def _panels(rng: np.random.Generator, fill: Fill, wall: np.ndarray, left: float,
     fill(left, right, y, y + rng.uniform(0.2, 0.9), _hue(rng, 0.3, 0.6, 0.14), 0.8)
 
 
-def _windows(rng: np.random.Generator, fill: Fill, left: float, right: float, platform: float) -> None:
+def _windows(rng: np.random.Generator, fill: Painter, left: float, right: float, platform: float) -> None:
     """A row or two of windows, brighter than the wall."""
     glass = _hue(rng, 0.65, 0.9, 0.08)
     for _ in range(rng.integers(1, 3)):
@@ -113,7 +113,7 @@ def _windows(rng: np.random.Generator, fill: Fill, left: float, right: float, pl
 
 
 def _stands(
-    rng: np.random.Generator, fill: Fill, image: np.ndarray, x: np.ndarray, y: np.ndarray, scale: float
+    rng: np.random.Generator, fill: Painter, image: np.ndarray, x: np.ndarray, y: np.ndarray, scale: float
 ) -> None:
     """Rows of spectators, too small to have limbs."""
     low = rng.uniform(1.6, 2.4)
@@ -129,7 +129,7 @@ def _stands(
         fill(x[0], x[-1], low + row * 0.55 - 0.06, low + row * 0.55, seats * 0.6)
 
 
-def _banners(rng: np.random.Generator, fill: Fill, left: float, right: float) -> None:
+def _banners(rng: np.random.Generator, fill: Painter, left: float, right: float) -> None:
     """Advertisements: blocks of colour with bars for letters."""
     x = left + rng.uniform(0, 2)
     base = rng.uniform(1.0, 1.15)
@@ -145,7 +145,7 @@ def _banners(rng: np.random.Generator, fill: Fill, left: float, right: float) ->
         x += wide + rng.uniform(0.0, 1.5)
 
 
-def _tower(rng: np.random.Generator, fill: Fill, left: float, platform: float) -> None:
+def _tower(rng: np.random.Generator, fill: Painter, left: float, platform: float) -> None:
     """The tower: pillars, slabs with rails, the diver's slab ending at x = 0."""
     concrete = _hue(rng, 0.45, 0.72, 0.04)
     for x in (-6.4, -3.3):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from aqa_extract.actor.find import Found, find
+from aqa_extract.actor.find import FoundActor, find
 from aqa_extract.actor.ssd import PersonDetector, load_detector
 from aqa_extract.actor.track import full_frame
 from aqa_extract.decode.child import Decoder, DecodeRequest
 from aqa_extract.frames import resize, size_at_short_side
-from aqa_extract.job import Job
+from aqa_extract.job import VideoJob
 from aqa_extract.loading import load
 from aqa_pipelines.actor_sheet import draw
 from aqa_shared import console
@@ -39,7 +39,7 @@ class Watched:
     """(looks,) seconds."""
     size: tuple[int, int]
     """Height and width of the displayed frame in pixels."""
-    found: Found
+    found: FoundActor
 
 
 def load_on(weights: str, device: str) -> PersonDetector:
@@ -61,7 +61,7 @@ def watch_with(decoder: Decoder, path: Path, actor: ActorSettings, detector: Per
     settings = ExtractSettings(streams=("actor-rgb",), sampling=Sampling(segments=1), actor=actor)
     video = Video(id=path.name, path=str(path.resolve()))
     request = DecodeRequest(path=video.path, video=video, sampling=settings.sampling, actor=actor)
-    prepared = load(decoder, Job(video, None), request, settings, where, detector.size, lambda _: None)
+    prepared = load(decoder, VideoJob(video, None), request, settings, where, detector.size, lambda _: None)
     assert prepared.views is not None, "a stream that follows the actor was asked for"
     looks, size = prepared.views.positions, (prepared.video.probe.height, prepared.video.probe.width)
     with torch.inference_mode():

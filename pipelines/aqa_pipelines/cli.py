@@ -10,11 +10,11 @@ import typer
 
 from aqa_pipelines import datasets_cli, submit_cli, tables_cli, weights_cli
 from aqa_shared import console
-from aqa_shared.commands import App, Group, Later, Version
+from aqa_shared.commands import App, CommandGroup, Later, Version
 from aqa_shared.errors import ExitCode, UsageError
 
 
-class _Umbrella(Group):
+class _Umbrella(CommandGroup):
     """The two stages before our own commands."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from aqa_pipelines.import_files import Tree
-from aqa_pipelines.import_layouts import Item, Source
+from aqa_pipelines.import_files import Nested
+from aqa_pipelines.import_layouts import ArrayFiles, Item
 from aqa_pipelines.import_tables import some
 from aqa_pipelines.import_transforms import Transform, transforms_of
 from aqa_shared import __version__, console
@@ -51,7 +51,7 @@ class ImportSettings(Record):
 
 
 @dataclass
-class Report:
+class ImportReport:
     """What an import did, or would do."""
 
     store: str
@@ -120,7 +120,7 @@ def import_features(
     repair: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
-) -> Report:
+) -> ImportReport:
     """Bring the arrays of `source`, a folder or a file, into the store `out`, with their labels.
 
     Raises UsageError (2) for what is ambiguous or contradicts itself, NoInputError (4) where no array can be used,
@@ -133,8 +133,8 @@ def import_features(
         transforms=tuple(written for written, _ in applied),
     )
     work = _Work(settings, [transform for _, transform in applied])
-    held = Source(source, _streams(streams))
-    report = Report(out, dry_run)
+    held = ArrayFiles(source, _streams(streams))
+    report = ImportReport(out, dry_run)
     seen, problems = _look(held, work)
     report.problems += problems
     if not seen:
@@ -227,7 +227,7 @@ class _Work:
     settings: ImportSettings
     transforms: list[Transform]
 
-    def __call__(self, tree: Tree) -> tuple[np.ndarray, str]:
+    def __call__(self, tree: Nested) -> tuple[np.ndarray, str]:
         """float32 (rows, columns), and the digest of what it was made of. Raises Unusable."""
         x = _array(tree)
         digest = array_digest(x)
@@ -251,7 +251,7 @@ class _Work:
         return made, digest
 
 
-def _array(tree: Tree) -> np.ndarray:
+def _array(tree: Nested) -> np.ndarray:
     """(time, …). Raises Unusable."""
     if isinstance(tree, dict):
         raise Unusable(f"it holds {some(tree)}, not an array", "say which is meant, with --stream NAME=KEY")
@@ -286,7 +286,7 @@ def _spec(stream: str, width: int, settings: ImportSettings) -> ArraySpec:
 # ---- all arrays
 
 
-def _look(source: Source, work: _Work) -> tuple[list[_Seen], list[tuple[str, str, str]]]:
+def _look(source: ArrayFiles, work: _Work) -> tuple[list[_Seen], list[tuple[str, str, str]]]:
     """Every array that can be imported, and what is wrong with the others."""
     seen, problems = [], []
     for item in source.items():
@@ -327,7 +327,7 @@ def _uneven(seen: Iterable[_Seen]) -> list[str]:
 
 
 def _labelled(
-    source: Source, seen: Sequence[_Seen], path: Path, labels: Path | None, columns: Mapping[str, str] | None
+    source: ArrayFiles, seen: Sequence[_Seen], path: Path, labels: Path | None, columns: Mapping[str, str] | None
 ) -> dict[str, Video]:
     """The videos by id, with labels from the table `labels`, else from the source itself."""
     root = str((path if path.is_dir() else path.parent).absolute())
@@ -351,7 +351,7 @@ def _labelled(
     return {video.id: video for video in found.videos}
 
 
-def _own_labels(video: Video, source: Source, columns: Mapping[str, str]) -> Video:
+def _own_labels(video: Video, source: ArrayFiles, columns: Mapping[str, str]) -> Video:
     if not (row := source.columns.get(video.id)):
         if columns:
             raise UsageError(f"{shown(source.path)} holds no labels", fix="name a table of labels with --labels")

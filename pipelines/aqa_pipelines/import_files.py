@@ -19,10 +19,10 @@ from aqa_shared.machine import available_memory
 from aqa_shared.manifest_files import shown
 from aqa_shared.pickles import MANY, ArrayUnpickler
 
-Tree: TypeAlias = "np.ndarray | dict[str, Tree] | list[Tree]"
+Nested: TypeAlias = "np.ndarray | dict[str, Nested] | list[Nested]"
 
 
-def read_tree(path: Path) -> Tree:
+def read_tree(path: Path) -> Nested:
     """What the file at `path` holds. Raises UsageError that names the file, the cause and the fix."""
     read, fix = READERS[path.suffix.lower()]
     try:
@@ -43,12 +43,12 @@ def _refuse_large(claimed: int) -> None:
         raise MemoryError(f"it holds {claimed / 2**20:.0f} MiB, and {most / 2**20:.0f} MiB may be used for it")
 
 
-def _npy(path: Path) -> Tree:
+def _npy(path: Path) -> Nested:
     with path.open("rb") as file:
         return _npy_of(file, path.stat().st_size)
 
 
-def _npy_of(file: BinaryIO, size: int) -> Tree:
+def _npy_of(file: BinaryIO, size: int) -> Nested:
     """An array in NumPy's format, of `size` bytes with its header; one of objects through the allowlist."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -63,29 +63,29 @@ def _npy_of(file: BinaryIO, size: int) -> Tree:
     return _tree(np.lib.format.read_array(file, allow_pickle=False))
 
 
-def _npz(path: Path) -> Tree:
+def _npz(path: Path) -> Nested:
     with zipfile.ZipFile(path) as archive:
         members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
         _refuse_large(sum(m.file_size for m in members))
-        found: dict[str, Tree] = {}
+        found: dict[str, Nested] = {}
         for member in members:
             with archive.open(member) as file:
                 found[member.filename.removesuffix(".npy")] = _npy_of(file, member.file_size)  # type: ignore[arg-type]
         return found
 
 
-def _pickle(path: Path) -> Tree:
+def _pickle(path: Path) -> Nested:
     with path.open("rb") as file:
         return _unpickled(file, path.stat().st_size)
 
 
-def _unpickled(file: BinaryIO, size: int) -> Tree:
+def _unpickled(file: BinaryIO, size: int) -> Nested:
     _refuse_large(size)
     # Python 2 wrote the bytes of arrays as text.
     return _tree(ArrayUnpickler(file, encoding="latin1").load())
 
 
-def _mat(path: Path) -> Tree:
+def _mat(path: Path) -> Nested:
     from scipy.io import loadmat, whosmat
 
     sizes = {name: int(np.prod(shape, dtype=object)) for name, shape, _ in whosmat(path)}
@@ -94,15 +94,15 @@ def _mat(path: Path) -> Tree:
     return {name: _cells(found[name]) if found[name].dtype == object else _tree(found[name]) for name in sizes}
 
 
-def _cells(cells: np.ndarray) -> Tree:
+def _cells(cells: np.ndarray) -> Nested:
     """A cell array as a list; a text lies in an array of one."""
     return _tree([c.item() if c.size == 1 else c for c in cells.ravel().tolist()])
 
 
-def _tree(value: Any) -> Tree:
+def _tree(value: Any) -> Nested:
     left = MANY
 
-    def walk(value: Any) -> Tree:
+    def walk(value: Any) -> Nested:
         nonlocal left
         left -= 1
         if left < 0:
@@ -135,7 +135,7 @@ def _key(key: Any) -> str:
 
 _AGAIN = "save it again, as with numpy.save, or take it away"
 _NEWER = "MATLAB: save it with -v7; NumPy: save it as .npz"
-READERS: dict[str, tuple[Callable[[Path], Tree], str]] = {
+READERS: dict[str, tuple[Callable[[Path], Nested], str]] = {
     ".npy": (_npy, _AGAIN),
     ".npz": (_npz, _AGAIN),
     ".pkl": (_pickle, "save its arrays with numpy.savez, or as a pickle of a dictionary of NumPy arrays"),

@@ -19,8 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from aqa_pipelines.import_files import READERS, Tree, files_below, read_tree
-from aqa_pipelines.import_tables import ANY, STREAMS, Table, some
+from aqa_pipelines.import_files import READERS, Nested, files_below, read_tree
+from aqa_pipelines.import_tables import ANY, STREAMS, ArrayTable, some
 from aqa_shared.errors import NoInputError, UsageError
 from aqa_shared.manifest_files import printable_id, shown
 
@@ -50,7 +50,7 @@ class Item:
         within = ".".join(map(printable_id, self.keys)) + (f"[{self.row}]" if isinstance(self.row, int) else "")
         return shown(self.path) + (f" [{within}]" if within else "")
 
-    def load(self) -> Tree:
+    def load(self) -> Nested:
         """As it is in the file; of many items of one file the file is read once."""
         tree = _last(self.path)
         for key in self.keys:
@@ -59,13 +59,13 @@ class Item:
 
 
 @lru_cache(maxsize=1)
-def _last(path: Path) -> Tree:
+def _last(path: Path) -> Nested:
     """One file is kept: those of a folder may be more than fits."""
     return read_tree(path)
 
 
 @dataclass
-class Source:
+class ArrayFiles:
     """What a folder or a file holds."""
 
     path: Path
@@ -100,8 +100,8 @@ class Source:
 
     def _file(self) -> Iterator[Item]:
         tree = _last(self.path)
-        named: dict[str, Tree] = tree if isinstance(tree, dict) else {"": tree}
-        if (table := Table.of(self.path, named)) is None:
+        named: dict[str, Nested] = tree if isinstance(tree, dict) else {"": tree}
+        if (table := ArrayTable.of(self.path, named)) is None:
             yield from self._content(self.path, self.path.stem, self.streams, alone=True)
             return
         arrays = table.arrays(self.streams, DEFAULT)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from aqa_pipelines.import_files import Tree
+from aqa_pipelines.import_files import Nested
 from aqa_shared.errors import UsageError
 from aqa_shared.manifest_files import printable_id, shown
 
@@ -29,15 +29,15 @@ LIST = 64
 
 
 @dataclass(frozen=True)
-class Table:
+class ArrayTable:
     """Arrays of `videos` videos, by name."""
 
     path: Path
-    tree: Mapping[str, Tree]
+    tree: Mapping[str, Nested]
     videos: int
 
     @classmethod
-    def of(cls, path: Path, tree: Mapping[str, Tree]) -> Table | None:
+    def of(cls, path: Path, tree: Mapping[str, Nested]) -> ArrayTable | None:
         """None where it is no table: nothing in it says of how many videos it is."""
         for name in OFFSETS:
             if name in tree:

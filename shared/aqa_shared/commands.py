@@ -82,7 +82,7 @@ class Command(_Plain, typer.core.TyperCommand):
     """A command."""
 
 
-class Group(_Plain, typer.core.TyperGroup):
+class CommandGroup(_Plain, typer.core.TyperGroup):
     """A command of commands."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -110,7 +110,7 @@ class Later(typer.core.TyperCommand):
 class App(typer.Typer):
     """typer.Typer with the help above."""
 
-    def __init__(self, *, cls: type[Group] = Group, **more: Any) -> None:
+    def __init__(self, *, cls: type[CommandGroup] = CommandGroup, **more: Any) -> None:
         names = {"help_option_names": ["-h", "--help"]}
         super().__init__(cls=cls, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=names, **more)
 

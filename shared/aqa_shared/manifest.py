@@ -19,7 +19,7 @@ from aqa_shared.console import counted
 from aqa_shared.errors import NoInputError, UsageError
 from aqa_shared.manifest_files import (
     VIDEO_SUFFIXES,
-    Found,
+    FoundFiles,
     by_pattern,
     common_root,
     id_of,
@@ -96,7 +96,7 @@ def find_videos(
     sources = [os.fspath(source)] if isinstance(source, str | Path) else [os.fspath(s) for s in source]
     if not sources:
         raise NoInputError("no input was given", fix="name a folder, a file, a glob, a list or a manifest")
-    found: list[Found] = []
+    found: list[FoundFiles] = []
     named = _Named()
     warnings: list[str] = []
     own_labels: list[Path] = []
@@ -106,7 +106,7 @@ def find_videos(
             _from_table(table, named)
             warnings += table.odd_columns()
             own_labels += [Path(item)] if table.has_labels else []
-            found.append(Found(os.path.abspath(os.path.dirname(item))))
+            found.append(FoundFiles(os.path.abspath(os.path.dirname(item))))
         else:
             found.append(_look(item))
             for path in found[-1].paths:
@@ -217,7 +217,7 @@ class _Named:
         )
 
 
-def _look(item: str) -> Found:
+def _look(item: str) -> FoundFiles:
     if os.path.isdir(item):
         return in_folder(os.path.abspath(item))
     if os.path.lexists(item):
@@ -229,7 +229,7 @@ def _look(item: str) -> Found:
             _refuse_all_missing(item, found.paths, found.root)
             return found
         path = os.path.abspath(item)
-        return Found(os.path.dirname(path), [path])
+        return FoundFiles(os.path.dirname(path), [path])
     if glob.has_magic(item):
         return by_pattern(item)
     raise NoInputError(
@@ -301,7 +301,7 @@ def _part(row: Row) -> str:
 class _Beside:
     """A labels.csv that nobody named."""
 
-    inputs: list[Found] = field(default_factory=list)
+    inputs: list[FoundFiles] = field(default_factory=list)
     """Whose videos it is for."""
     inside: bool = False
     """It lies in the folder of one of them, so it is about these videos …"""
@@ -309,7 +309,7 @@ class _Beside:
     """… and that folder was named as a whole, so it must fit some of them."""
 
 
-def _labels_beside(sources: Sequence[str], found: Sequence[Found]) -> dict[Path, _Beside]:
+def _labels_beside(sources: Sequence[str], found: Sequence[FoundFiles]) -> dict[Path, _Beside]:
     """labels.csv in the folder of each input, else beside the folder that is the input."""
     tables: dict[Path, _Beside] = {}
     for source, one in zip(sources, found, strict=True):
@@ -324,7 +324,7 @@ def _labels_beside(sources: Sequence[str], found: Sequence[Found]) -> dict[Path,
     return tables
 
 
-def _nothing(sources: Sequence[str | Path], found: Sequence[Found]) -> NoInputError:
+def _nothing(sources: Sequence[str | Path], found: Sequence[FoundFiles]) -> NoInputError:
     named = ", ".join(shown(s) for s in sources[:3]) + (", …" if len(sources) > 3 else "")
     seen = "; ".join(f.seen() for f in found)
     images = any(PurePath(p).suffix.lower() in (".jpg", ".jpeg", ".png") for f in found for p, _ in f.skipped)

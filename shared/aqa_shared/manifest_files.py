@@ -40,7 +40,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 
 @dataclass
-class Found:
+class FoundFiles:
     """Video files under `root` in a stable order, and what was skipped."""
 
     root: str
@@ -58,13 +58,13 @@ class Found:
         return listed + (", …" if len(counts) > 6 else "")
 
 
-def in_folder(root: str) -> Found:
+def in_folder(root: str) -> FoundFiles:
     """Every file with a video's suffix below `root`; links to folders are followed, each folder once.
 
     Real folders come first, so that what a link repeats keeps the id of its real place. FIFOs, dangling links
     and the like count as videos where they are named so: the probe refuses them, and that is then recorded.
     """
-    found = Found(root)
+    found = FoundFiles(root)
     visited: set[tuple[int, int]] = set()
     links: list[str] = []
     _walk(root, found, visited, links)
@@ -76,7 +76,7 @@ def in_folder(root: str) -> Found:
     return found
 
 
-def _walk(top: str, found: Found, visited: set[tuple[int, int]], links: list[str]) -> None:
+def _walk(top: str, found: FoundFiles, visited: set[tuple[int, int]], links: list[str]) -> None:
     pending = [top]
     while pending:
         folder = pending.pop()
@@ -121,7 +121,7 @@ def is_video_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
-def by_pattern(pattern: str) -> Found:
+def by_pattern(pattern: str) -> FoundFiles:
     """The files a glob gives (`**` is any depth), folders in it searched; ids are relative to its fixed part."""
     fixed = []
     for part in PurePath(os.path.abspath(pattern)).parts:
@@ -129,7 +129,7 @@ def by_pattern(pattern: str) -> Found:
             break
         fixed.append(part)
     root = os.path.join(*fixed)
-    found = Found(root)
+    found = FoundFiles(root)
     paths: set[str] = set()
     for path in glob.iglob(os.path.abspath(pattern), recursive=True):
         if os.path.isdir(path):
@@ -145,7 +145,7 @@ def by_pattern(pattern: str) -> Found:
     return found
 
 
-def in_list(path: Path) -> Found:
+def in_list(path: Path) -> FoundFiles:
     """The files of a text list, one path a line, relative to the list's folder; `#` begins a comment line.
 
     Bytes that are not UTF-8 are taken as they are: file names are bytes. Raises UsageError for a NUL byte,
@@ -153,7 +153,7 @@ def in_list(path: Path) -> Found:
     """
     root = os.path.abspath(path.parent)
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    found = Found(root)
+    found = FoundFiles(root)
     for number, line in enumerate(data.decode("utf-8", "surrogateescape").split("\n"), 1):
         text = line.strip("\r\t ")
         if text and not text.startswith("#"):
@@ -172,7 +172,7 @@ def local_path(text: str, folder: str) -> str:
     return os.path.normpath(os.path.join(folder, text))
 
 
-def common_root(found: Sequence[Found]) -> str:
+def common_root(found: Sequence[FoundFiles]) -> str:
     """The folder that several inputs share."""
     try:
         return os.path.commonpath([f.root for f in found])

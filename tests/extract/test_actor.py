@@ -18,7 +18,7 @@ from aqa_extract.actor.track import Views
 from aqa_extract.config import Options
 from aqa_extract.decode.child import Decoder, DecodeRequest
 from aqa_extract.frames import resize
-from aqa_extract.job import Job
+from aqa_extract.job import VideoJob
 from aqa_extract.loading import bytes_needed, load
 from aqa_extract.run import extract
 from aqa_shared.errors import EnvironmentFault
@@ -126,7 +126,9 @@ def test_what_is_looked_at_is_what_the_file_holds(dive: Path) -> None:
     request = DecodeRequest(path=video.path, video=video, sampling=wanted.sampling, actor=wanted.actor)
     reserved: list[int] = []
     with Decoder() as decoder:
-        prepared = load(decoder, Job(request.video, None), request, wanted, torch.device("cpu"), 320, reserved.append)
+        prepared = load(
+            decoder, VideoJob(request.video, None), request, wanted, torch.device("cpu"), 320, reserved.append
+        )
         (opened, *_) = decoder.decode(request)
     seen = prepared.views
     assert seen is not None

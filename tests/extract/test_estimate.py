@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from aqa_extract.config import Options
-from aqa_extract.estimate import Estimate, Look, Speed, estimate
+from aqa_extract.estimate import Estimate, OpenedVideo, Speed, estimate
 from aqa_extract.run import extract
 from aqa_extract.sampling import coverage
 from aqa_extract.streams import identified
@@ -171,7 +171,7 @@ def hand_made(clips: Path, device: str) -> Estimate:
     for count in (30, 10):
         segments = plan_segments(Sampling(segments=count), times, 25)
         opened = Opened(large, segments, segments.wanted(False), none, none, 100)
-        found.looks.append(Look(found.plan.jobs[0], opened))
+        found.looks.append(OpenedVideo(found.plan.jobs[0], opened))
     found.device, found.speed = device, Speed(2, 1e-6, 1.0)
     return found
 

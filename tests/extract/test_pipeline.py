@@ -16,14 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aqa_extract.budget import ByteBudget, Stopped, TooLarge
+from aqa_extract.budget import ByteBudget, Cancelled, TooLarge
 from aqa_extract.compute import Compute, Done
 from aqa_extract.config import Options
 from aqa_extract.decode import child, process
 from aqa_extract.decode.child import Decoder, DecodeRequest
 from aqa_extract.flow.settings import TVL1Settings
 from aqa_extract.identity import identify
-from aqa_extract.job import Job, JobFailed
+from aqa_extract.job import JobFailed, VideoJob
 from aqa_extract.loading import Decoded, Prepared, load
 from aqa_extract.networks import Networks
 from aqa_extract.pipeline import Outcome, Pipeline
@@ -34,11 +34,11 @@ from aqa_shared.records import ExtractSettings, Failure, Pixels, Sampling, Video
 from aqa_shared.store import StoreWriter
 
 
-def _job(number: int) -> Job:
-    return Job(Video(id=str(number), path=""), None)
+def _job(number: int) -> VideoJob:
+    return VideoJob(Video(id=str(number), path=""), None)
 
 
-def _number(what: Job | Decoded) -> int:
+def _number(what: VideoJob | Decoded) -> int:
     return int((what.job if isinstance(what, Decoded) else what).video.id)
 
 
@@ -98,10 +98,10 @@ class Bench(Work):
         return self.pipeline.run([_job(number) for number in jobs])
 
     @contextmanager
-    def loader(self) -> Iterator[Callable[[Job], Prepared]]:
+    def loader(self) -> Iterator[Callable[[VideoJob], Prepared]]:
         self.opened += 1
 
-        def load_one(job: Job) -> Prepared:
+        def load_one(job: VideoJob) -> Prepared:
             if _number(job) in self.bad:
                 raise JobFailed(job.failed("bad", "decode", ""))
             self.budget.take(1)
@@ -192,7 +192,7 @@ def test_a_crash_in_a_loader_is_raised_not_swallowed() -> None:
     bench = Bench()
 
     @contextmanager
-    def broken() -> Iterator[Callable[[Job], Prepared]]:
+    def broken() -> Iterator[Callable[[VideoJob], Prepared]]:
         raise OSError("cannot start the decoder")
         yield
 
@@ -228,7 +228,7 @@ def test_budget_blocks_until_there_is_room_but_lets_one_large_pass() -> None:
     assert not waiting.is_alive()
     assert budget.used == 1
     stop.set()
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         budget.take(10)
 
 
@@ -307,7 +307,7 @@ def features(path: Path, network: SmallMemory, batch: int, cores: int = 1) -> li
     compute = Compute(networks(settings, network), settings, batch=batch, flow_batch=8, cores=cores)
     request = DecodeRequest(str(path), Video(id="v", path=str(path)), settings.sampling)
     with Decoder() as decoder:
-        prepared = load(decoder, Job(request.video, None), request, settings, cpu, None, lambda _: None)
+        prepared = load(decoder, VideoJob(request.video, None), request, settings, cpu, None, lambda _: None)
     return [*compute.submit(prepared), *compute.flush()]
 
 
@@ -387,14 +387,14 @@ def test_a_decoder_that_starts_late_is_tried_again(
     monkeypatch.setattr(child, "Child", late_at_first)
     settings = ExtractSettings(sampling=Sampling(protocol="dense"), pixels=Pixels(short_side=32, crop=32))
     with real_work(tmp_path / "store.zarr", settings) as work, work.loader() as load_one:
-        prepared = load_one(Job(Video(id="v", path=str(path)), identify(str(path))))
+        prepared = load_one(VideoJob(Video(id="v", path=str(path)), identify(str(path))))
     assert prepared.video.finished.decoded == 20
     assert starts == [0.0, 60.0]
 
 
 def test_a_video_too_long_for_the_memory_is_named_and_the_others_go_on(clips: ModuleType, tmp_path: Path) -> None:
     paths = [clips.Clip(frames=n).write(tmp_path / str(n)) for n in (20, 300, 24)]
-    jobs = [Job(Video(id=path.stem, path=str(path)), identify(str(path))) for path in paths]
+    jobs = [VideoJob(Video(id=path.stem, path=str(path)), identify(str(path))) for path in paths]
     settings = ExtractSettings(sampling=Sampling(protocol="dense"), pixels=Pixels(short_side=32, crop=32))
     # 64x48 becomes 43x32: the 288 frames of 18 segments take 1.19 MB and their features .07, more than twice the limit.
     with real_work(tmp_path / "store.zarr", settings, limit=500_000) as work:

@@ -14,7 +14,7 @@ import torch
 from aqa_extract import frames as px
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
 from aqa_extract.decode.shape import displayed_size
-from aqa_extract.job import Job
+from aqa_extract.job import VideoJob
 from aqa_extract.loading import Prepared, load
 from aqa_shared.records import ExtractSettings, Pixels, Sampling, Video
 
@@ -28,7 +28,7 @@ SETTINGS = ExtractSettings(
 def prepared(decoder: Decoder, path: Path, backend: Literal["auto", "decord", "av"] = "av") -> Prepared:
     video = Video(id="v", path=str(path))
     request = DecodeRequest(path=str(path), video=video, sampling=SETTINGS.sampling, decoder=backend, deadline=60.0)
-    return load(decoder, Job(request.video, None), request, SETTINGS, torch.device("cpu"), 32, lambda _: None)
+    return load(decoder, VideoJob(request.video, None), request, SETTINGS, torch.device("cpu"), 32, lambda _: None)
 
 
 def small(video: Prepared) -> torch.Tensor:

@@ -19,7 +19,7 @@ from aqa_extract.decode.child import Decoder
 from aqa_extract.flow.inputs import to_gray
 from aqa_extract.flow.settings import TVL1Settings
 from aqa_extract.flow.tvl1 import tvl1
-from aqa_extract.job import Job
+from aqa_extract.job import VideoJob
 from aqa_extract.loading import Prepared, load
 from aqa_extract.networks import Networks
 from aqa_extract.presets import PRESETS
@@ -120,7 +120,7 @@ def shown(path: Path, settings: ExtractSettings, networks: dict[str, Seen]) -> t
     video = Video(id="v", path=str(path))
     with Decoder() as decoder:
         request = request_for(video, settings, Options(decoder="av"))
-        prepared = load(decoder, Job(video, None), request, settings, cpu, None, lambda _: None)
+        prepared = load(decoder, VideoJob(video, None), request, settings, cpu, None, lambda _: None)
     (done,) = [*compute.submit(prepared), *compute.flush()]
     return prepared, done
 

@@ -14,7 +14,7 @@ import pytest
 import scipy.fft
 import scipy.io
 
-from aqa_pipelines.import_features import Report, import_features
+from aqa_pipelines.import_features import ImportReport, import_features
 from aqa_pipelines.import_transforms import Resample, WindowsDct, transforms_of
 from aqa_shared.datasets.prepare import prepare
 from aqa_shared.errors import AqaError, ExitCode, NoInputError, StoreError, UsageError
@@ -48,7 +48,7 @@ def labels(tmp_path: Path) -> Path:
     return path
 
 
-def bring(source: Path, out: Path, **more: Any) -> Report:
+def bring(source: Path, out: Path, **more: Any) -> ImportReport:
     return import_features(source, str(out), **more)
 
 

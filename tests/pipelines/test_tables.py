@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from aqa_pipelines.cli import app
-from aqa_pipelines.tables.record import Table, read_table
+from aqa_pipelines.tables.record import PaperTable, read_table
 from aqa_shared.errors import UsageError
 from aqa_shared.records import ExtractSettings, FlowSettings, Sampling, Video
 from aqa_shared.store import ArraySpec, StoreWriter
@@ -276,4 +276,4 @@ def test_every_file_runs_on_a_miniature_store(tmp_path_factory: pytest.TempPathF
 def test_the_shape_of_a_table_is_documented() -> None:
     """docs/tables.md names every key."""
     text = (ROOT / "docs" / "tables.md").read_text()
-    assert not [key for key in Table.model_fields if f"`{key}`" not in text]
+    assert not [key for key in PaperTable.model_fields if f"`{key}`" not in text]

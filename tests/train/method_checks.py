@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqa_train.batch import Batch, Inputs, ScoreScale
-from aqa_train.columns import Column
+from aqa_train.columns import ColumnEncoder
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.metrics import spearman
-from aqa_train.pool import Part, Pool
+from aqa_train.pool import Pool, PoolPart
 from aqa_train.storage import load_state, rounded
 from aqa_train.trainer import Task, fit, predict
 
@@ -33,7 +33,7 @@ def videos(
     return Batch({"rgb": x}, scores, None, dict(columns or {}), tuple(f"v{i}" for i in range(n)))
 
 
-def shape(segments: int = 4, channels: int = 6, columns: Mapping[str, Column] | None = None) -> Inputs:
+def shape(segments: int = 4, channels: int = 6, columns: Mapping[str, ColumnEncoder] | None = None) -> Inputs:
     return Inputs({"rgb": (channels,)}, segments, dict(columns or {}), SCALE)
 
 
@@ -47,7 +47,7 @@ def pool_of(labelled: Batch, unlabelled: Batch | None = None, epoch: int = 0, ep
     for batch in (labelled, unlabelled or part(labelled, slice(0))):
         arrays = {n: x.numpy() for n, x in batch.streams.items()}
         found = replace(FeatureSet.from_arrays(arrays, {}, batch.ids), columns=batch.columns).place(CPU, "yes")
-        parts.append(Part(found, np.arange(len(batch)), batch.scores.double().numpy(), CPU))
+        parts.append(PoolPart(found, np.arange(len(batch)), batch.scores.double().numpy(), CPU))
     return Pool(parts[0], parts[1], epoch, epochs, np.random.default_rng(0))
 
 

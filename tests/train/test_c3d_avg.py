@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
-from aqa_train.columns import Column
+from aqa_train.columns import ColumnEncoder
 from aqa_train.methods.c3d_avg import C3DAVG, C3DAVGSTL, C3DAVGConfig, C3DAVGSTLConfig, Captioner, caption_loss
 
 from .conftest import MakeStore
@@ -28,9 +28,9 @@ from .runs import aqa_train
 
 WORDS = ("<eos>", "<sos>", "a", "clean", "dive", "entry")
 COLUMNS = {
-    "position": Column("category", ("A", "B", "C"), label=True),
-    "armstand": Column("category", ("0", "1"), label=True),
-    "caption": Column("tokens", WORDS, 5, label=True),
+    "position": ColumnEncoder("category", ("A", "B", "C"), label=True),
+    "armstand": ColumnEncoder("category", ("0", "1"), label=True),
+    "caption": ColumnEncoder("tokens", WORDS, 5, label=True),
 }
 SMALL = C3DAVGConfig(width=8, caption_width=8, caption_dropout=0.0)
 

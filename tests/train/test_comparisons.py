@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from aqa_train.comparisons import Row, compare, holm
+from aqa_train.comparisons import Compared, compare, holm
 from aqa_train.metrics import area_under_curve, calibration, selective
 from aqa_train.summary import Comparison
 
@@ -45,7 +45,7 @@ def test_wilcoxon_is_scipys_over_seeds_and_folds() -> None:
     true = rng.normal(size=60)
     comparison = drawn_from(true, seeds=3, folds=3)
     good, bad = (true + s * rng.normal(size=(3, 60)) for s in (0.5, 2.0))
-    pair = next(p for p in compare(comparison, [Row("good", good), Row("bad", bad)]) if p.measure == "mae")
+    pair = next(p for p in compare(comparison, [Compared("good", good), Compared("bad", bad)]) if p.measure == "mae")
     parts = np.array_split(np.arange(60), 3)
     errors = [[np.abs(p[part] - true[part]).mean() for p in side for part in parts] for side in (good, bad)]
     assert pair.pairs == 9
@@ -60,7 +60,7 @@ def test_the_bootstrap_finds_worth_and_holds_its_level() -> None:
     for _ in range(60):
         true = rng.normal(size=80)
         a, b, exact = (true + s * rng.normal(size=(1, 80)) for s in (1.0, 1.0, 0.1))
-        pairs = compare(drawn_from(true, 1), [Row("a", a), Row("b", b), Row("exact", exact)])
+        pairs = compare(drawn_from(true, 1), [Compared("a", a), Compared("b", b), Compared("exact", exact)])
         p = {(q.a, q.b): q.bootstrap for q in pairs if q.measure == "spearman"}
         small += p["a", "b"] < 0.05
         assert p["a", "exact"] < 0.01
@@ -74,7 +74,7 @@ def test_against_one_row_and_with_missing_folds() -> None:
     whole = true + rng.normal(size=(2, 40))
     half = whole.copy()
     half[:, :20] = np.nan
-    rows = [Row("whole", whole), Row("half", half), Row("same", whole)]
+    rows = [Compared("whole", whole), Compared("half", half), Compared("same", whole)]
     pairs = compare(comparison, rows, against="whole")
     assert {(p.a, p.b) for p in pairs} == {("whole", "half"), ("whole", "same")}
     # On what both predicted they are the same.
@@ -83,7 +83,7 @@ def test_against_one_row_and_with_missing_folds() -> None:
 
 def test_too_few_videos_have_no_p_value() -> None:
     true = np.arange(5.0)
-    pairs = compare(drawn_from(true, 1), [Row("a", true[None]), Row("b", -true[None])])
+    pairs = compare(drawn_from(true, 1), [Compared("a", true[None]), Compared("b", -true[None])])
     assert all(p.bootstrap is None and p.interval is None and p.difference is not None for p in pairs)
 
 

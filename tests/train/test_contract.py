@@ -17,7 +17,7 @@ from aqa_shared.errors import UsageError
 from aqa_shared.store import FeatureStore
 from aqa_train import checkpoint
 from aqa_train.batch import Batch, Inputs, ScoreScale, join
-from aqa_train.columns import Column
+from aqa_train.columns import ColumnEncoder
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods import METHODS
@@ -212,19 +212,19 @@ def test_trivial_methods_by_hand() -> None:
 
 
 def test_columns_keep_their_types() -> None:
-    assert Column.fit("d", "number", [1, "2.5", None]).encode("d", ["2.5", None])[0] == 2.5
-    kind = Column.fit("c", "category", ["b", "a", 3.0, None])
+    assert ColumnEncoder.fit("d", "number", [1, "2.5", None]).encode("d", ["2.5", None])[0] == 2.5
+    kind = ColumnEncoder.fit("c", "category", ["b", "a", 3.0, None])
     assert kind.words == ("3", "a", "b")
     assert kind.encode("c", ["b", "3", None, "new"]).tolist() == [2, 0, -1, -1]
-    marks = Column.fit("j", "vector", ["[7, 8.5, 8]", None, "6 6 7", [1, 2, 3]])
+    marks = ColumnEncoder.fit("j", "vector", ["[7, 8.5, 8]", None, "6 6 7", [1, 2, 3]])
     np.testing.assert_array_equal(marks.encode("j", ["6;6;7", None]), [[6, 6, 7], [np.nan] * 3])
-    words = Column.fit("t", "tokens", ["the dive is good", ["is", "it"]])
+    words = ColumnEncoder.fit("t", "tokens", ["the dive is good", ["is", "it"]])
     assert words.width == 4
     assert [words.words[i] if i >= 0 else None for i in words.encode("t", ["it is bad"])[0]] == ["it", "is", None, None]
     with pytest.raises(UsageError, match=r"different lengths \(2, 3\)"):
-        Column.fit("j", "vector", ["1 2", "1 2 3"])
+        ColumnEncoder.fit("j", "vector", ["1 2", "1 2 3"])
     with pytest.raises(UsageError, match="'easy' where a number is needed"):
-        Column.fit("d", "number", []).encode("d", ["easy"])
+        ColumnEncoder.fit("d", "number", []).encode("d", ["easy"])
 
 
 def test_batches_are_taken_and_joined_with_all_they_have() -> None:

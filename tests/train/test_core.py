@@ -26,7 +26,7 @@ from aqa_train.methods.core import GART, CoRe, CoReConfig, _Nodes
 from aqa_train.methods.exemplars import pairs
 from aqa_train.methods.groups import cut, cut_mirrored, group_of
 from aqa_train.metrics import spearman
-from aqa_train.pool import Part, Pool
+from aqa_train.pool import Pool, PoolPart
 from aqa_train.predict import load_checkpoint
 from aqa_train.signals import Stopped
 from aqa_train.trainer import Task, fit, predict
@@ -267,8 +267,8 @@ def test_a_head_without_exemplars_starts_at_the_labelled_mean() -> None:
 
     def first(**settings: Any) -> float:
         model = CoRe(task[1], CoReConfig(**SMALL, compare=False, head="mlp", **settings))  # type: ignore[arg-type]
-        none = Part(task[0].features, np.arange(0), np.empty(0), CPU)
-        known = Part(task[0].features, np.arange(8), task[0].scores[:8], CPU)
+        none = PoolPart(task[0].features, np.arange(0), np.empty(0), CPU)
+        known = PoolPart(task[0].features, np.arange(8), task[0].scores[:8], CPU)
         with torch.no_grad():
             model.prepare(Pool(known, none, 0, 1, np.random.default_rng(0)))
         return model.head[-1].bias.item()  # type: ignore[index,union-attr,no-any-return]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
-from aqa_train.columns import Column
+from aqa_train.columns import ColumnEncoder
 from aqa_train.methods.pcln import PCLN, PCLNConfig, apart
 
 from .conftest import MakeStore
@@ -139,7 +139,7 @@ def test_difficulty_divides_the_scores() -> None:
     """All start at their mean in score / difficulty: on 0 … 100 the best of 30 is 1."""
     batch = videos(4, columns={"difficulty": torch.tensor([1.0, 2, 2, 4])})
     batch.scores[:] = torch.tensor([0.75, 1.5, 1.5, 3.0])
-    inputs = shape(columns={"difficulty": Column("number")})
+    inputs = shape(columns={"difficulty": ColumnEncoder("number")})
     model = prepared(PCLN(inputs, replace(SMALL, difficulty=True, quality_max=30.0)), batch)
     nn.init.zeros_(model.regressor[-1].weight)
     # 15, 30, 30 and 60 points over the difficulty are 15 each, half of 30.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from aqa_shared.errors import UsageError
 from aqa_train.batch import ScoreScale
-from aqa_train.columns import Column
+from aqa_train.columns import ColumnEncoder
 from aqa_train.layers import order_in_time
 from aqa_train.methods.rica2 import RICA2, RICA2Config, information
 from aqa_train.predict import load_checkpoint
@@ -24,11 +24,11 @@ from .runs import aqa_train, read_csv
 
 SMALL = RICA2Config(width=16, heads=2, layers=1, dropout=0.0)
 RUBRIC = {
-    "armstand": Column("category", ("0", "1")),
-    "rotation_type": Column("category", ("0", "1", "2")),
-    "position": Column("category", ("0", "1")),
-    "ss_no": Column("category", ("0", "3")),
-    "tw_no": Column("category", ("0", "1", "2")),
+    "armstand": ColumnEncoder("category", ("0", "1")),
+    "rotation_type": ColumnEncoder("category", ("0", "1", "2")),
+    "position": ColumnEncoder("category", ("0", "1")),
+    "ss_no": ColumnEncoder("category", ("0", "3")),
+    "tw_no": ColumnEncoder("category", ("0", "1", "2")),
 }
 """Thirteen steps with the entry; an armstand, somersaults or twists of 0 are none."""
 
@@ -40,7 +40,7 @@ def dives(n: int) -> dict[str, Tensor]:
 
 def small(config: RICA2Config = SMALL, rubric: bool = True) -> RICA2:
     torch.manual_seed(0)
-    columns = {**RUBRIC, **({"difficulty": Column("number")} if config.difficulty else {})}
+    columns = {**RUBRIC, **({"difficulty": ColumnEncoder("number")} if config.difficulty else {})}
     return RICA2(shape(columns=columns if rubric else {}), config)
 
 
@@ -95,7 +95,7 @@ def test_a_part_without_steps_is_left_out() -> None:
 def test_difficulty_multiplies_points_from_their_own_zero() -> None:
     """On a scale of 20 … 120 a difficulty of 2 and 35 points each make 70 points, half of the scale."""
     torch.manual_seed(0)
-    inputs = replace(shape(columns={"difficulty": Column("number")}), scale=ScoreScale(20.0, 120.0, 5.0))
+    inputs = replace(shape(columns={"difficulty": ColumnEncoder("number")}), scale=ScoreScale(20.0, 120.0, 5.0))
     model = RICA2(inputs, replace(SMALL, difficulty=True))
     with torch.no_grad():
         model.head[-1].weight.zero_()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs, ScoreScale
-from aqa_train.columns import Column
+from aqa_train.columns import ColumnEncoder
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods import METHODS
@@ -318,7 +318,7 @@ def test_difficulty_divides_what_is_learned(ema: float) -> None:
     difficulty = torch.tensor([1.0, 2, 2, 4])
     batch = method_checks.part(videos(4), slice(4))
     batch = replace(batch, columns={"difficulty": difficulty}, scores=difficulty * 15 * 5 / 100, ids=tuple("abcd"))
-    shape = replace(SHAPE, scale=ScoreScale(0.0, 100.0), columns={"difficulty": Column("number")})
+    shape = replace(SHAPE, scale=ScoreScale(0.0, 100.0), columns={"difficulty": ColumnEncoder("number")})
     config = SAPNetConfig(**SMALL, difficulty=True, quality_max=30.0, ema=ema)
     model = method_checks.prepared(SAPNet(shape, config), batch)
     nn.init.zeros_(model.student.regressor[-1].weight)

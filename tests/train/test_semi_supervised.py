@@ -20,7 +20,7 @@ from aqa_train.methods.coreg import COREG, COREGConfig, co_train
 from aqa_train.methods.pseudo_labels import PseudoLabels, PseudoLabelsConfig, nearest_mean
 from aqa_train.methods.s4l import S4L, TURNS, S4LConfig
 from aqa_train.methods.vat import VAT, VATConfig, divergence
-from aqa_train.pool import Part
+from aqa_train.pool import PoolPart
 from aqa_train.predict import load_checkpoint
 from aqa_train.signals import Stopped
 from aqa_train.trainer import predict
@@ -247,7 +247,7 @@ def test_coreg_scores_as_two_regressors_do() -> None:
 
 
 def test_coreg_never_has_all_segments_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Part, "whole")
+    monkeypatch.delattr(PoolPart, "whole")
     assert len(fitted(COREG, COREGConfig(), task_of(12, 20)).model.x) > 12
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
-from aqa_train.columns import Column
+from aqa_train.columns import ColumnEncoder
 from aqa_train.layers import order_in_time
 from aqa_train.methods.tpt import TPT, TPTConfig
 
@@ -26,7 +26,7 @@ SMALL = TPTConfig(width=16, forward_width=16, heads=2, head_width=8, groups=4, p
 
 def small(config: TPTConfig = SMALL, labelled: int = 6, **columns: Any) -> Any:
     torch.manual_seed(0)
-    specs = {n: Column("category", ("a", "b")) if n == "category" else Column("number") for n in columns}
+    specs = {n: ColumnEncoder("category", ("a", "b")) if n == "category" else ColumnEncoder("number") for n in columns}
     return prepared(TPT(shape(columns=specs), config), videos(labelled, columns=columns))
 
 
@@ -168,7 +168,7 @@ def test_difficulty_divides_what_is_compared() -> None:
     batch = videos(6, columns={"difficulty": difficulty})
     batch.scores[:] = 2 * difficulty
     config = replace(SMALL, difficulty=True, groups=2)
-    model = prepared(TPT(shape(columns={"difficulty": Column("number")}), config), batch).eval()
+    model = prepared(TPT(shape(columns={"difficulty": ColumnEncoder("number")}), config), batch).eval()
     assert model.exemplars.known.tolist() == pytest.approx([5.0] * 6)
     with torch.no_grad():
         nn.init.constant_(model.position[-1].bias, -100.0)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs
-from aqa_train.columns import Column
+from aqa_train.columns import ColumnEncoder
 from aqa_train.methods.sub_actions import two_cuts
 from aqa_train.methods.tsa import TSA, TSAConfig, annotated_cuts, cut_in_steps, transition_loss
 from aqa_train.predict import load_checkpoint
@@ -33,8 +33,8 @@ NONE = slice(0)
 def small(config: TSAConfig = SMALL, **columns: Any) -> Any:
     torch.manual_seed(0)
     kinds = {
-        "steps": Column("tokens", ("a", "b", "c", "d"), 12, label=True),
-        "category": Column("category", ("a", "b")),
+        "steps": ColumnEncoder("tokens", ("a", "b", "c", "d"), 12, label=True),
+        "category": ColumnEncoder("category", ("a", "b")),
     }
     inputs = shape(channels=32, columns={n: kinds[n] for n in columns})
     return prepared(TSA(inputs, config), dives(columns=columns))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
-from aqa_train.columns import Column
+from aqa_train.columns import ColumnEncoder
 from aqa_train.methods.mean_mlp import MeanMLP, MeanMLPConfig
 from aqa_train.methods.usdl import MUSDL, USDL, MUSDLConfig, USDLConfig, by_rule, decode, divergence, soft_label
 from aqa_train.storage import unread
@@ -30,7 +30,7 @@ from .method_checks import (
 )
 from .runs import aqa_train
 
-MARKS = {"difficulty": Column("number"), "judge_scores": Column("vector", (), 7, label=True)}
+MARKS = {"difficulty": ColumnEncoder("number"), "judge_scores": ColumnEncoder("vector", (), 7, label=True)}
 
 
 def dives(n: int) -> dict[str, Tensor]:
@@ -187,7 +187,7 @@ def test_musdl_loss_is_the_sum_over_the_judges() -> None:
 
 
 def test_the_ratings_of_jigsaws_add_up() -> None:
-    inputs = shape(columns={"ratings": Column("vector", (), 6, label=True)})
+    inputs = shape(columns={"ratings": ColumnEncoder("vector", (), 6, label=True)})
     model = MUSDL(inputs, MUSDLConfig(bins=5, sigma=1.0, lowest=1.0, highest=5.0, drop=0, widths=(8,)))
     with torch.no_grad():
         for head in model.judges:
@@ -215,7 +215,7 @@ def test_all_learn_by_heart() -> None:
 
 def test_too_few_judges_are_refused() -> None:
     with pytest.raises(UsageError, match=r"4 marks in judge_scores: without the 2 highest") as e:
-        MUSDL(shape(columns={**MARKS, "judge_scores": Column("vector", (), 4, label=True)}))
+        MUSDL(shape(columns={**MARKS, "judge_scores": ColumnEncoder("vector", (), 4, label=True)}))
     assert "drop to at most 1" in e.value.fix
 
 

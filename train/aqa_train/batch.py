@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aqa_train.columns import Column
+from aqa_train.columns import ColumnEncoder
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Inputs:
     """Shape of one segment by stream: `{"rgb": (1024,)}`, or `{"rgb_map": (1024, 2, 7, 7)}`."""
     segments: int
     """The most a video has."""
-    columns: dict[str, Column] = field(default_factory=dict)
+    columns: dict[str, ColumnEncoder] = field(default_factory=dict)
     """How each column that the method asks for becomes a tensor, with its vocabulary or width."""
     scale: ScoreScale = ScoreScale(0.0, 5.0)
     """What scores in training units are in the dataset's."""
@@ -59,7 +59,7 @@ class Inputs:
     def of(cls, record: Mapping[str, Any]) -> Inputs:
         """Back from JSON."""
         streams = {k: tuple(v) for k, v in record["streams"].items()}
-        columns = {k: Column.of(v) for k, v in record["columns"].items()}
+        columns = {k: ColumnEncoder.of(v) for k, v in record["columns"].items()}
         return cls(streams, record["segments"], columns, ScoreScale(**record["scale"]))
 
 

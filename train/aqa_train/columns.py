@@ -17,7 +17,7 @@ Kind = Literal["number", "category", "vector", "tokens"]
 
 
 @dataclass(frozen=True)
-class Column:
+class ColumnEncoder:
     """How a column becomes numbers. Fitted on the training videos, so that a code means the same in every store."""
 
     kind: Kind
@@ -29,7 +29,7 @@ class Column:
     """Belongs to the score, as judges' marks: known of labelled videos while training, and of none afterwards."""
 
     @classmethod
-    def fit(cls, name: str, kind: Kind, values: Sequence[Any]) -> Column:
+    def fit(cls, name: str, kind: Kind, values: Sequence[Any]) -> ColumnEncoder:
         """From the training videos' cells; None is unknown. Raises UsageError where they are not of this kind."""
         known = [v for v in values if v is not None]
         if kind == "number":
@@ -49,7 +49,7 @@ class Column:
         return cls(kind, (), width)
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Column:
+    def of(cls, record: Mapping[str, Any]) -> ColumnEncoder:
         """Back from JSON."""
         return cls(record["kind"], tuple(record["words"]), record["width"], record["label"])
 

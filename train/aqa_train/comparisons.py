@@ -27,7 +27,7 @@ BETTER = {"spearman": 1, "mae": -1}
 
 
 @dataclass(frozen=True)
-class Row:
+class Compared:
     """What one method, or one variant of it, predicted."""
 
     name: str
@@ -56,7 +56,7 @@ class Pair:
     wilcoxon_holm: float | None = None
 
 
-def compare(tested: Comparison, rows: Sequence[Row], against: str | None = None) -> list[Pair]:
+def compare(tested: Comparison, rows: Sequence[Compared], against: str | None = None) -> list[Pair]:
     """Every pair of rows, or each with the row `against`, in every measure; Holm's correction within a measure."""
     found: list[Pair] = []
     for measure in MEASURES:
@@ -91,7 +91,7 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return found
 
 
-def _pair(tested: Comparison, measure: str, a: Row, b: Row, drawn: dict[str, Numbers]) -> Pair:
+def _pair(tested: Comparison, measure: str, a: Compared, b: Compared, drawn: dict[str, Numbers]) -> Pair:
     both = ~(np.isnan(a.predicted) | np.isnan(b.predicted))
     # Where one lacks a fold, the other's counts no more: it may be the easy one.
     mine, theirs = (np.where(both, r.predicted, np.nan) for r in (a, b))

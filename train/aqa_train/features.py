@@ -26,7 +26,7 @@ from aqa_shared.console import counted
 from aqa_shared.errors import EnvironmentFault, StoreError, UsageError
 from aqa_shared.machine import available_memory
 from aqa_train.batch import Batch, Inputs
-from aqa_train.columns import Column, Kind
+from aqa_train.columns import ColumnEncoder, Kind
 from aqa_train.order import Blocks, Rows, blocks_of, read_ahead, windows
 from aqa_train.standardise import Moments, Standardiser
 
@@ -234,7 +234,7 @@ class FeatureSet:
         for names, rows, label in ((columns, seen, False), (labels, labelled, True)):
             for name, kind in names.items():
                 cells = self.cells(name)
-                specs[name] = replace(Column.fit(name, kind, [cells[r] for r in rows]), label=label)
+                specs[name] = replace(ColumnEncoder.fit(name, kind, [cells[r] for r in rows]), label=label)
         scaled = None if standardise == "none" else Standardiser.of(self.moments(seen), standardise)
         inputs = Inputs(dict(self.shapes), self.segments, specs)
         return replace(self.with_columns(inputs, labelled), standardise=scaled), inputs

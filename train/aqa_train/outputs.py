@@ -18,8 +18,7 @@ from aqa_shared.errors import UsageError
 from aqa_shared.files import replace_text, replacing
 from aqa_train import scores
 from aqa_train.checkpoint import writing
-from aqa_train.comparisons import Row as Compared
-from aqa_train.comparisons import compare
+from aqa_train.comparisons import Compared, compare
 from aqa_train.config import PLACES, RunConfig, as_toml, spelt_out
 from aqa_train.experiment import Experiment, write_json
 from aqa_train.intervals import LEVEL

@@ -17,7 +17,7 @@ from aqa_train.order import Rows
 
 
 @dataclass(frozen=True)
-class Part:
+class PoolPart:
     """The labelled or the unlabelled videos."""
 
     features: FeatureSet
@@ -59,8 +59,8 @@ class Part:
 class Pool:
     """What `prepare` and `begin_epoch` are given."""
 
-    labelled: Part
-    unlabelled: Part
+    labelled: PoolPart
+    unlabelled: PoolPart
     epoch: int
     """The epoch that begins, from 0."""
     epochs: int

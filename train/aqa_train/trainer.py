@@ -28,7 +28,7 @@ from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.metrics import spearman
 from aqa_train.order import Rows
-from aqa_train.pool import Part, Pool
+from aqa_train.pool import Pool, PoolPart
 from aqa_train.signals import Stopped
 from aqa_train.storage import load_state
 
@@ -210,8 +210,8 @@ class _Loop:
         task = self.task
         unknown = np.full(len(task.unlabelled), np.nan)
         return Pool(
-            Part(task.features, task.labelled, task.scores[task.labelled], self.device),
-            Part(task.features, task.unlabelled, unknown, self.device),
+            PoolPart(task.features, task.labelled, task.scores[task.labelled], self.device),
+            PoolPart(task.features, task.unlabelled, unknown, self.device),
             self.at.epoch,
             self.training.epochs,
             np.random.default_rng([*self.seed, self.at.epoch, 2]),

@@ -17,7 +17,7 @@ BATCH = 8
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundActor:
     """The actor of a video, with what was seen on the way."""
 
     looks: Looks
@@ -32,7 +32,7 @@ def find(
     size: tuple[int, int],
     settings: ActorSettings,
     each: Callable[[Callable[[Tensor], Persons], Iterable[Tensor]], Iterable[Persons]] = map,
-) -> Found:
+) -> FoundActor:
     """Follow the actor through `length` frames of `size` = (height, width) pixels; frame 0 of the tracks is the first
     look. `views` are on the detector's device. `each` applies the detector to batches, in order, on as many cores as
     it likes."""
@@ -42,4 +42,4 @@ def find(
     looks = look_at(views, boxes, scores)
     # A part, or a protocol's timeline, may begin late in the file.
     own = replace(looks, positions=looks.positions - looks.positions[0])
-    return Found(looks, follow(own, length, size, settings))
+    return FoundActor(looks, follow(own, length, size, settings))

@@ -34,7 +34,7 @@ CLASSES = 91
 PERSON = 1
 GRIDS = (20, 10, 5, 3, 2, 1)
 ANCHORS_PER_CELL = (3, 6, 6, 6, 6, 6)
-CHANNELS = (672, 480, 512, 256, 256, 128)
+LEVEL_CHANNELS = (672, 480, 512, 256, 256, 128)
 _C4 = 13
 """The block whose expansion is the first feature map: the first of stride 32."""
 _SQUEEZED = (3, 4, 5, 10, 11, 12, 13, 14)
@@ -123,7 +123,7 @@ class MobileNetSSD(nn.Module):
         block = partial(InvertedResidual, se_layer=gate)
         trunk = mobilenet_v3_large(weights=None, norm_layer=norm, reduced_tail=True, block=block).features
         self.extractor = SSDLiteFeatureExtractorMobileNet(trunk, _C4, norm)
-        self.head = SSDLiteHead(list(CHANNELS), list(ANCHORS_PER_CELL), CLASSES, norm)
+        self.head = SSDLiteHead(list(LEVEL_CHANNELS), list(ANCHORS_PER_CELL), CLASSES, norm)
         _pad_as_tensorflow(self)
 
     def anchors(self) -> Float[Tensor, "anchors 4"]:
@@ -172,7 +172,7 @@ def scopes() -> dict[str, str]:
             else:
                 names[name] = f"{scope}/{stage}"
     names["extractor.features.1.3"] = f"{net}/Conv_1"
-    for j, width in enumerate(CHANNELS[2:]):
+    for j, width in enumerate(LEVEL_CHANNELS[2:]):
         wide = f"{net}/layer_17_2_Conv2d_{j + 2}_3x3_s2_{width}"
         names[f"extractor.extra.{j}.0"] = f"{net}/layer_17_1_Conv2d_{j + 2}_1x1_{width // 2}"
         names[f"extractor.extra.{j}.1"] = f"{wide}_depthwise"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from aqa_shared.records import ExtractSettings
 
-Look = Callable[[Any, "Tensor"], "tuple[Tensor, Tensor]"]
+ReadOutputs = Callable[[Any, "Tensor"], "tuple[Tensor, Tensor]"]
 """(network, clips) to its last map (b, c, t, h, w) and the pooled feature (b, c)."""
 Classify = Callable[[Any, "Tensor"], "Tensor"]
 """(network, pooled features) to logits."""
@@ -56,7 +56,7 @@ def video_network(
     crop: int,
     normalisation: tuple[tuple[float, float, float], tuple[float, float, float]],
     map: Output,
-    look: Look,
+    look: ReadOutputs,
     classify: Classify,
     classifier: str,
     entries: tuple[Entry, ...],
@@ -77,7 +77,7 @@ def video_network(
 
 def _build(
     constructor: str,
-    look: Look,
+    look: ReadOutputs,
     classify: Classify,
     classifier: str,
     state: dict[str, Tensor],

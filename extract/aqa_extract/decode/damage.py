@@ -28,7 +28,7 @@ MOST_MESSAGES = 5
 """A video keeps this many different ones."""
 
 
-class Damage:
+class DamageLog:
     """Counts the pictures that are not as they were coded, and keeps what else the decoder said."""
 
     def __init__(self, first_pts: int | None) -> None:

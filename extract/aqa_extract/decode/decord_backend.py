@@ -17,7 +17,7 @@ import numpy as np
 from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.probe import Probe
 from aqa_extract.decode.readers import AvReader, Tally
-from aqa_extract.decode.source import MATROSKA, MP4, Source
+from aqa_extract.decode.source import MATROSKA, MP4, VideoFile
 
 if TYPE_CHECKING:
     from aqa_shared.records import UntaggedMatrix
@@ -31,7 +31,7 @@ FRAGMENTS = frozenset({b"moof", b"sidx", b"styp", b"mfra"})
 """Top-level boxes of an MP4 that is not one table and its data: decord's FFmpeg loses frames between fragments."""
 
 
-def refusal(p: Probe, source: Source) -> str:
+def refusal(p: Probe, source: VideoFile) -> str:
     """Why decord's frames might not equal PyAV's, '' where measurement found them equal (docs/decoding.md)."""
     if p.container not in CONTAINERS:
         return f"container {p.container}"
@@ -64,7 +64,7 @@ def refusal(p: Probe, source: Source) -> str:
     return ""
 
 
-def top_level_boxes(source: Source) -> set[bytes]:
+def top_level_boxes(source: VideoFile) -> set[bytes]:
     """The types of an MP4's outermost boxes (ISO 14496-12, 4.2)."""
     found: set[bytes] = set()
     at, end = 0, source.before.st_size
@@ -87,7 +87,7 @@ _API_ERRORS = (ImportError, AttributeError, TypeError)
 class DecordReader:
     """Sequential reading with decord: `next` alone, since an index and `skip_frames` seek."""
 
-    def __init__(self, source: Source, probe: Probe, max_pixels: int, untagged_matrix: UntaggedMatrix) -> None:
+    def __init__(self, source: VideoFile, probe: Probe, max_pixels: int, untagged_matrix: UntaggedMatrix) -> None:
         try:
             import decord
         except Exception as e:  # ctypes, which loads its libraries, raises OSError

@@ -11,7 +11,7 @@ from av.stream import Disposition
 
 from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.seek import PacketLog
-from aqa_extract.decode.source import MATROSKA, MP4, Source, open_video, packets_of
+from aqa_extract.decode.source import MATROSKA, MP4, VideoFile, open_video, packets_of
 
 MISMATCH = 0.01
 """Fraction of frames that may be missing or damaged before a video is refused rather than `degraded`."""
@@ -63,7 +63,7 @@ class Packets:
         return [s for s in self.stamps if (untimed if s is None else shown is None or s >= shown)]
 
 
-def read_packets(source: Source, max_pixels: int) -> Packets:
+def read_packets(source: VideoFile, max_pixels: int) -> Packets:
     """Demux the whole file. Raises DecodeFailure: as `open_video`, and `no_frames`."""
     with open_video(source, max_pixels) as (container, stream):
         found = Packets(

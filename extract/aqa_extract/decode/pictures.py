@@ -1,6 +1,6 @@
 """A folder of pictures as a video: what MTL-AQA, FineDiving and AQA-7 are passed around as.
 
-    00489.jpg, 00490.jpg, …  +  pictures per second   ──▶   Folder (for Source) ─▶ Probe ─▶ PicturesReader
+    00489.jpg, 00490.jpg, …  +  pictures per second   ──▶   Folder (for VideoFile) ─▶ Probe ─▶ PicturesReader
 
 Frame i is the i-th picture by its number. Only those that are wanted are read, by Pillow, because the published
 features of these folders were made with it. A number that is missing is a frame that is missing: the picture before it
@@ -38,7 +38,7 @@ NAMED = 5
 
 
 class Folder:
-    """The pictures of a folder in their order; what `Source` is for a file."""
+    """The pictures of a folder in their order; what `VideoFile` is for a file."""
 
     def __init__(self, path: str, rate: float) -> None:
         self.path, self.rate = path, rate

@@ -20,7 +20,7 @@ from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.packets import MISMATCH, read_packets, timeline
 from aqa_extract.decode.seek import PacketTable
 from aqa_extract.decode.shape import displayed_size, orientation, sample_aspect
-from aqa_extract.decode.source import Source, open_video, too_large
+from aqa_extract.decode.source import VideoFile, open_video, too_large
 
 if TYPE_CHECKING:
     from aqa_shared.records import UntaggedMatrix
@@ -91,7 +91,7 @@ class Probe:
 
 
 def probe(
-    source: Source, max_pixels: int, untagged_matrix: UntaggedMatrix = "bt601", accept_damaged: bool = False
+    source: VideoFile, max_pixels: int, untagged_matrix: UntaggedMatrix = "bt601", accept_damaged: bool = False
 ) -> tuple[Probe, PacketTable | None]:
     """Demux every packet and decode one frame; what was found, and the packets where jumps among them are safe.
 
@@ -201,7 +201,7 @@ def refuse_shape(width: int, height: int, shape: tuple[int, int], max_pixels: in
         raise DecodeFailure("bad_shape", "probe", detail)
 
 
-def _first_frame(source: Source, max_pixels: int) -> tuple[av.VideoFrame, str, tuple[Fraction, str]]:
+def _first_frame(source: VideoFile, max_pixels: int) -> tuple[av.VideoFrame, str, tuple[Fraction, str]]:
     """The first frame that can be decoded at all, the codec's name, and the `sample_aspect`."""
     problem = "no frame came out"
     with open_video(source, max_pixels) as (container, stream):

@@ -20,13 +20,13 @@ import av.logging
 import numpy as np
 
 from aqa_extract.decode.colour import Converter
-from aqa_extract.decode.damage import Damage
+from aqa_extract.decode.damage import DamageLog
 from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.packets import MISMATCH
 from aqa_extract.decode.probe import Probe
 from aqa_extract.decode.seek import PacketTable, next_entry, skipped
 from aqa_extract.decode.shape import turn
-from aqa_extract.decode.source import Source, open_video, packets_of
+from aqa_extract.decode.source import VideoFile, open_video, packets_of
 
 if TYPE_CHECKING:
     from aqa_shared.records import UntaggedMatrix
@@ -42,7 +42,7 @@ class Tally:
     """Display frames that came out or were skipped."""
     skipped: int = 0
     """Those that were skipped."""
-    damage: Damage = field(default_factory=lambda: Damage(None))
+    damage: DamageLog = field(default_factory=lambda: DamageLog(None))
     complete: bool = False
     """The stream was read to its end, so `decoded` is its true length."""
     stamps: list[int | None] = field(default_factory=list)
@@ -75,7 +75,7 @@ class AvReader:
 
     def __init__(
         self,
-        source: Source,
+        source: VideoFile,
         probe: Probe,
         max_pixels: int,
         untagged_matrix: UntaggedMatrix,
@@ -84,7 +84,7 @@ class AvReader:
         self.source, self.probe, self.max_pixels = source, probe, max_pixels
         self.table = table
         self.untagged_matrix: UntaggedMatrix = untagged_matrix
-        self.tally = Tally("av", av.__version__, damage=Damage(probe.first_pts))
+        self.tally = Tally("av", av.__version__, damage=DamageLog(probe.first_pts))
 
     def read(self, wanted: Sequence[int], end: int | None) -> Iterator[np.ndarray]:
         """Yield frames `wanted` (sorted, may repeat); stop after frame `end - 1`, or read to the end if None.

@@ -30,7 +30,7 @@ _METADATA: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {
 """Tags need not be UTF-8. PyAV 19 reads any bytes as `surrogateescape` does; before, that had to be asked for."""
 
 
-class Source:
+class VideoFile:
     """A regular file, opened once: what is probed is what is read, whatever happens to its name."""
 
     def __init__(self, path: str) -> None:
@@ -110,7 +110,7 @@ def _refuse_special(status: os.stat_result) -> None:
 
 @contextmanager
 def open_video(
-    source: Source, max_pixels: int, **options: str
+    source: VideoFile, max_pixels: int, **options: str
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The file's container and its default video stream, ready for one thread.
 

@@ -28,7 +28,7 @@ from aqa_extract.decode.packets import timeline
 from aqa_extract.decode.probe import Probe, probe
 from aqa_extract.decode.readers import AvReader, Reader, too_damaged
 from aqa_extract.decode.seek import PacketTable, SeekMistake
-from aqa_extract.decode.source import Source
+from aqa_extract.decode.source import VideoFile
 from aqa_extract.decode.wire import SLOTS, Channel, FrameBuffer, Gone
 from aqa_extract.faults import Fault, fault
 
@@ -85,7 +85,7 @@ class Worker:
 
     def __init__(self, channel: Channel, buffer: FrameBuffer) -> None:
         self.channel, self.buffer = channel, buffer
-        self.source: Source | pictures.Folder | None = None
+        self.source: VideoFile | pictures.Folder | None = None
         self.probe: Probe | None = None
         self.table: PacketTable | None = None
         self.max_pixels = 0
@@ -145,7 +145,7 @@ class Worker:
             found = pictures.probe(self.source, self.max_pixels, self.accept_damaged)
             self.probe = replace(found, decord_refusal="a folder of pictures")
         else:
-            self.source = Source(path)
+            self.source = VideoFile(path)
             found, self.table = probe(self.source, self.max_pixels, self.untagged_matrix, self.accept_damaged)
             self.probe = replace(found, decord_refusal=refusal(found, self.source))
         values, payload = self.probe.to_message()

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from aqa_pipelines.tables.plan import Plan, Work
-from aqa_pipelines.tables.record import RANKS, Column, Row, Table
+from aqa_pipelines.tables.plan import TablePlan, TableRun
+from aqa_pipelines.tables.record import RANKS, PaperTable, TableColumn, TableRow
 from aqa_train import metrics, protocol
-from aqa_train.comparisons import Pair, compare, corrected
-from aqa_train.comparisons import Row as Compared
+from aqa_train.comparisons import Compared, Pair, compare, corrected
 from aqa_train.outputs import environment
 from aqa_train.predict import load_checkpoint
 
@@ -24,7 +23,7 @@ BEST = "best-on-validation"
 ENVIRONMENT = ("python", "platform", "device", "aqa", "torch", "cuda")
 
 
-def measure(plan: Plan, name: str, out: Path, device: str) -> dict[str, Any]:
+def measure(plan: TablePlan, name: str, out: Path, device: str) -> dict[str, Any]:
     """The record of a table: rows with published and measured figures, trivial rows, comparisons, what was run."""
     table = plan.table
     runs = {(s.row.name, s.column.name): one for one in plan.works for s in one.spots}
@@ -48,17 +47,17 @@ def measure(plan: Plan, name: str, out: Path, device: str) -> dict[str, Any]:
     }
 
 
-def _summary(one: Work, out: Path) -> dict[str, Any] | None:
+def _summary(one: TableRun, out: Path) -> dict[str, Any] | None:
     """metrics.json of a run, where it is done."""
     file = out / one.name / "metrics.json"
     return json.loads(file.read_text()) if file.exists() else None
 
 
 def _row(
-    table: Table,
-    row: Row,
+    table: PaperTable,
+    row: TableRow,
     found: Mapping[tuple[str, str], dict[str, Any] | None],
-    runs: Mapping[tuple[str, str], Work],
+    runs: Mapping[tuple[str, str], TableRun],
 ) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     best: dict[str, Any] = {}
@@ -95,7 +94,7 @@ def _figure(row: Mapping[str, Any], measure: str) -> dict[str, Any]:
     return {k: row[measure].get(k) for k in ("mean", "std", "interval", "by_seed", "defined", "of")}
 
 
-def _average(table: Table, measured: dict[str, Any]) -> None:
+def _average(table: PaperTable, measured: dict[str, Any]) -> None:
     """Fill in the columns that average others, by seed first."""
     for column in table.columns:
         parts = [measured.get(name) for name in column.average_of]
@@ -110,7 +109,7 @@ def _average(table: Table, measured: dict[str, Any]) -> None:
         measured[column.name] = {"mean": mean, "std": std, "interval": None, "by_seed": by_seed}
 
 
-def _beside(table: Table, found: Mapping[tuple[str, str], dict[str, Any] | None]) -> list[dict[str, Any]]:
+def _beside(table: PaperTable, found: Mapping[tuple[str, str], dict[str, Any] | None]) -> list[dict[str, Any]]:
     """The trivial rows, which every run has on its own splits: those of a column's first run."""
     own = {row.method for row in table.rows}
     rows: dict[str, dict[str, Any]] = {}
@@ -126,7 +125,7 @@ def _beside(table: Table, found: Mapping[tuple[str, str], dict[str, Any] | None]
 
 
 def _protocol(
-    table: Table, column: Column, found: Mapping[tuple[str, str], dict[str, Any] | None]
+    table: PaperTable, column: TableColumn, found: Mapping[tuple[str, str], dict[str, Any] | None]
 ) -> dict[str, Any] | None:
     """Who trained and was tested in a column's runs."""
     summary = next((s for (_, c), s in found.items() if c == column.name and s is not None), None)
@@ -136,7 +135,9 @@ def _protocol(
     return {name: summary["protocol"][name] for name in names}
 
 
-def _comparisons(plan: Plan, out: Path, found: Mapping[tuple[str, str], dict[str, Any] | None]) -> list[dict[str, Any]]:
+def _comparisons(
+    plan: TablePlan, out: Path, found: Mapping[tuple[str, str], dict[str, Any] | None]
+) -> list[dict[str, Any]]:
     """Every measured row beside the one of `against`, column by column; Holm's correction over the whole table."""
     table = plan.table
     pairs: list[tuple[str, Pair]] = []
@@ -172,7 +173,7 @@ def _turned(pair: Pair, against: str) -> Pair:
     return replace(pair, a=pair.b, b=pair.a, difference=-pair.difference, interval=ends)
 
 
-def _results(one: Work, out: Path) -> list[dict[str, Any]]:
+def _results(one: TableRun, out: Path) -> list[dict[str, Any]]:
     """What a run predicted of its last epochs, as results of trainings."""
     found: dict[tuple[int, int], dict[str, Any]] = {}
     with (out / one.name / "predictions.csv").open(newline="", encoding="utf-8") as file:
@@ -189,7 +190,7 @@ def _results(one: Work, out: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def cases(plan: Plan, out: Path, number: int = 3) -> list[dict[str, Any]]:
+def cases(plan: TablePlan, out: Path, number: int = 3) -> list[dict[str, Any]]:
     """Test videos by how much smaller the last row's error is than the first's: the `number` at either end.
 
     Of the first column; errors of the mean prediction over seeds.
@@ -217,7 +218,7 @@ def cases(plan: Plan, out: Path, number: int = 3) -> list[dict[str, Any]]:
     ]
 
 
-def embedding(plan: Plan, out: Path) -> dict[str, list[dict[str, Any]]]:
+def embedding(plan: TablePlan, out: Path) -> dict[str, list[dict[str, Any]]]:
     """By row, where its first network places the unlabelled videos: f of S4AQA, in two dimensions by t-SNE."""
     from sklearn.manifold import TSNE
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aqa_pipelines.tables.record import Column, Row, Table, settings
+from aqa_pipelines.tables.record import PaperTable, TableColumn, TableRow, settings
 from aqa_shared import console
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_train import experiment as work
@@ -30,12 +30,12 @@ from aqa_train.splits import role_named
 class Spot:
     """Where a run's figures stand in the table."""
 
-    row: Row
-    column: Column
+    row: TableRow
+    column: TableColumn
 
 
 @dataclass
-class Work:
+class TableRun:
     """One run of one method, which may serve several columns that measure it differently."""
 
     config: RunConfig
@@ -61,22 +61,22 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TablePlan:
     """A table on a store."""
 
-    table: Table
-    works: list[Work]
+    table: PaperTable
+    works: list[TableRun]
     lacking: dict[tuple[str, str], list[Spot]] = field(default_factory=dict)
     """Cause and fix → where it is missing."""
 
     @property
-    def ready(self) -> list[Work]:
+    def ready(self) -> list[TableRun]:
         return [w for w in self.works if w.experiment is not None]
 
 
-def works_of(table: Table, features: str, given: Mapping[str, Any], only: Sequence[str] = ()) -> list[Work]:
+def works_of(table: PaperTable, features: str, given: Mapping[str, Any], only: Sequence[str] = ()) -> list[TableRun]:
     """The runs of a table, or of `only` these rows, each once."""
-    found: dict[str, Work] = {}
+    found: dict[str, TableRun] = {}
     if wrong := [n for n in only if n not in {r.name for r in table.rows}]:
         near = did_you_mean(wrong[0], [r.name for r in table.rows])
         raise UsageError(f"the table has no row {wrong[0]!r}", fix=near or "name its rows as they stand in the file")
@@ -90,14 +90,16 @@ def works_of(table: Table, features: str, given: Mapping[str, Any], only: Sequen
                     fix="give it with --labels: the manifest.csv or labels.csv of aqa datasets prepare",
                 )
             config = absolute(settings(table, row, column, features, given))
-            work = Work(config, [Spot(row, column)])
+            work = TableRun(config, [Spot(row, column)])
             found.setdefault(config.model_dump_json(), work)
             if (same := found[config.model_dump_json()]) is not work:
                 same.spots.append(work.spots[0])
     return list(found.values())
 
 
-def examine(table: Table, features: str, given: Mapping[str, Any] | None = None, only: Sequence[str] = ()) -> Plan:
+def examine(
+    table: PaperTable, features: str, given: Mapping[str, Any] | None = None, only: Sequence[str] = ()
+) -> TablePlan:
     """Open the store and arrange every run; one that lacks something is kept with what it lacks."""
     works = works_of(table, features, given or {}, only)
     say = once(console.warn)
@@ -122,7 +124,7 @@ def examine(table: Table, features: str, given: Mapping[str, Any] | None = None,
         except UsageError as e:
             one.lacks = e
             lacking.setdefault((e.cause, e.fix), []).extend(one.spots)
-    return Plan(table, works, lacking)
+    return TablePlan(table, works, lacking)
 
 
 def _refuse_other_protocol(config: RunConfig, data: work.Data) -> None:
@@ -135,7 +137,7 @@ def _refuse_other_protocol(config: RunConfig, data: work.Data) -> None:
         )
 
 
-def time_of(plan: Plan, out: Path, device: torch.device) -> dict[str, float]:
+def time_of(plan: TablePlan, out: Path, device: torch.device) -> dict[str, float]:
     """Seconds of one training of every run that can be run, by its name.
 
     Of what was trained already, what it took; of the rest a few epochs of one run of each method are tried, and what
@@ -159,7 +161,7 @@ def time_of(plan: Plan, out: Path, device: torch.device) -> dict[str, float]:
     return found
 
 
-def trainings_left(one: Work, out: Path) -> Iterator[OneTraining]:
+def trainings_left(one: TableRun, out: Path) -> Iterator[OneTraining]:
     """Those of a run that are not done."""
     assert one.experiment is not None
     for training in one.experiment.trainings:

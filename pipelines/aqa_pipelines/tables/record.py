@@ -22,7 +22,7 @@ NOT_IN_RUN = ("features", "methods", "settings", "variants", "labels", "dataset"
 """Settings of a run that a table says elsewhere, or the command does."""
 
 
-class Column(Record):
+class TableColumn(Record):
     """One column: a measure of the runs with these settings, or the average of other columns."""
 
     name: str = Field(min_length=1)
@@ -36,7 +36,7 @@ class Column(Record):
     """Where the column lies in a figure."""
 
 
-class Row(Record):
+class TableRow(Record):
     """One row: a method with its settings, or figures that nobody can measure from public descriptions."""
 
     name: str = Field(min_length=1)
@@ -61,7 +61,7 @@ class Row(Record):
     series: str = ""
 
     @model_validator(mode="after")
-    def _says_how_or_why(self) -> Row:
+    def _says_how_or_why(self) -> TableRow:
         if self.method is None and not self.why:
             raise ValueError(f"row {self.name!r} has no method: say why")
         if self.method is None and not self.published:
@@ -71,7 +71,7 @@ class Row(Record):
         return self
 
 
-class Table(Record):
+class PaperTable(Record):
     """A table or figure of a paper, with what it takes to measure it."""
 
     title: str
@@ -100,11 +100,11 @@ class Table(Record):
     """What the run has less of than the protocol asks for, and why."""
     run: dict[str, Any] = Field(default_factory=dict)
     """Settings of `aqa-train` for every cell."""
-    columns: Annotated[tuple[Column, ...], Field(min_length=1)]
-    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    columns: Annotated[tuple[TableColumn, ...], Field(min_length=1)]
+    rows: Annotated[tuple[TableRow, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Table:
+    def _fits_together(self) -> PaperTable:
         names = _once("column", [c.name for c in self.columns])
         rows = _once("row", [r.name for r in self.rows])
         if self.dataset and self.dataset not in DATASETS:
@@ -128,16 +128,16 @@ class Table(Record):
                 raise ValueError(f"{where}: no setting {wrong[0]!r}; {did_you_mean(wrong[0], known)}")
         return self
 
-    def column(self, name: str) -> Column:
+    def column(self, name: str) -> TableColumn:
         return next(c for c in self.columns if c.name == name)
 
-    def measure_of(self, column: Column) -> Measure:
+    def measure_of(self, column: TableColumn) -> Measure:
         """That of what it averages, where it does."""
         if column.average_of:
             return self.measure_of(self.column(column.average_of[0]))
         return column.measure or self.measure
 
-    def streams_of(self, row: Row) -> tuple[str, ...]:
+    def streams_of(self, row: TableRow) -> tuple[str, ...]:
         return row.streams or self.streams
 
 
@@ -147,11 +147,11 @@ def _once(what: str, names: list[str]) -> list[str]:
     return names
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> PaperTable:
     """The table of a file. Raises UsageError that names the file, the key and what is wrong with it."""
     found = read_toml(path)
     try:
-        table = Table.model_validate(found)
+        table = PaperTable.model_validate(found)
     except ValidationError as e:
         raise UsageError(f"{path}: {explain(e)}", fix="docs/tables.md says what stands in such a file") from None
     for row in table.rows:
@@ -167,7 +167,7 @@ def read_table(path: Path) -> Table:
 
 
 def settings(
-    table: Table, row: Row, column: Column, features: str, given: Mapping[str, Any] | None = None
+    table: PaperTable, row: TableRow, column: TableColumn, features: str, given: Mapping[str, Any] | None = None
 ) -> RunConfig:
     """The run of one cell; `given` are settings of the command line, which win over the table's.
 

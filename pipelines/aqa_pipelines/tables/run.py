@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from aqa_pipelines.tables.measured import cases, embedding, measure
-from aqa_pipelines.tables.plan import Plan, Spot, Work, examine, time_of, trainings_left
-from aqa_pipelines.tables.record import Row, Table, read_table
+from aqa_pipelines.tables.plan import Spot, TablePlan, TableRun, examine, time_of, trainings_left
+from aqa_pipelines.tables.record import PaperTable, TableRow, read_table
 from aqa_pipelines.tables.text import as_csv, as_markdown
 from aqa_shared import console
 from aqa_shared.console import as_time, counted
@@ -47,7 +47,7 @@ def run_table(
     in_memory: Any = "auto",
     write: Path | None = None,
     only: Sequence[str] = (),
-) -> tuple[dict[str, Any], Plan]:
+) -> tuple[dict[str, Any], TablePlan]:
     """Train what is left of a table, and write it as `<name>.json`, `.csv` and `.md` into `write`, or `out`.
 
     Runs lie in `out`, each in a folder of its own, which other tables on the same store share.
@@ -57,7 +57,7 @@ def run_table(
     for one in plan.ready:
         _go_on_or_begin(one, out)
     again = f"aqa table {shlex.quote(str(path))} --features {shlex.quote(features)} --out {shlex.quote(str(out))}"
-    groups: dict[tuple[str | None, ...], list[Work]] = {}
+    groups: dict[tuple[str | None, ...], list[TableRun]] = {}
     for one in plan.ready:
         groups.setdefault((one.config.labels, one.config.score_column, one.config.id_column), []).append(one)
     for works in groups.values():
@@ -97,7 +97,7 @@ def write_record(record: Mapping[str, Any], stem: Path) -> None:
     replace_text(stem.with_suffix(".md"), as_markdown(record))
 
 
-def _go_on_or_begin(one: Work, out: Path) -> None:
+def _go_on_or_begin(one: TableRun, out: Path) -> None:
     """Other data than a run began with are refused."""
     assert one.experiment is not None
     folder = out / one.name
@@ -115,7 +115,7 @@ def plan_text(
     device: str = "auto",
     jobs: int | None = None,
     only: Sequence[str] = (),
-) -> tuple[str, Plan | None]:
+) -> tuple[str, TablePlan | None]:
     """What a table takes: trainings, time, what is missing and how to get it. Trains nothing that stays."""
     table = read_table(path)
     lines = [f"{name_of(path)}: {table.title}"]
@@ -155,7 +155,7 @@ def _where(spots: list[Spot]) -> str:
     return f"{', '.join(rows)} ({', '.join(columns)})"
 
 
-def _needs(table: Table) -> list[str]:
+def _needs(table: PaperTable) -> list[str]:
     """The commands that make what a table wants."""
     streams = list(dict.fromkeys(s for row in table.rows if row.method for s in _read(table, row)))
     columns = list(
@@ -179,5 +179,5 @@ def _needs(table: Table) -> list[str]:
     return lines
 
 
-def _read(table: Table, row: Row) -> tuple[str, ...]:
+def _read(table: PaperTable, row: TableRow) -> tuple[str, ...]:
     return METHODS[str(row.method)].streams or table.streams_of(row) or ("rgb",)

@@ -12,7 +12,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from aqa_shared.datasets.published import About, Finding, Pair, Performance, Published
+from aqa_shared.datasets.published import About, Finding, JudgedPair, Performance, Published
 from aqa_shared.datasets.tree import Tree, reading
 from aqa_shared.errors import NoInputError
 from aqa_shared.manifest_text import decode_table
@@ -56,7 +56,7 @@ def read(root: Path) -> Published:
             for name in (one, two):
                 compared[name] = compared.get(name, 0) + 1
                 wins[name] = wins.get(name, 0) + (name == better)
-            data.pairs.append(Pair(f"{task}/{better}", f"{task}/{worse}", task, roles.get((better, worse), {})))
+            data.pairs.append(JudgedPair(f"{task}/{better}", f"{task}/{worse}", task, roles.get((better, worse), {})))
         for name in sorted(compared):
             place = tree.media(f"{task}/{name}", name, f"{task}_{name}_capture2")
             data.performances.append(

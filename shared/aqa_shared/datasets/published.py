@@ -87,7 +87,7 @@ class SplitFile:
 
 
 @dataclass(frozen=True)
-class Pair:
+class JudgedPair:
     """Of two videos, which one was judged better. An order, and no distance."""
 
     better: str
@@ -121,6 +121,6 @@ class Published:
     """The files that were read, relative to the dataset's folder, with what is taken from each."""
     splits: list[SplitFile] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    pairs: list[Pair] = field(default_factory=list)
+    pairs: list[JudgedPair] = field(default_factory=list)
     sequences: Sequences | None = None
     """(id, (time, channels)) of signals that come with the dataset: kinematics, skeletons."""

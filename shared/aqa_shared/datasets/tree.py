@@ -21,7 +21,7 @@ PICTURES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
-class Place:
+class VideoPlace:
     """Where a performance is, or is expected: fields of a `Performance`."""
 
     path: str
@@ -39,7 +39,7 @@ class Tree:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._files: dict[str, list[str]] = defaultdict(list)
-        self._media: dict[str, list[Place]] = defaultdict(list)
+        self._media: dict[str, list[VideoPlace]] = defaultdict(list)
         """By the last part of the path, without a suffix."""
         if not root.is_dir():
             raise NoInputError(f"{shown(root)} is not a folder", fix="name the dataset's folder with --root")
@@ -73,11 +73,11 @@ class Tree:
                     elif entry.is_dir():
                         pending.append(path)
                     elif is_video_name(entry.name):
-                        self._media[os.path.splitext(entry.name)[0]].append(Place(path))
+                        self._media[os.path.splitext(entry.name)[0]].append(VideoPlace(path))
                     else:
                         self._files[entry.name].append(path)
             if pictures and folder:
-                self._media[PurePosixPath(folder).name].append(Place(folder, pictures=pictures))
+                self._media[PurePosixPath(folder).name].append(VideoPlace(folder, pictures=pictures))
 
     def files(self, pattern: str) -> list[Path]:
         """The files whose whole name fits the regular expression `pattern`, those that lie highest first."""
@@ -95,7 +95,7 @@ class Tree:
             raise NoInputError(f"{shown(self.root)}: no {names} in it or below", fix=fix)
         return path
 
-    def media(self, *names: str, suffix: str = ".mp4") -> Place:
+    def media(self, *names: str, suffix: str = ".mp4") -> VideoPlace:
         """The video, or the folder of pictures, whose path ends in one of `names`, given without a suffix.
 
         The first name that fits any decides. Where none fits, the place is missing: the first name with `suffix`.
@@ -106,7 +106,7 @@ class Tree:
                 parts = PurePosixPath(place.path).parts
                 if parts[-len(tail) : -1] == tail[:-1]:
                     return place
-        return Place(f"{names[0]}{suffix}", missing=True)
+        return VideoPlace(f"{names[0]}{suffix}", missing=True)
 
     def part(self, own: str, whole: str, start: int, end: int) -> dict[str, Any]:
         """Fields of a performance that has a video `own`, else is the frames [start, end) of the video `whole`."""

@@ -163,7 +163,7 @@ class FeatureStore:
         """The array as a dask.array, (segments, …), the videos one after the other in the order of `ids`."""
         import dask.array as da
 
-        rows = Rows(self, name)
+        rows = LazyArray(self, name)
         spec = self.specs[name]
         step = max((s.array(name).chunks[0] for s in self._blocks(name)), default=1)
         block = step * max(1, _BLOCK_BYTES // max(1, step * spec.row_bytes))
@@ -303,7 +303,7 @@ def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
 
 
-class Rows:
+class LazyArray:
     """An array of a store as Dask wants it: sliced without being read, and able to travel to a worker."""
 
     def __init__(self, store: FeatureStore, name: str) -> None:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from aqa_train.batch import Batch, Inputs
 from aqa_train.layers import mean_feature, segments_of
-from aqa_train.pool import Part, Pool
+from aqa_train.pool import Pool, PoolPart
 
 Positive = Annotated[int, Field(ge=1)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -151,7 +151,7 @@ class Auto(nn.Module):
             found += [a @ b.T / length, *(torch.exp(-g * apart) for g in self.config.gaussians)]
         return found
 
-    def _raw(self, part: Part) -> Float[Tensor, "part columns"]:
+    def _raw(self, part: PoolPart) -> Float[Tensor, "part columns"]:
         return torch.cat([self._columns(b) for b in part.batches()])
 
     def _columns(self, batch: Batch) -> Float[Tensor, "batch columns"]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs, join
 from aqa_train.layers import Quality, difficulty_of
-from aqa_train.pool import Part, Pool
+from aqa_train.pool import Pool, PoolPart
 
 SAME = 1e-3
 """Distance of mean features, as a part of their length, up to which videos are the same one. Half precision, in which
@@ -154,7 +154,7 @@ class Exemplars(nn.Module):
             "(--set across=true), or use a method that looks at each video alone (i3d+mlp)",
         )
 
-    def _refuse_strangers(self, unlabelled: Part) -> None:
+    def _refuse_strangers(self, unlabelled: PoolPart) -> None:
         """Unlabelled videos will be scored in the end: what is missing then is better known now."""
         if not len(unlabelled):
             return

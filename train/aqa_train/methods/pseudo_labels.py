@@ -24,7 +24,7 @@ from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs, join
 from aqa_train.layers import mean_feature
 from aqa_train.methods.s4aqa import AA, AAConfig, NotNegative, refuse_none
-from aqa_train.pool import Part, Pool
+from aqa_train.pool import Pool, PoolPart
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class PseudoLabels(AA):
         self.labels = nearest_mean(unknown, known, pool.labelled.scores, self.config.k)
         self.rows = torch.as_tensor(pool.unlabelled.rows, device=self.labels.device)
 
-    def _embedded(self, part: Part) -> Float[Tensor, "part width"]:
+    def _embedded(self, part: PoolPart) -> Float[Tensor, "part width"]:
         if self.config.embedding == "features":
             return torch.cat([mean_feature(b) for b in part.batches()])
         return torch.cat([torch.cat(self.summaries(b.streams, b.present), dim=-1) for b in part.batches()])

@@ -20,7 +20,7 @@ from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs
 
 
-class Ensemble(nn.Module):
+class SeedEnsemble(nn.Module):
     """What is the same of all ensembles; `ensemble_of` adds what their members ask of the trainer."""
 
     Config: Any
@@ -63,17 +63,17 @@ def ensemble_of(cls: Any, number: int) -> Any:
         own["phase"] = property(lambda self: self.members[0].phase, _set_phase)
     if hasattr(cls, "parameter_groups"):
         own["parameter_groups"] = lambda self: [g for m in self.members for g in m.parameter_groups()]
-    return type(f"{cls.__name__}x{number}", (Ensemble,), own)
+    return type(f"{cls.__name__}x{number}", (SeedEnsemble,), own)
 
 
 def _each(name: str) -> Callable[..., None]:
-    def call(self: Ensemble, *given: Any) -> None:
+    def call(self: SeedEnsemble, *given: Any) -> None:
         for member in self.members:
             getattr(member, name)(*given)
 
     return call
 
 
-def _set_phase(self: Ensemble, phase: str) -> None:
+def _set_phase(self: SeedEnsemble, phase: str) -> None:
     for member in self.members:
         member.phase = phase  # type: ignore[assignment]
