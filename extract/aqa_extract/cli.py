@@ -41,10 +41,12 @@ def extract(
 ) -> None:
     """Extract features of every video into a Zarr store. Rerun the same command to resume or append.
 
-    Options may also come from a TOML file (--config) or from AQA_EXTRACT_<OPTION> in the environment; flags win,
-    --no-antialias over `antialias = true`.
+    Options may also come from a TOML file (--config) or from the environment, as AQA_EXTRACT_SEGMENTS=20. Flags win,
+    also --no-antialias over `antialias = true`.
 
-    Exit codes: 0 done, 2 usage, 3 some videos quarantined, 4 no videos, 5 environment, 6 store.
+    A video that cannot be read is remembered with the reason, and the run goes on with the others.
+
+    Exit codes: 0 done, 2 usage, 3 some videos failed, 4 no videos, 5 environment, 6 store.
     """
     asked = resolve(config, given(context, Config))
     if print_config:

@@ -46,7 +46,7 @@ class Options(Record):
 
     decoder: Annotated[
         Literal["auto", "av", "decord"],
-        Option(RUN, "auto, av or decord; auto uses decord only where both give the same frames."),
+        Option(RUN, "auto uses decord only where both give the same frames."),
     ] = "auto"
     device: Annotated[str, Option(RUN, "auto, cpu, cuda or cuda:N.")] = "auto"
     batch: Annotated[int | None, Option(RUN, "Segments per call of a network.", default="by device")] = Field(
@@ -56,19 +56,21 @@ class Options(Record):
     timeout: Annotated[float, Option(RUN, "Seconds a decoder may take; long videos get more.")] = Field(
         default=300.0, gt=0
     )
-    stop_after: Annotated[int, Option(RUN, "Failures in a row that stop the run; 0 never.")] = Field(default=20, ge=0)
+    stop_after: Annotated[int, Option(RUN, "Failures in a row that stop the run; with 0 it never stops.")] = Field(
+        default=20, ge=0
+    )
     accept_damaged: Annotated[
-        bool, Option(RUN, "Take what decodes of damaged or truncated videos; recorded with each of them.")
+        bool, Option(RUN, "Use what can be decoded of damaged or truncated videos; it is recorded with each.")
     ] = False
-    retry_failed: Annotated[bool, Option(RUN, "Try quarantined videos again.")] = False
+    retry_failed: Annotated[bool, Option(RUN, "Try videos again that failed and are remembered.")] = False
     repair: Annotated[bool, Option(RUN, "Extract again what `aqa verify` finds damaged.")] = False
     replace: Annotated[
         Several,
         Option(
             RUN,
-            "A file that changed takes the place of what the store holds; again or with commas for several, `changed` "
-            "for all.",
-            metavar="ID",
+            "Extract videos again whose file has changed, in place of what the store holds; `changed` stands for all "
+            "of them.",
+            metavar="ID,...",
             repeated=True,
         ),
     ] = ()
@@ -80,7 +82,7 @@ class Options(Record):
         BeforeValidator(_part_of_parts),
         Option(
             RUN,
-            "Only the I-th of N parts of the videos; `aqa finalise STORE` ends the work of all.",
+            "Only the I-th of N parts of the videos; after all parts, run `aqa finalise STORE`.",
             metavar="I/N",
         ),
     ] = None
@@ -106,28 +108,34 @@ class Config(Record):
             "A folder, video files, a glob in quotes, a text list (.txt), or a manifest (.csv, .json). [required]",
             argument=True,
             repeated=True,
+            metavar="VIDEOS",
         ),
     ] = ()
-    out: Annotated[str, Option(INPUT, "Store to create, or to go on with: a folder or a URL. [required]")] = ""
+    out: Annotated[
+        str, Option(INPUT, "Store to create, or to go on with: a folder or a URL. [required]", metavar="STORE")
+    ] = ""
     labels: Annotated[
         Path | None,
         Option(
             INPUT,
             "Table (CSV, JSON) with id or path, and score.",
             default="labels.csv beside the videos",
-            metavar="<path>",
+            metavar="FILE",
         ),
     ] = None
     id_column: Annotated[
-        str | None, Option(INPUT, "Column of the labels that names the videos, if it is not id or path.")
+        str | None,
+        Option(INPUT, "Column of the labels that names the videos, if it is not id or path.", metavar="COLUMN"),
     ] = None
-    score_column: Annotated[str | None, Option(INPUT, "Column of the labels that is the score.")] = None
+    score_column: Annotated[str | None, Option(INPUT, "Column of the labels that is the score.", metavar="COLUMN")] = (
+        None
+    )
     features: ExtractSettings = ExtractSettings()
     options: Options = Options()
     preset: Annotated[
         str | None,
         BeforeValidator(_preset),
-        Option(RUN, f"Segments and pixels as others have them: {', '.join(PRESETS)} (`aqa streams`). Options win."),
+        Option(RUN, f"Segments and pixels as in published work: {', '.join(PRESETS)} (`aqa streams`). Options win."),
     ] = None
 
 

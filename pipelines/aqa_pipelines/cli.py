@@ -51,10 +51,12 @@ def aqa(version: Version = False) -> None:
 @app.command(epilog="aqa demo --videos 500 --out dives --render-only")
 def demo(
     videos: Annotated[int, typer.Option(help="How many to render.")] = 60,
-    out: Annotated[Path, typer.Option(help="Folder for videos/, feats.zarr and run/.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Another seed, other dives.", min=0)] = 0,
-    size: Annotated[str, typer.Option(help="Width x height in pixels.")] = "160x128",
-    frames: Annotated[int, typer.Option(help="Frames a video.")] = 64,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for videos/, feats.zarr and run/.")] = Path(
+        "demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Another seed makes other dives.", min=0)] = 0,
+    size: Annotated[str, typer.Option(metavar="WxH", help="Width x height in pixels.")] = "160x128",
+    frames: Annotated[int, typer.Option(help="Frames per video.")] = 64,
     fps: Annotated[float, typer.Option(help="Frames per second.")] = 20.0,
     workers: Annotated[int, typer.Option(help="Rendering processes; 0 takes every core.", min=0)] = 0,
     render_only: Annotated[bool, typer.Option("--render-only", help="Only render videos and labels.")] = False,
@@ -97,13 +99,13 @@ def predict(
         ),
     ],
     method: Annotated[
-        str | None, typer.Option(help="Of a run of several methods, the one to use.", show_default=False)
+        str | None, typer.Option(help="The one to use, of a run of several methods.", show_default=False)
     ] = None,
-    format: Annotated[Literal["csv", "json"], typer.Option(help="csv or json.")] = "csv",
+    format: Annotated[Literal["csv", "json"], typer.Option(help="How the scores are written.")] = "csv",
     out: Annotated[Path | None, typer.Option(help="Write here instead of stdout.", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    decoder: Annotated[Literal["auto", "av", "decord"], typer.Option(help="auto, av or decord.")] = "auto",
-    workers: Annotated[int | None, typer.Option(help="Decode processes; default by cores.")] = None,
+    decoder: Annotated[Literal["auto", "av", "decord"], typer.Option(help="As for aqa-extract.")] = "auto",
+    workers: Annotated[int | None, typer.Option(help="Decode processes. [default: by cores]")] = None,
 ) -> None:
     """Score videos: extract features as the run's were, and print what all models of the method say together.
 
@@ -139,16 +141,19 @@ def import_features(
             metavar="SOURCE", help="Folder of .npy, .npz, .pkl or .mat files, or one such file.", show_default=False
         ),
     ],
-    out: Annotated[str, typer.Option(help="Store to create, or to add to: a folder or a URL.", show_default=False)],
+    out: Annotated[
+        str, typer.Option(metavar="STORE", help="Store to create, or to add to: a folder or a URL.", show_default=False)
+    ],
     labels: Annotated[
         Path | None,
         typer.Option(help="Table (CSV, JSON) with id and score; default: what SOURCE says.", show_default=False),
     ] = None,
     id_column: Annotated[
-        str | None, typer.Option(help="Column of --labels that names the videos, if it is not id or path.")
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of --labels that names the videos, if it is not id or path."),
     ] = None,
     score_column: Annotated[
-        str | None, typer.Option(help="Column of --labels, or array of SOURCE, that is the score.")
+        str | None, typer.Option(metavar="COLUMN", help="Column of --labels, or array of SOURCE, that is the score.")
     ] = None,
     stream: Annotated[
         list[str] | None,
@@ -159,7 +164,9 @@ def import_features(
             show_default=False,
         ),
     ] = None,
-    columns: Annotated[str, typer.Option(help="Keep these of the last axis, from 0, as 0-2,19.")] = "",
+    columns: Annotated[
+        str, typer.Option(metavar="FROM-TO,...", help="Keep these of the last axis, from 0, as 0-2,19.")
+    ] = "",
     transform: Annotated[
         list[str] | None,
         typer.Option(
@@ -170,7 +177,8 @@ def import_features(
         ),
     ] = None,
     made_by: Annotated[
-        str, typer.Option(help="What made the features; those of other words do not lie beside them.")
+        str,
+        typer.Option(metavar="TEXT", help="What made the features; features made by something else are then refused."),
     ] = "",
     replace: Annotated[bool, typer.Option("--replace", help="Take the new values of files that have changed.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Import damaged videos of the store again.")] = False,
@@ -217,8 +225,10 @@ def actor(
         Literal["motion", "longest", "largest", "central"], typer.Option(help="Who of several people is the actor.")
     ] = "motion",
     actors: Annotated[int, typer.Option(help="Also show the next best people.", min=1, max=16)] = 3,
-    every: Annotated[int, typer.Option(help="Look for people on every k-th frame.", min=1)] = 2,
-    weights: Annotated[str, typer.Option(help="Name (`aqa weights list`) or file.")] = "default",
+    every: Annotated[int, typer.Option(help="Look for people on every N-th frame.", min=1)] = 2,
+    weights: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="Weights of the detector: a name of `aqa weights list` or a file.")
+    ] = "default",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: Json = False,
 ) -> None:

@@ -16,7 +16,9 @@ app = App(help="Published datasets: list, prepare, check.", no_args_is_help=True
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of `aqa datasets list`.", show_default=False)]
 Root = Annotated[
     Path,
-    typer.Option(help="Folder that holds the dataset's files, anywhere below it.", show_default=False),
+    typer.Option(
+        metavar="FOLDER", help="Folder that holds the dataset's files, anywhere below it.", show_default=False
+    ),
 ]
 
 
@@ -44,7 +46,9 @@ def list_(json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] 
 def prepare(
     name: Name,
     root: Root,
-    out: Annotated[Path, typer.Option(help="Folder for the manifest and the splits.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder for the manifest and the splits.", show_default=False)
+    ],
 ) -> None:
     """Write the manifest that aqa-extract reads, and the splits that aqa-train reads.
 

@@ -23,29 +23,36 @@ def add(app: App) -> None:
 def table(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of pipelines/.", exists=True, dir_okay=False)],
     features: Annotated[
-        str | None, typer.Option(help="Store of features. [with --plan it may be left out]", show_default=False)
+        str | None,
+        typer.Option(help="Store of features; may be omitted with --plan.", metavar="STORE", show_default=False),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say how many trainings, how long, and what is missing.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder of the runs, which tables share.")] = Path("runs/tables"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the runs, which tables share.")] = Path(
+        "runs/tables"
+    ),
     write: Annotated[
-        Path | None, typer.Option(help="Folder for the table's .json, .csv and .md. [default: --out]")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for the table's .json, .csv and .md. [default: --out]")
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="Table of labels to use instead of the store's.", show_default=False)
+        str | None,
+        typer.Option(metavar="FILE", help="Table of labels to use instead of the store's.", show_default=False),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="dataset.json of aqa datasets prepare, for R-l2.", show_default=False)
+        str | None,
+        typer.Option(metavar="FILE", help="dataset.json of `aqa datasets prepare`, for R-l2.", show_default=False),
     ] = None,
     rows: Annotated[
-        str | None, typer.Option(help="Only these rows of it, with semicolons between.", show_default=False)
+        str | None, typer.Option(metavar="ROW;...", help="Only these rows of it.", show_default=False)
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Fewer or more than the file says.", min=1)] = None,
     epochs: Annotated[int | None, typer.Option(help="Of every method, instead of its own.", min=1)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at a time. [default: one a core]")] = None,
-    in_memory: Annotated[str, typer.Option(help="Load all features once: yes, no, or auto where they fit.")] = "auto",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at a time. [default: one per core]")] = None,
+    in_memory: Annotated[
+        str, typer.Option(metavar="auto|yes|no", help="Load all features once; auto does where they fit.")
+    ] = "auto",
 ) -> None:
     """Run or resume what a table of a paper takes, and print published beside measured.
 

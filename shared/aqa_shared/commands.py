@@ -16,7 +16,9 @@ from aqa_shared import __version__
 
 OTHERS = "Other options"
 """Heading of the options that name no group."""
-_LIST = re.compile(r" <list\[.*?\]>")
+_TYPE = re.compile(r" <(.*?)>")
+_MEANT = {"int": "N", "float": "NUMBER", "path": "FILE", "file": "FILE", "directory": "FOLDER"}
+"""What stands for a value in `--help`; for other types it is the option's own name in capitals."""
 _HYPHEN = "\u2011"
 """Does not end a line: names of options and protocols in a text stay whole."""
 
@@ -37,9 +39,15 @@ Version = Annotated[
 ]
 
 
-def _short(name: str) -> str:
-    """`--batch <int range>` → `--batch <int>`: the bounds stand behind the text; dots already say that it is a list."""
-    return _LIST.sub("", name).replace(" range>", ">")
+def _plain(name: str) -> str:
+    """`--batch <int range>` → `--batch N`, `--size <str>` → `--size SIZE`, `--format <csv|json>` → `--format csv|json`.
+
+    The bounds stand behind the text. An argument's own name says what it is.
+    """
+    if not name.startswith("-"):
+        return _TYPE.sub("", name)
+    own = name.split(" ")[0].lstrip("-").upper()
+    return _TYPE.sub(lambda m: " " + (m[1] if "|" in m[1] else _MEANT.get(m[1].removesuffix(" range"), own)), name)
 
 
 def _whole(text: str) -> str:
@@ -53,6 +61,12 @@ class _Plain:
     Rich's tables cut option names where they do not fit, and pipes and logs are no place for boxes.
     """
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """`VIDEO...` for an argument that must be there, `[NAME...]` for one that may."""
+        pieces = super().collect_usage_pieces(ctx)  # type: ignore[misc]
+        whole = [re.sub(r"^\{(.*?)\}", r"\1", piece.replace("[[", "[").replace("]]", "]")) for piece in pieces]
+        return [piece.removesuffix("...") if "..." in piece[:-3] else piece for piece in whole]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):  # type: ignore[attr-defined]
@@ -65,7 +79,7 @@ class _Plain:
         for name, records in {**groups, OTHERS if groups else "Options": others}.items():
             if records:
                 with formatter.section(name):
-                    formatter.write_dl([(_short(name), _whole(text)) for name, text in records])
+                    formatter.write_dl([(_plain(name), _whole(text)) for name, text in records])
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)  # type: ignore[misc]

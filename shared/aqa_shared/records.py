@@ -87,15 +87,17 @@ class Sampling(Record):
     ] = "even"
     segments: Annotated[
         Annotated[int, Field(ge=1)] | Literal["auto"],
-        Option(SEGMENTS, "Segments a video (even), or auto: as many as look at every frame."),
+        Option(
+            SEGMENTS, "Segments per video (even), or auto: as many as it takes to see every frame.", metavar="N|auto"
+        ),
     ] = 10
     segment_frames: Annotated[
-        int | None, Option(SEGMENTS, "Frames a segment (even, dense).", default="the backbone's, 16 for i3d")
+        int | None, Option(SEGMENTS, "Frames per segment (even, dense).", default="the backbone's, 16 for i3d")
     ] = Field(default=None, ge=1)
     """None is what the backbones were trained on. A run's own settings always say."""
     step: Annotated[int, Option(SEGMENTS, "Frames between segment starts (dense).")] = Field(default=16, ge=1)
     """In frames of the timeline."""
-    fps: Annotated[Finite | None, Option(SEGMENTS, "Resample to this rate by timestamp first.")] = Field(
+    fps: Annotated[Finite | None, Option(SEGMENTS, "Resample to this frame rate by timestamp first.")] = Field(
         default=None, gt=0
     )
     """None keeps every frame, or the protocol's own rate."""
@@ -124,26 +126,25 @@ class Pixels(Record):
 
     short_side: Annotated[
         int | None,
-        Option(PIXELS, "Frames are resized to this short side.", default="the backbone's, 256 for i3d"),
+        Option(PIXELS, "Pixels of the short side to which frames are resized.", default="the backbone's, 256 for i3d"),
     ] = Field(default=None, ge=32)
-    crop: Annotated[int | None, Option(PIXELS, "Square that the network sees.", default="its own, 224 for i3d")] = (
-        Field(default=None, ge=32)
-    )
+    crop: Annotated[
+        int | None, Option(PIXELS, "Side of the square that the network sees.", default="its own, 224 for i3d")
+    ] = Field(default=None, ge=32)
     fit: Annotated[
         Literal["crop", "squash"] | None,
-        Option(PIXELS, "crop (the middle of a frame) or squash.", default="the backbone's"),
+        Option(PIXELS, "The middle square of a frame, or the whole frame made square.", default="the backbone's"),
     ] = None
-    """The middle square of a frame, or the whole frame made square."""
     normalise: Annotated[
         Literal["kinetics", "imagenet"] | None,
-        Option(PIXELS, "kinetics ([-1, 1]) or imagenet (CoRe-style code).", default="the backbone's"),
+        Option(PIXELS, "kinetics is [-1, 1]; imagenet is what CoRe-style code feeds to I3D.", default="the backbone's"),
     ] = None
     """`kinetics` maps 0..255 to [-1, 1] as I3D was trained; `imagenet` is what CoRe-style code feeds it."""
-    antialias: Annotated[bool | None, Option(PIXELS, "Smooth when reducing frames.")] = None
+    antialias: Annotated[bool | None, Option(PIXELS, "Smooth frames when they are made smaller.")] = None
     """Off matches the OpenCV/TF bilinear resize of the I3D authors, and torchvision's video transforms."""
     untagged_matrix: Annotated[
         UntaggedMatrix,
-        Option(PIXELS, "How to read colours whose matrix the file does not name: bt601, bt709 or by-size."),
+        Option(PIXELS, "How to read colours where the file does not name their matrix."),
     ] = "bt601"
     """How to read YCbCr whose file names no matrix: as FFmpeg, OpenCV and decord do (BT.601), as HDTV (BT.709), or
     BT.709 from 1280 pixels of width or 577 of height on."""
@@ -161,16 +162,14 @@ class FlowSettings(Record):
 
     mode: Annotated[
         Literal["off", "parity"],
-        Option(
-            FLOW, "TV-L1: off, or parity (as OpenCV on a CPU).", key="flow", default="parity for flow streams, else off"
-        ),
+        Option(FLOW, "TV-L1; parity is as OpenCV on a CPU.", key="flow", default="parity for flow streams, else off"),
     ] = "off"
     """`parity` is OpenCV's CPU DualTVL1, which I3D's flow network was trained on."""
     quantise: Annotated[
         Literal["mediapipe", "round", "none"],
-        Option(FLOW, "mediapipe (as I3D was trained), round, or none.", key="flow_quantise"),
+        Option(FLOW, "How flow is rounded to 8 bits; mediapipe is as I3D was trained.", key="flow_quantise"),
     ] = "mediapipe"
-    bound: Annotated[Finite, Option(FLOW, "Flow is clipped to this many pixels.", key="flow_bound")] = Field(
+    bound: Annotated[Finite, Option(FLOW, "Pixels at which flow is clipped.", key="flow_bound")] = Field(
         default=20.0, gt=0
     )
     """Displacements are clipped to ±bound pixels, then scaled to [-1, 1]."""
@@ -183,35 +182,38 @@ class ActorSettings(Record):
         Literal["motion", "longest", "largest", "central"],
         Option(
             ACTOR,
-            "Who of several people is the actor, over the whole video: motion, longest, largest or central.",
+            "Which of several people is the actor: who moves most, is seen longest, is largest, or most central.",
             key="actor_select",
         ),
     ] = "motion"
-    actors: Annotated[int, Option(ACTOR, "Keep the tracks of the N best people; the features are of the best.")] = (
-        Field(default=1, ge=1, le=16)
-    )
-    every: Annotated[int, Option(ACTOR, "Look for people on every k-th frame of the video.", key="actor_every")] = (
+    actors: Annotated[
+        int, Option(ACTOR, "How many of the best people to keep tracks of; the features are of the best.")
+    ] = Field(default=1, ge=1, le=16)
+    every: Annotated[int, Option(ACTOR, "Look for people on every N-th frame of the video.", key="actor_every")] = (
         Field(default=2, ge=1)
     )
     """Between them, boxes are interpolated."""
     looks: Annotated[
-        int, Option(ACTOR, "At most so many looks a video; longer ones are looked at less often.", key="actor_looks")
+        int,
+        Option(
+            ACTOR, "Look for people on at most this many frames of a video, spread over all of it.", key="actor_looks"
+        ),
     ] = Field(default=400, ge=2)
     min_score: Annotated[
-        Finite, Option(ACTOR, "A person is detected with at least this score, twice.", key="actor_min_score")
+        Finite, Option(ACTOR, "Lowest score of a detection; a person needs two.", key="actor_min_score")
     ] = Field(default=0.4, gt=0, le=1)
     """Whole frames of noise and test patterns have 0.41 at most, once."""
     min_coverage: Annotated[
         Finite,
         Option(
             ACTOR,
-            "With the actor on a smaller share of the looks, the full frame is used.",
+            "Below this share of frames with the actor, of those that were searched, the full frame is used.",
             key="actor_min_coverage",
         ),
     ] = Field(default=0.2, ge=0, le=1)
-    enlarge: Annotated[Finite, Option(ACTOR, "Side of the actor's crop over the body's.", key="actor_enlarge")] = Field(
-        default=1.25, ge=1
-    )
+    enlarge: Annotated[
+        Finite, Option(ACTOR, "Side of the actor's crop, as a multiple of the body's.", key="actor_enlarge")
+    ] = Field(default=1.25, ge=1)
     """The crop is a square, and the body's side its longer one."""
 
 
@@ -222,7 +224,8 @@ class ExtractSettings(Record):
         Several,
         Option(
             STREAMS,
-            "With commas between: {grammar}. Views: {views}. Backbones: {backbones}. Outputs: `aqa streams`.",
+            "Each is {grammar}. Views: {views}. Backbones: {backbones}. Outputs: `aqa streams`.",
+            metavar="STREAM,...",
             default="rgb, and flow where --flow is on",
         ),
     ] = ("rgb",)
@@ -236,9 +239,9 @@ class ExtractSettings(Record):
         BeforeValidator(pairs),
         Option(
             NETWORKS,
-            "As rgb=NAME, flow=FILE, actor=NAME or rgb@swin3d_b=FILE: a name of `aqa weights list` or a file; again "
-            "for several.",
-            metavar="NETWORK=NAME",
+            "Of the networks rgb, flow, actor or rgb@BACKBONE: a name of `aqa weights list` or a file. Repeat it for "
+            "several.",
+            metavar="NETWORK=NAME|FILE",
         ),
     ] = Field(default_factory=dict)
     """By network (`rgb`, `flow`, `actor`, `rgb@BACKBONE`): a registry name or a file; `default` for those that are not
@@ -251,7 +254,7 @@ class ExtractSettings(Record):
         Literal["fp32", "bf16", "fp16"],
         Option(
             NETWORKS,
-            "fp32, bf16 or fp16 for the backbones; bf16 is 2 to 5 times as fast on processors with units for it.",
+            "Of the backbones; bf16 is 2 to 5 times as fast on processors with units for it.",
         ),
     ] = "fp32"
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -25,6 +25,8 @@ from aqa_shared.options import Option
 from aqa_shared.toml import as_key, as_value
 
 Whole = TypeVar("Whole", bound=BaseModel)
+LONGEST_CHOICE = 32
+"""Characters of choices that `--help` shows beside an option; longer ones belong into its text."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,9 @@ def _parameter(key: str, field: FieldInfo, option: Option, words: Mapping[str, s
         text = f"{text} [default: {said.strip(chr(34))}]"
     names = () if option.argument else (flag,)
     made: Any = typer.Argument if option.argument else typer.Option
-    shown = made(*names, help=text, rich_help_panel=option.panel, metavar=option.metavar)
+    among = "|".join(str(choice) for k in kinds if get_origin(k) is Literal for choice in get_args(k))
+    metavar = option.metavar or (among if 0 < len(among) <= LONGEST_CHOICE else None)
+    shown = made(*names, help=text, rich_help_panel=option.panel, metavar=metavar)
     annotation = Annotated[kind | None, shown]
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

@@ -42,16 +42,18 @@ Input, Learning, Run = map(group, (INPUT, LEARNING, "Run"))
 @with_options(RunConfig)
 def train(
     context: typer.Context,
-    out: Annotated[Path | None, Input(help="Run folder. [default: runs/<time>-<method>]")] = None,
-    resume: Annotated[Path | None, Input(help="Go on with the run in this folder.")] = None,
+    out: Annotated[Path | None, Input(metavar="FOLDER", help="Run folder. [default: runs/TIME-METHOD]")] = None,
+    resume: Annotated[Path | None, Input(metavar="FOLDER", help="Go on with the run in this folder.")] = None,
     set_: Annotated[
         list[str] | None,
-        Learning("--set", metavar="NAME=VALUE", help="A method's or training's setting; again for more."),
+        Learning("--set", metavar="NAME=VALUE", help="A setting of a method or of the training. Repeat it for more."),
     ] = None,
     config: Annotated[Path | None, Run(help="TOML file of settings; flags and AQA_TRAIN_* win.")] = None,
     device: Annotated[str, Run(help="auto, cpu, cuda or cuda:1.")] = "auto",
-    jobs: Annotated[int | None, Run(min=1, help="Trainings at a time. [default: one a core]")] = None,
-    in_memory: Annotated[str, Run(help="Load all features once: yes, no, or auto where they fit.")] = "auto",
+    jobs: Annotated[int | None, Run(min=1, help="Trainings at a time. [default: one per core]")] = None,
+    in_memory: Annotated[
+        str, Run(metavar="auto|yes|no", help="Load all features once; auto does where they fit.")
+    ] = "auto",
     print_config: Annotated[bool, Run("--print-config", help="Print the settings as TOML and stop.")] = False,
     dry_run: Annotated[
         bool, Run("--dry-run", help="Say what would be trained and for how long; write nothing.")
@@ -62,7 +64,7 @@ def train(
     """Train methods on features, test them, and write a run folder with metrics, predictions and checkpoints.
 
     Settings also come from the environment, as AQA_TRAIN_SEEDS=3 or AQA_TRAIN_LR=1e-3: every name that
-    --print-config shows outside of [settings]. They win over --config, options win over them, --resume ignores them.
+    --print-config shows outside of [settings]. They win over --config; options win over them; --resume ignores them.
     """
     flags = given(context, RunConfig)
     if "variants" in flags:

@@ -85,40 +85,44 @@ class RunConfig(Record):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    features: Annotated[str, Option(INPUT, "Store of aqa-extract: a folder or a URL.", metavar="<path>")]
+    features: Annotated[str, Option(INPUT, "Store of aqa-extract: a folder or a URL.", metavar="STORE")]
     methods: Annotated[
         Several,
         Option(
             LEARNING,
-            f"One or several, separated by commas; `aqa methods` says what they are: {', '.join(METHODS)}.",
+            f"One or several; `aqa methods` says what they are: {', '.join(METHODS)}.",
+            metavar="METHOD,...",
             name="method",
             default=f"{DEFAULT} where there are unlabelled videos, else {WITHOUT_UNLABELLED}",
         ),
     ] = ()
     """Empty: s4aqa where there are unlabelled videos to learn from, aa where there are none."""
-    streams: Annotated[Several, Option(INPUT, "Streams of the store, as rgb or rgb,flow.", default="all features")] = ()
+    streams: Annotated[
+        Several, Option(INPUT, "Streams of the store.", metavar="STREAM,...", default="all features")
+    ] = ()
     """Empty: all of the store."""
     labels: Annotated[
         str | None,
         Option(
             INPUT,
             "Table (CSV, JSON) of id,score[,split,category,difficulty] to use instead of the store's.",
-            metavar="<path>",
+            metavar="FILE",
         ),
     ] = None
     """A table whose scores, splits and categories replace those in the store."""
     id_column: Annotated[
-        str | None, Option(INPUT, "Column of --labels that names the videos, if it is not id or path.")
+        str | None,
+        Option(INPUT, "Column of --labels that names the videos, if it is not id or path.", metavar="COLUMN"),
     ] = None
     """Its column that names the videos; None: id, path, video, file or filename."""
-    score_column: Annotated[str | None, Option(INPUT, "Column of --labels that is the score.")] = None
+    score_column: Annotated[str | None, Option(INPUT, "Column of --labels that is the score.", metavar="COLUMN")] = None
     """Its column that is the score; None: score."""
     split: Annotated[
         str | None,
         Option(
             PROTOCOL,
             "File of train and test ids, or of folds: JSON, a table of id,split or id,fold, or a pickle.",
-            metavar="<path>",
+            metavar="FILE",
         ),
     ] = None
     """A file of train and test ids, or of folds."""
@@ -132,22 +136,28 @@ class RunConfig(Record):
     ] = Field(default=None, ge=2)
     folds_by: Annotated[
         str | None,
-        Option(PROTOCOL, "Test each value of this column once: published folds, or leave one group out."),
+        Option(
+            PROTOCOL,
+            "Test each value of this column once: published folds, or leave one group out.",
+            metavar="COLUMN",
+        ),
     ] = None
     """Column each value of which is tested once; videos without one are in training only."""
-    category: Annotated[str | None, Option(PROTOCOL, "Only videos of this category: one sport, one task.")] = None
+    category: Annotated[str | None, Option(PROTOCOL, "Only videos of this category, as one sport or one task.")] = None
     """Videos of other categories take no part."""
-    group: Annotated[str | None, Option(PROTOCOL, "Column whose equal values stay in one fold.")] = None
+    group: Annotated[str | None, Option(PROTOCOL, "Column whose equal values stay in one fold.", metavar="COLUMN")] = (
+        None
+    )
     """Column whose equal values stay in one fold."""
     test_fraction: Annotated[
-        float | None, Option(PROTOCOL, "Hold this part of the scored videos out once, instead of cross-validating.")
+        float | None, Option(PROTOCOL, "Hold out this part of the scored videos once, instead of cross-validating.")
     ] = Field(default=None, gt=0, lt=1)
     """Held out once, instead of cross-validating where nothing else says what is test."""
     over_folds: Annotated[
         OverFolds | None,
         Option(
             PROTOCOL,
-            "Of several folds: pooled (one figure over all their test videos) or mean (of each fold's figure).",
+            "Of several folds: one figure over all their test videos, or the mean of the folds' figures.",
             default="mean for --folds, --folds-by and --split, else pooled",
         ),
     ] = None
@@ -156,17 +166,24 @@ class RunConfig(Record):
         Fraction | Annotated[tuple[Fraction, ...], Field(min_length=2)],
         Option(
             PROTOCOL,
-            "Part of the scored training videos that keep their scores; hiding some is an experiment. "
-            "Several, as 0.1,0.4: a run of each.",
+            "Part of the scored training videos that keep their scores; to hide some is an experiment. "
+            "With several parts, a run of each.",
+            metavar="PART,...",
         ),
     ] = 1.0
     """Part of the scored training videos that keep their scores; the scores of the others are hidden. Several: a
     run of each (`aqa_train.grid`)."""
     draw: Annotated[
-        Draw, Option(PROTOCOL, "How labelled videos are drawn: stratified, systematic, random or nested.")
+        Draw,
+        Option(
+            PROTOCOL,
+            "How labelled videos are drawn: stratified, systematic, random or nested.",
+            metavar="HOW",
+        ),
     ] = "stratified"
     validation: Annotated[
-        float, Option(PROTOCOL, "Part of the labelled videos that chooses a best epoch, reported beside the last.")
+        float,
+        Option(PROTOCOL, "Part of the labelled videos that chooses a best epoch, which is reported beside the last."),
     ] = Field(default=0.0, ge=0, lt=1)
     """Part of the labelled videos that chooses the best epoch, reported beside the last."""
     all_scores: Annotated[
@@ -183,7 +200,7 @@ class RunConfig(Record):
     score_range: Annotated[
         tuple[float, float] | None,
         BeforeValidator(parted),
-        Option(PROTOCOL, "Ends of the score scale, as 0,104.5.", default="of the labelled scores"),
+        Option(PROTOCOL, "Ends of the score scale, as 0,104.5.", metavar="LOW,HIGH", default="of the labelled scores"),
     ] = None
     """The scale's ends in the dataset's units; None takes the labelled training scores' ends."""
     dataset: Annotated[
@@ -191,13 +208,18 @@ class RunConfig(Record):
         Option(
             PROTOCOL,
             "dataset.json of `aqa datasets prepare`: R-l2 is measured over its ranges of scores.",
-            metavar="<path>",
+            metavar="FILE",
         ),
     ] = None
     """A dataset's record, whose ranges, by category where it has them, R-ℓ2 divides by."""
     recipe: Annotated[
         str,
-        Option(LEARNING, "A dataset: train as the methods' authors did on it (aqa methods).", default="as on MTL-AQA"),
+        Option(
+            LEARNING,
+            "Train as the methods' authors did on this dataset (`aqa methods`).",
+            metavar="DATASET",
+            default="as on MTL-AQA",
+        ),
     ] = ""
     """A dataset: methods are trained as their authors did on it, where their rows in `METHODS` say how."""
     training: Training = Training()
@@ -208,7 +230,7 @@ class RunConfig(Record):
         dict[str, Annotated[tuple[str, ...], Field(min_length=1)]],
         Option(
             LEARNING,
-            "A setting of which every value is tried, a run of each; again for more.",
+            "Try every value of a setting, a run of each. Repeat it for more settings.",
             name="variant",
             metavar="NAME=A,B",
         ),
