@@ -234,7 +234,7 @@ def test_zarr_and_xarray_open_it_without_a_warning(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         root = zarr.open_group(path, mode="r")
-        block, labels = root[root.attrs["blocks"][0]], root[root.attrs["labels"]]  # type: ignore[index]
+        block, labels = root[root.attrs["blocks"][0]], root[root.attrs["labels"][0]]  # type: ignore[index]
         assert isinstance(block, zarr.Group)
         assert block["rgb"].shape == (10, 8)
         assert block["video_id"][:].tolist() == ["v0.mp4", "v1.mp4", "v2.mp4", "v3.mp4"]  # type: ignore[index,union-attr]
@@ -247,7 +247,7 @@ def test_zarr_and_xarray_open_it_without_a_warning(path: Path) -> None:
         of_v2 = data.rgb.isel(segment=(data.segment_video == 2).values)
         np.testing.assert_array_equal(of_v2, arrays_of(2, 3)["rgb"])
         tree = xarray.open_datatree(path, engine="zarr")
-        assert tree[root.attrs["labels"]].score[0] == 3.5  # type: ignore[index]
+        assert tree[root.attrs["labels"][0]].score[0] == 3.5  # type: ignore[index]
 
 
 def test_one_line_gives_everything_as_a_dataset(path: Path, tmp_path: Path) -> None:

@@ -230,26 +230,49 @@ def test_a_writer_that_slept_through_changes_and_a_compaction_is_not_lost(where:
     assert len(FeatureStore.open(where)) == 3
 
 
-def test_appending_copies_little(where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aqa_shared.store.merge.SMALL", 2000)
-    make_store(where, 30)
-    large = {k for k in tree(where) if k.startswith("blocks/")}
-    sizes = []
-    for i in range(30, 60):
-        before = set(tree(where))
+def test_appending_costs_what_is_appended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks and tables of labels: what is large already stays, and there are few of them all the same."""
+    where = MemoryStore()
+    small, large = 2000, 30_000
+    monkeypatch.setattr("aqa_shared.store.merge.SMALL", small)
+    monkeypatch.setattr("aqa_shared.store.merge.LARGE", large)
+    labels = {f"v{i}.mp4": labelled(f"v{i}.mp4", score=i, category=f"{i}") for i in range(0, 120, 2)}
+    make_store(where, 60, labels=labels)
+    objects = Objects.at(where)
+    first, written = state_of(objects), []
+    assert first.blocks[0].bytes > large / 2
+    for i in range(60, 120):
+        before = set(state_of(objects).groups)
         with open_writer(where) as writer:
             commit(writer, i)
-            writer.finalise()
-        now = tree(where)
-        assert large <= now.keys()
-        sizes.append(sum(len(now[k]) for k in now.keys() - before if k.startswith("blocks/") and "/c." in k))
-    assert max(sizes) < 4 * 2000
-    assert 2 < describe(where)["blocks"] < 20
+            writer.finalise(labels)
+        state = state_of(objects)
+        written.append(sum(g.bytes for g in set(state.groups) - before))
+    assert np.median(written) < 2 * small
+    added = sum(g.bytes for g in set(state.groups) - set(first.groups))
+    assert sum(written) < added / 60 * sum(range(60)) / 3  # what a copy of all that is new would be, each time
+    assert 2 < len(state.blocks) < 8
+    assert len(state.labels) < 8
     store = FeatureStore.open(where)
+    np.testing.assert_array_equal(
+        store.table["score"], [np.nan if int(i[1:-4]) % 2 else int(i[1:-4]) for i in store.ids]
+    )
     np.testing.assert_array_equal(
         store.dask("rgb").compute(), np.concatenate([store.video(i, "rgb") for i in store.ids])
     )
     assert verify(where) == []
+    # A label of a large table is corrected by a small one, which compacting takes in.
+    monkeypatch.setattr("aqa_shared.store.merge.SMALL", 0)
+    label(where, {"v0.mp4": labelled("v0.mp4", score=-1)})
+    assert finalise(where).labels[:-1] == state.labels
+    label(where, {"v0.mp4": labelled("v0.mp4", score=-1)})
+    number = state_of(objects).number
+    assert finalise(where).number == number
+    content = FeatureStore.open(where).content
+    assert FeatureStore.open(where).column("score")[0] == -1
+    compact(where)
+    assert FeatureStore.open(where).content == content
+    assert (len(state_of(objects).blocks), len(state_of(objects).labels)) == (1, 1)
 
 
 def test_features_of_any_length_and_width_need_no_settings(where: Where) -> None:

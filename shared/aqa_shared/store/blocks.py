@@ -190,6 +190,15 @@ class Index(Generic[S]):
         return {n: source.digest(n, item) for n, (source, item) in self.live(i).items() if names is None or n in names}
 
 
+def index_of(objects: Objects, groups: Sequence[Group]) -> Index[Block]:
+    """The index of these blocks, which are read once: they never change, so `objects` remembers the last ones."""
+    before: Index[Block] | None = objects.remembered
+    known = {block.group: block for block in before.sources} if before else {}
+    if before is None or [block.group for block in before.sources] != list(groups):
+        before = objects.remembered = Index([known.get(g) or Block(objects, g) for g in groups])
+    return before
+
+
 class Torn(StoreError):
     """Staged videos whose bytes are not what was committed."""
 
@@ -275,8 +284,7 @@ def _write_block(
             writer.array(name, (rows, *spec.shape), spec.dtype, ("segment", *spec.dims), attrs), spec.row_bytes
         )
     _copy(objects, index, members, out)
-    size = sum(rows * arrays[n].row_bytes for n in names)
-    return writer.close(arrays=names, videos=len(ids), bytes=size)
+    return writer.close(arrays=names, videos=len(ids))
 
 
 def _copy(objects: Objects, index: Index[Any], members: Sequence[int], out: Mapping[str, _Appender]) -> None:

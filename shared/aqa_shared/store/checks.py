@@ -87,10 +87,10 @@ def _blocks(objects: Objects, state: State) -> Iterator[Damage]:
                 wrong = e.cause
             if wrong:
                 yield Damage(video_id, name, wrong)
-    if state.labels is not None:
-        yield from (Damage("", column, seen) for column, seen in labels_problems(objects, state.labels))
+    for table in state.labels:
+        yield from (Damage("", column, seen) for column, seen in labels_problems(objects, table))
         with suppress(StoreError):  # which was said
-            yield from _metadata(objects, Labels(objects, state.labels))
+            yield from _metadata(objects, Labels(objects, table))
 
 
 def _index_problems(objects: Objects, block: Block) -> Iterator[Damage]:

@@ -68,6 +68,7 @@ class GroupWriter:
 
     def __init__(self, objects: Objects, path: str, attributes: Mapping[str, Any]) -> None:
         self.objects, self.path = objects, path
+        self.bytes = 0
         self.store = _Fresh(objects.store, f"{path}/zarr.json")
         self.group = zarr.create_group(self.store, path=path, attributes=json.loads(to_json(attributes)))
 
@@ -82,6 +83,7 @@ class GroupWriter:
         text = dtype == "str"
         # Text is 64 B a row for the purpose of chunking: columns of a few thousand videos stay one object.
         row = 64 if text else int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+        self.bytes += 0 if text else shape[0] * row
         return self.group.create_array(
             name,
             shape=shape,
@@ -100,6 +102,8 @@ class GroupWriter:
         """A whole array in one go."""
         dtype = "str" if values.dtype == object else values.dtype.name
         array = self.array(name, values.shape, dtype, dims, {"long_name": about, **attrs})
+        if dtype == "str":
+            self.bytes += sum(4 + len(text.encode()) for text in values)
         if len(values):
             array[...] = values
 
@@ -110,7 +114,7 @@ class GroupWriter:
             zarr.consolidate_metadata(self.store, path=self.path)
         data = self.store.value.to_bytes()
         self.objects.put(self.store.held, data)
-        return Group(self.path, digest_of(data), **about)
+        return Group(self.path, digest_of(data), bytes=self.bytes, **about)
 
 
 def read_values(array: Any, rows: slice = slice(None)) -> np.ndarray:
@@ -171,7 +175,7 @@ class GroupReader:
         now = None
         with suppress(StoreError):
             now = state_or_none(self.objects)
-        if now is not None and self.path not in {g.path for g in (*now.blocks, now.labels) if g}:
+        if now is not None and self.path not in {g.path for g in now.groups}:
             return Outdated(
                 f"{self.objects}: the store was compacted since it was opened, and what was opened is gone",
                 fix="open it again, or run the same command again; nothing is lost",

@@ -10,7 +10,7 @@ from typing import Any
 
 from aqa_shared.errors import StoreError
 from aqa_shared.records import ExtractSettings
-from aqa_shared.store.blocks import Block, Index, Source
+from aqa_shared.store.blocks import Source, index_of
 from aqa_shared.store.layout import OURS, ArraySpec, merged_meta
 from aqa_shared.store.log import Damaged, State, numbers, state_of, state_or_none
 from aqa_shared.store.objects import Objects, Where, disk_errors
@@ -22,7 +22,7 @@ class Contents:
 
     def __init__(self, objects: Objects, state: State) -> None:
         self.objects, self.state = objects, state
-        self.index = Index([Block(objects, b) for b in state.blocks])
+        self.index = index_of(objects, state.blocks)
         staged = read_staged(objects)
         self.parts: dict[str, list[Part]] = {}
         for part in staged.parts:

@@ -24,7 +24,7 @@ from aqa_shared.store.layout import LOG, SCHEMA, ArraySpec, sealed, unsealed
 from aqa_shared.store.objects import Objects, Where
 
 _LISTED = 32
-"""Blocks whose metadata the root document repeats at most, so that it stays small."""
+"""Groups whose metadata the root document repeats at most, so that it stays small."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Group:
     """Of a block: those along `segment`."""
     videos: int = 0
     bytes: int = 0
+    """Of its arrays, uncompressed as they are; without metadata."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,17 @@ class State:
     """Every array that was ever declared, whether a video has it or not."""
     blocks: tuple[Group, ...] = ()
     """Where a video's array is in several, the last one counts."""
-    labels: Group | None = None
+    labels: tuple[Group, ...] = ()
+    """Tables; where a video is in several, the last one counts."""
     runs: tuple[dict[str, Any], ...] = ()
     """Settings, weights and versions of the runs that made the features, the first one first."""
     created: str = ""
     version: str = __version__
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Blocks and labels."""
+        return self.blocks + self.labels
 
     def next(self, **changes: Any) -> State:
         """The state after this one."""
@@ -67,7 +74,7 @@ class State:
             "number": self.number,
             "arrays": [{"name": n, **s.to_dict()} for n, s in self.arrays.items()],
             "blocks": [vars(b) for b in self.blocks],
-            "labels": self.labels and vars(self.labels),
+            "labels": [vars(g) for g in self.labels],
             "runs": list(self.runs),
         }
 
@@ -78,7 +85,7 @@ class State:
             number=record["number"],
             arrays={s["name"]: ArraySpec(**s) for s in record["arrays"]},
             blocks=tuple(_group(b) for b in record["blocks"]),
-            labels=_group(record["labels"]) if record["labels"] else None,
+            labels=tuple(_group(g) for g in record["labels"]),
             runs=tuple(record["runs"]),
             created=record["created"],
             version=record["aqa_version"],
@@ -171,14 +178,13 @@ def publish(objects: Objects, state: State) -> bool:
 def root_document(objects: Objects, state: State) -> bytes:
     """The root's zarr.json: what is current for plain readers, with the metadata of its groups and arrays."""
     metadata: dict[str, Any] = {}
-    groups = [*state.blocks, *([state.labels] if state.labels else [])]
-    for group in groups if len(groups) <= _LISTED else ():
+    for group in state.groups if len(state.groups) <= _LISTED else ():
         names = [f"{group.path}/{n}" for n in objects.names(group.path) if n != "zarr.json"]
         keys = [f"{path}/zarr.json" for path in (group.path, *names)]
         metadata.update(zip(keys, objects.get_all(keys), strict=True))
     memory = MemoryStore({k: cpu.Buffer.from_bytes(v) for k, v in metadata.items() if v is not None})
     about = {k: v for k, v in state.to_dict().items() if k in ("aqa_schema", "aqa_version", "created", "number")}
-    paths = {"blocks": [b.path for b in state.blocks], "labels": state.labels.path if state.labels else ""}
+    paths = {"blocks": [b.path for b in state.blocks], "labels": [g.path for g in state.labels]}
     zarr.create_group(memory, attributes={**_foreign_attributes(objects), **about, **paths})
     for above in sorted({path.split("/")[0] for path in metadata}):
         zarr.create_group(memory, path=above)

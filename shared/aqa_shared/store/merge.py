@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
+
+import numpy as np
 
 from aqa_shared.console import warn
 from aqa_shared.errors import StoreError
-from aqa_shared.store.blocks import Block, Index, Source, Torn, write_blocks
+from aqa_shared.store.blocks import Index, Source, Torn, index_of, write_blocks
 from aqa_shared.store.holdings import counts
 from aqa_shared.store.layout import BLOCKS, FAILURES, LABELS, RUNS, STAGED, merged_meta
-from aqa_shared.store.log import State, log_key, numbers, publish, state_of, write_root
+from aqa_shared.store.log import Group, State, log_key, numbers, publish, state_of, write_root
 from aqa_shared.store.objects import Objects, Where, disk_errors
 from aqa_shared.store.stage import Part, read_failures, read_runs, read_staged
-from aqa_shared.store.table import label_columns, updated_labels, write_labels_group
+from aqa_shared.store.table import Labels, differing, given_columns, label_columns, write_table
 
-SMALL = 16 << 20
-"""Blocks up to this size at the end of a store are merged with what is added: small stores stay one block, and at most
-this much is copied beside what is new."""
+SMALL, LARGE = 4 << 20, 64 << 20
+"""Bytes of a block that is merged with whatever is added, so that small stores stay one block; and of one that only
+`compact` copies again."""
+
+
+def tail(groups: Sequence[Group], size: int) -> int:
+    """How many groups at the end are merged with `size` bytes that are added: those at most twice as large as that.
+
+    So what is copied is at most two thirds of what comes of it: blocks are few, and no byte is copied more than
+    log(LARGE / SMALL) / log(3 / 2) times, apart from the last SMALL bytes.
+    """
+    count = 0
+    while count < len(groups) and (last := groups[-1 - count].bytes) <= min(LARGE, max(SMALL, 2 * size)):
+        size += last
+        count += 1
+    return count
 
 
 def finalise(where: Where) -> State:
@@ -61,11 +76,8 @@ def _change(objects: Objects, doing: str, step: Callable[[Objects, State], tuple
                 if isinstance(e, Torn):
                     objects.remove([k for p in e.sources for k in p.keys])
                 raise
-            if (after.blocks, after.labels) != (state.blocks, state.labels):
-                new = {g.path for g in (*after.blocks, after.labels) if g} - {
-                    g.path for g in (*state.blocks, state.labels) if g
-                }
-                objects.flush(*sorted(new))
+            if after.groups != state.groups:
+                objects.flush(*sorted({g.path for g in after.groups} - {g.path for g in state.groups}))
                 if not publish(objects, after):
                     continue
             else:
@@ -86,8 +98,7 @@ def _finalised(objects: Objects, state: State) -> tuple[State, list[str]]:
             f"{objects}: dropped as made with other settings than the store's: {', '.join(lost[:5])}"
             f"{f' and {len(lost) - 5} more' if len(lost) > 5 else ''}; extract them again"
         )
-    blocks = [Block(objects, b) for b in state.blocks]
-    before = Index(blocks)
+    before = index_of(objects, state.blocks)
     new: list[Part] = []
     touched: set[str] = set()
     for part in parts:  # what follows a change of a video is a change, even one back to what the blocks hold
@@ -97,11 +108,10 @@ def _finalised(objects: Objects, state: State) -> tuple[State, list[str]]:
     prefix = f"{state.number + 1:08}-"
     groups = list(state.blocks)
     if new:
-        while groups and groups[-1].bytes <= SMALL:
-            groups.pop()
-        small = blocks[len(groups) :]
+        kept = len(groups) - tail(groups, sum(p.length * state.arrays[n].row_bytes for p in new for n in p.arrays))
+        small = before.sources[kept:]
         try:
-            groups += write_blocks(objects, Index[Source]([*small, *new]), state.arrays, prefix)
+            groups[kept:] = write_blocks(objects, Index[Source]([*small, *new]), state.arrays, prefix)
         except Torn:
             raise
         except StoreError:
@@ -109,12 +119,8 @@ def _finalised(objects: Objects, state: State) -> tuple[State, list[str]]:
                 raise
             # A small block is damaged: it stays as it is, and what is new counts for more.
             groups = [*state.blocks, *write_blocks(objects, Index(new), state.arrays, prefix)]
-    ids = sorted({*before.ids, *(p.id for p in new)})
     given = {i: c for _, labels in staged.labels for i, c in labels.items()}
-    labels = state.labels
-    if given or new:
-        columns, labels = updated_labels(objects, labels, ids, given)
-        labels = write_labels_group(objects, ids, columns, prefix, labels)
+    labels = _labelled(objects, state.labels, before.position.keys(), {p.id for p in new}, given, prefix)
     runs = list(state.runs)
     for part in new:
         if part.run not in runs:
@@ -122,16 +128,50 @@ def _finalised(objects: Objects, state: State) -> tuple[State, list[str]]:
     used = [k for p in staged.parts for k in p.keys] + [k for k, _ in staged.labels]
     used += [k for b in staged.broken for k in (b, b.removesuffix(".json") + ".npz")]
     after = state.next(blocks=tuple(groups), labels=labels, runs=tuple(runs))
-    return after, [*used, *_done(objects, Index[Source]([*blocks, *new]))]
+    return after, [*used, *_done(objects, before, new)]
 
 
-def _done(objects: Objects, index: Index[Any]) -> list[str]:
+def _labelled(
+    objects: Objects,
+    tables: tuple[Group, ...],
+    before: Set[str],
+    new: set[str],
+    given: Mapping[str, Mapping[str, Any]],
+    prefix: str,
+) -> tuple[Group, ...]:
+    """The tables with what is `given` in place of what was known; every video is in one, labelled or not."""
+    told = sorted(i for i in given if i in before or i in new)
+    fresh = new - before
+    try:
+        known = label_columns(objects, tables, told) if told else {}
+    except StoreError:
+        if not before <= given.keys():
+            raise
+        tables, fresh = (), before | new  # all are given: what was damaged need not be read
+    else:
+        fresh |= set(np.array(told)[differing(known, given_columns(told, given))]) if told else set()
+    if not fresh:
+        return tables
+    kept = len(tables) - tail(tables, 64 * len(fresh))
+    merged = [i for table in tables[kept:] for i in Labels(objects, table).column("video_id")]
+    ids = sorted(fresh.union(merged))
+    columns = label_columns(objects, tables[kept:], ids)
+    rows = [n for n, i in enumerate(ids) if i in given]
+    for name, values in given_columns([ids[n] for n in rows], given).items():
+        columns[name][rows] = values
+    return (*tables[:kept], write_table(objects, ids, columns, prefix, tables))
+
+
+def _done(objects: Objects, before: Index[Any], new: Sequence[Part]) -> list[str]:
     """Runs that need not be remembered: the store has what they were asked for, as far as that is possible.
 
     Of shards all have to be done: else it would look as if those that are had never begun.
     """
     runs = read_runs(objects)
-    failed = read_failures(objects).keys() if runs else set()
+    if not runs:
+        return []
+    index = Index([*before.sources, *new])
+    failed = read_failures(objects).keys()
     ready = [r for r in runs if not set(r.ids) - failed - {index.ids[i] for i in index.has(r.arrays).nonzero()[0]}]
     shards: dict[tuple[int, tuple[str, ...]], set[int]] = {}
     for run in ready:
@@ -153,11 +193,11 @@ def _holds(index: Index[Any], part: Part) -> bool:
 
 
 def _compacted(objects: Objects, state: State) -> tuple[State, list[str]]:
-    index = Index([Block(objects, b) for b in state.blocks])
+    index = index_of(objects, state.blocks)
     known = {b.path: b for b in state.blocks}
     blocks = tuple(write_blocks(objects, index, state.arrays, "", known, f"{state.number + 1:08}-"))
     columns = label_columns(objects, state.labels, index.ids)
-    labels = write_labels_group(objects, index.ids, columns, "", state.labels)
+    labels = (write_table(objects, index.ids, columns, "", state.labels),) if index.ids else ()
     return state.next(blocks=blocks, labels=labels), []
 
 
@@ -165,7 +205,7 @@ def clear(objects: Objects, state: State, *, staged: bool = True) -> None:
     """Remove what `state` makes useless; what is being made for a later one bears a later number and stays."""
     for prefix, kept in (
         (BLOCKS, {b.path for b in state.blocks}),
-        (LABELS, {state.labels.path} if state.labels else set()),
+        (LABELS, {g.path for g in state.labels}),
     ):
         for name in objects.names(prefix):
             number = re.match(r"(\d{8})-", name)

@@ -63,6 +63,8 @@ class Objects:
 
     def __init__(self, where: Place, *, write: bool = False) -> None:
         self.where = where
+        self.remembered: Any = None
+        """The index that was read last; see `index_of`."""
         try:
             self.store = _open(where, write)
         except (ImportError, ValueError) as e:  # no package for this kind of URL, or no such kind

@@ -1,4 +1,4 @@
-"""Labels: one small table beside the blocks, written again when one changes, so that features never are."""
+"""Labels: small tables beside the blocks, so that features are never written again for a label's sake."""
 
 from __future__ import annotations
 
@@ -13,68 +13,57 @@ from aqa_shared.store.layout import LABEL_COLUMNS, LABELS, digest_of, text_array
 from aqa_shared.store.log import Group
 from aqa_shared.store.objects import Objects
 
+Columns = dict[str, np.ndarray]
+"""Every label column, (videos,) each; NaN and "" where unknown."""
+
 
 class Labels(GroupReader):
     """What is known about how well videos were performed."""
 
     fix = "run aqa-extract again with the labels of all its videos, or restore a backup"
 
-    def columns(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
-        """Every label column for these videos, (videos,) each; NaN and "" where unknown."""
-        at = {video_id: i for i, video_id in enumerate(self.column("video_id"))}
-        rows = np.array([at.get(i, -1) for i in ids], np.int64)
-        found = {}
-        for name, column in LABEL_COLUMNS.items():
-            values = self.column(name)
-            found[name] = (
-                np.where(rows >= 0, values[rows], column.array([None]))
-                if len(values)
-                else (column.array([None] * len(ids)))
-            )
-        return found
+
+def unknown_labels(ids: Sequence[str]) -> Columns:
+    """The columns of videos of which nothing is known."""
+    return {n: c.array([None] * len(ids)) for n, c in LABEL_COLUMNS.items()}
 
 
-def label_columns(objects: Objects, group: Group | None, ids: Sequence[str]) -> dict[str, np.ndarray]:
-    """As `Labels.columns`, all unknown where nothing is known yet."""
-    if group is None:
-        return {n: c.array([None] * len(ids)) for n, c in LABEL_COLUMNS.items()}
-    return Labels(objects, group).columns(ids)
+def label_columns(objects: Objects, tables: Sequence[Group], ids: Sequence[str]) -> Columns:
+    """The columns of these videos: what the last table that has a video says of it."""
+    found = unknown_labels(ids)
+    at = {video_id: row for row, video_id in enumerate(ids)}
+    for group in tables:
+        table = Labels(objects, group)
+        rows = np.array([at.get(i, -1) for i in table.column("video_id")], np.int64)
+        for name, column in found.items():
+            column[rows[rows >= 0]] = table.column(name)[rows >= 0]
+    return found
 
 
-def updated_labels(
-    objects: Objects, group: Group | None, ids: Sequence[str], given: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, np.ndarray], Group | None]:
-    """The columns with `given` in place of what was known, and the old table if it can be read.
-
-    Where all are given, it need not.
-    """
-    try:
-        columns = label_columns(objects, group, ids)
-    except StoreError:
-        if not set(ids) <= given.keys():
-            raise
-        columns, group = label_columns(objects, None, ids), None
-    for i, video_id in enumerate(ids):
-        if video_id in given:
-            for name, column in LABEL_COLUMNS.items():
-                value = given[video_id].get(name)
-                columns[name][i] = column.cast(value or None if name == "extra" else value)
-    return columns, group
+def given_columns(ids: Sequence[str], given: Mapping[str, Mapping[str, Any]]) -> Columns:
+    """The columns of what a run says of videos."""
+    rows = [given.get(i, {}) for i in ids]
+    return {
+        n: c.array((r.get(n) or None) if n == "extra" else r.get(n) for r in rows) for n, c in LABEL_COLUMNS.items()
+    }
 
 
-def labels_digest(ids: Sequence[str], columns: Mapping[str, np.ndarray]) -> str:
+def differing(first: Columns, second: Columns) -> np.ndarray:
+    """bool (videos,): of which the two say something else."""
+    return np.any([(a != b) & ((a == a) | (b == b)) for a, b in ((first[n], second[n]) for n in LABEL_COLUMNS)], axis=0)
+
+
+def labels_digest(ids: Sequence[str], columns: Columns) -> str:
     """What a table is named by."""
     return digest_of(to_json([list(ids), {n: list(columns[n]) for n in LABEL_COLUMNS}]).encode())
 
 
-def write_labels_group(
-    objects: Objects, ids: Sequence[str], columns: Mapping[str, np.ndarray], prefix: str, known: Group | None
-) -> Group | None:
-    """The table of these columns; `known` where that says the same already, None where there is no video."""
-    digest = labels_digest(ids, columns)
-    path = f"{LABELS}/{prefix}{digest}"
-    if not ids or (known is not None and known.path.endswith(digest) and (prefix or known.path == path)):
-        return known if ids else None
+def write_table(objects: Objects, ids: Sequence[str], columns: Columns, prefix: str, known: Sequence[Group]) -> Group:
+    """The table of these columns; the one in `known` that is it already."""
+    path = f"{LABELS}/{prefix}{labels_digest(ids, columns)}"
+    for group in known:
+        if group.path == path:
+            return group
     writer = GroupWriter(objects, path, {"Conventions": "CF-1.11"})
     writer.column("video_id", text_array(ids), "stable id of the video")
     for name, column in LABEL_COLUMNS.items():
