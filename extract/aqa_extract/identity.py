@@ -16,7 +16,7 @@ SAMPLE = 1 << 20
 """Bytes hashed at the beginning, the middle and the end: a whole read would double the I/O of long videos."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Identity:
     """Size and time of a file or a folder of pictures, and a digest of samples, read when it is first asked for."""
 
@@ -87,13 +87,11 @@ def stat_matches(path: str, known: dict[str, Any]) -> bool:
 def identify(path: str) -> Identity | None:
     """None where there is no regular, readable file and no folder; the probe says why. Reads nothing of it yet."""
     try:
-        kind = os.stat(path).st_mode
-        if stat.S_ISDIR(kind):
+        known = os.stat(path)
+        if stat.S_ISDIR(known.st_mode):
             return Identity(path, *size_and_time(path))
-        if not stat.S_ISREG(kind):  # opening a FIFO would wait for its writer
+        if not stat.S_ISREG(known.st_mode) or not os.access(path, os.R_OK):
             return None
-        with Path(path).open("rb") as f:
-            known = os.fstat(f.fileno())
     except OSError:
         return None
     return Identity(path, known.st_size, known.st_mtime_ns)

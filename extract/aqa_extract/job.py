@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,7 +21,7 @@ class JobFailed(Exception):
         self.failure = failure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VideoJob:
     """A video to extract. `identity` is None where there is no regular, readable file."""
 
@@ -63,13 +64,18 @@ def without_twins(jobs: Sequence[VideoJob]) -> list[VideoJob]:
 
     Only files of equal size are read, and each once.
     """
+    sizes = Counter(map(_size, jobs))
     paths: dict[tuple[Any, ...], set[str]] = {}
     for job in jobs:
-        paths.setdefault(_size_and_part(job), set()).add(job.video.path)
+        if sizes[_size(job)] > 1:
+            paths.setdefault(_size_and_part(job), set()).add(job.video.path)
     equal = cache(same_bytes)
     first: dict[tuple[Any, ...], int] = {}
     kept: list[VideoJob] = []
     for job in jobs:
+        if sizes[_size(job)] == 1:
+            kept.append(job)
+            continue
         v, identity, alike = job.video, job.identity, _size_and_part(job)
         content = v.path if identity is None or len(paths[alike]) == 1 else identity.fingerprint
         at = first.setdefault((*alike, content), len(kept))
@@ -81,6 +87,10 @@ def without_twins(jobs: Sequence[VideoJob]) -> list[VideoJob]:
     return kept
 
 
+def _size(job: VideoJob) -> int | None:
+    return job.identity.size if job.identity else None
+
+
 def _size_and_part(job: VideoJob) -> tuple[Any, ...]:
     v = job.video
-    return (job.identity.size if job.identity else None, v.start, v.end, v.start_time, v.end_time, v.frame_rate)
+    return (_size(job), v.start, v.end, v.start_time, v.end_time, v.frame_rate)

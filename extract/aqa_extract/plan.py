@@ -94,23 +94,24 @@ def plan(
     named, changed = _to_replace([video.id for video in videos], options.replace)
     result = Plan(damaged=damaged)
     fresh: dict[tuple[str, ...], list[VideoJob]] = {}
-    look = cache(look)  # a manifest may have hundreds of rows of one file
+    if len({video.path for video in videos}) < len(videos):
+        look = cache(look)  # a manifest may have hundreds of rows of one file
     needs = _needs(settings)
-    live = {video.id: known.live(video.id).keys() for video in videos} if known else {}
-    recorded = {i: known.meta(i) for i, has in live.items() if has} if known else {}
-    refusals = _refusals([video for video in videos if video.id in recorded], recorded, look)
+    refusals = _refusals(videos, known, look) if known else {}
     for video in videos:
+        has = known.live(video.id).keys() if known else set()
         failed = before.get(video.id)
         reason = refusals.get(video.id)
         wanted = settings.streams
         if (reason in ("id_conflict", "id_taken") and video.id in named) or (reason == "id_conflict" and changed):
             result.replaced.add(video.id)
         elif reason:
-            detail = REFUSALS[reason].format(other=recorded[video.id].get("path"))
+            assert known is not None
+            detail = REFUSALS[reason].format(other=known.meta(video.id).get("path"))
             result.refused.append(VideoJob(video, look(video.path)).failed(reason, "probe", detail))
             continue
-        elif video.id in recorded and video.id not in damaged:
-            wanted = tuple(s for s in settings.streams if needs[s] - live[video.id])
+        elif has and video.id not in damaged:
+            wanted = tuple(s for s in settings.streams if needs[s] - has)
             if not wanted:
                 result.already.append(video.id)
                 continue
@@ -184,9 +185,7 @@ def _to_replace(ids: Sequence[str], asked: Sequence[str]) -> tuple[set[str], boo
     return names & known, "changed" in names
 
 
-def _refusals(
-    videos: Sequence[Video], recorded: Mapping[str, Mapping[str, Any]], look: Callable[[str], Identity | None]
-) -> dict[str, str]:
+def _refusals(videos: Sequence[Video], known: Contents, look: Callable[[str], Identity | None]) -> dict[str, str]:
     """Id → reason, for every video of which the store's features may be those of another part or file.
 
     Features of a file that is gone since are as good as ever.
@@ -194,19 +193,21 @@ def _refusals(
     found: dict[str, str] = {}
     touched: list[tuple[Video, Mapping[str, Any]]] = []
     for video in videos:
-        was = recorded[video.id].get("identity") or {}
-        if any(recorded[video.id].get(name) != getattr(video, name) for name in PART):
+        if not known.live(video.id):
+            continue
+        recorded = known.meta(video.id)
+        if any(recorded.get(name) != getattr(video, name) for name in PART):
             found[video.id] = "id_conflict"
-        elif not stat_matches(video.path, was) and os.path.lexists(video.path):
-            touched.append((video, was))
+        elif not stat_matches(video.path, recorded.get("identity") or {}) and os.path.lexists(video.path):
+            touched.append((video, recorded))
     if touched:  # these are read, which takes a while where a whole folder was copied
         with console.progress("compare with the store", len(touched)) as advance:
             for video, was in touched:
                 now = look(video.path)
                 if now is None or now.fingerprint is None:
                     found[video.id] = "unreadable"
-                elif not now.matches(was):
-                    found[video.id] = "id_taken" if _is_another(video.path, recorded[video.id]) else "id_conflict"
+                elif not now.matches(was.get("identity") or {}):
+                    found[video.id] = "id_taken" if _is_another(video.path, was) else "id_conflict"
                 advance()
     return found
 

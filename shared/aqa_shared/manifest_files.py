@@ -31,12 +31,15 @@ def printable_id(text: str) -> str:
 def id_of(path: str, root: str) -> str:
     """The id of a file: its path below `root` with its suffix, or the whole path where it lies elsewhere."""
     inside = root if root.endswith(os.sep) else root + os.sep
-    return printable_id(PurePath(path.removeprefix(inside)).as_posix())
+    return printable_id(path.removeprefix(inside).replace(os.sep, "/"))
 
 
 def shown(path: str | os.PathLike[str]) -> str:
     """A path for people: what a terminal would act on is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in os.fspath(path))
+    text = os.fspath(path)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 @dataclass
@@ -112,8 +115,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _path_order(path: str) -> list[str]:
-    return path.split(os.sep)
+def _path_order(path: str) -> str:
+    """Sorts folder by folder: what no name can hold comes before all that names do."""
+    return path.replace(os.sep, "\0")
 
 
 def is_video_name(name: str) -> bool:

@@ -49,6 +49,8 @@ class Contents:
 
     def meta(self, video_id: str) -> dict[str, Any]:
         """What was recorded of a video; {} where it is not in the store."""
+        if video_id not in self.parts:
+            return self.index.meta(self.index.position[video_id]) if video_id in self.index.position else {}
         sources = {(id(s), k): (s, k) for s, k in self.live(video_id).values()}
         order = {id(s): n for n, s in enumerate([*self.index.sources, *self.parts.get(video_id, ())])}
         found: dict[str, Any] = {}

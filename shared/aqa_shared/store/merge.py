@@ -18,7 +18,7 @@ from aqa_shared.store.objects import Objects, Where, disk_errors
 from aqa_shared.store.stage import Part, read_failures, read_runs, read_staged
 from aqa_shared.store.table import Labels, differing, given_columns, label_columns, write_table
 
-SMALL, LARGE = 4 << 20, 64 << 20
+SMALL, LARGE = 1 << 20, 64 << 20
 """Bytes of a block that is merged with whatever is added, so that small stores stay one block; and of one that only
 `compact` copies again."""
 
@@ -147,7 +147,7 @@ def _labelled(
     except StoreError:
         if not before <= given.keys():
             raise
-        tables, fresh = (), before | new  # all are given: what was damaged need not be read
+        tables, fresh = (), new.union(before)  # all are given: what was damaged need not be read
     else:
         fresh |= set(np.array(told)[differing(known, given_columns(told, given))]) if told else set()
     if not fresh:
