@@ -65,7 +65,7 @@ def demo(
         Path | None, typer.Option(help="Also write a contact sheet of the first videos (.png).", show_default=False)
     ] = None,
 ) -> None:
-    """Render scored dives, then run the two real commands on them and compare AA with S4AQA.
+    """Render scored dives, then run the two real commands on them and compare the default method, AA and S4AQA.
 
     The same seed renders the same videos, however many; rerunning goes on where it stopped.
     """

@@ -28,7 +28,7 @@ EXTRACT = [
 """Smaller than the papers' 10 segments of 224²: a demo, not a result. No flow, which takes most of the time."""
 
 TRAIN = [
-    "--method", "aa,s4aqa",
+    "--method", "auto,aa,s4aqa",
     "--labelled", "0.4",
     "--seeds", "5",
     "--epochs", "150",
@@ -102,22 +102,32 @@ def _command(name: str, arguments: list[str]) -> int:
 
 
 def comparison(metrics: dict[str, Any]) -> str:
-    """AA against S4AQA, seed by seed, from the trainer's own metrics.json."""
-    rows = {r["method"]: r["spearman"] for r in metrics["rows"] if r["selection"] == "last"}
-    if not {"aa", "s4aqa"} <= rows.keys():
-        return "the run has no AA and S4AQA to compare"
-    pairs = list(zip(rows["aa"]["by_seed"], rows["s4aqa"]["by_seed"], strict=True))
-    lines = ["", "Spearman on the test videos    " + "  ".join(f"seed {i}" for i in range(len(pairs))) + "    mean"]
-    for title, method in (("AA (labelled videos only)", "aa"), ("S4AQA (and the unlabelled)", "s4aqa")):
+    """Auto, AA and S4AQA, seed by seed, from the trainer's own metrics.json."""
+    rows = {r["method"]: r["spearman"] for r in metrics["rows"] if r["selection"] in ("last", "baseline")}
+    if not {"auto", "aa", "s4aqa"} <= rows.keys():
+        return "the run has no auto, AA and S4AQA to compare"
+    seeds = range(len(rows["auto"]["by_seed"]))
+    lines = ["", "Spearman on the test videos    " + "  ".join(f"seed {i}" for i in seeds) + "    mean"]
+    titles = {
+        "auto": "auto (the default)",
+        "aa": "AA (labelled videos only)",
+        "s4aqa": "S4AQA (and the unlabelled)",
+        "ridge": "ridge on mean features",
+    }
+    for method in [m for m in titles if m in rows]:
         cells = "  ".join(f"{v:6.3f}" if v is not None else "     –" for v in rows[method]["by_seed"])
         mean = rows[method]["mean"]
-        lines.append(f"{title:29}  {cells}  {'–' if mean is None else f'{mean:6.3f}'}")
-    known = [(a, s) for a, s in pairs if a is not None and s is not None]
-    if known and rows["aa"]["mean"] is not None and rows["s4aqa"]["mean"] is not None:
-        wins = sum(s > a for a, s in known)
-        gain = rows["s4aqa"]["mean"] - rows["aa"]["mean"]
-        lines.append(f"S4AQA is {gain:+.3f} against AA, ahead in {wins} of {len(known)} seeds")
-        lines.append(f"({metrics['protocol']['test']} test videos: differences below about 0.1 are noise)")
+        lines.append(f"{titles[method]:29}  {cells}  {'–' if mean is None else f'{mean:6.3f}'}")
+    for method, other, title in (
+        ("s4aqa", "aa", "S4AQA is {} against AA"),
+        ("auto", "s4aqa", "auto is {} against S4AQA"),
+    ):
+        pairs = zip(rows[method]["by_seed"], rows[other]["by_seed"], strict=True)
+        known = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if known and rows[method]["mean"] is not None and rows[other]["mean"] is not None:
+            gain = f"{rows[method]['mean'] - rows[other]['mean']:+.3f}"
+            lines.append(f"{title.format(gain)}, ahead in {sum(a > b for a, b in known)} of {len(known)} seeds")
+    lines.append(f"({metrics['protocol']['test']} test videos: differences below about 0.1 are noise)")
     return "\n".join(lines)
 
 
@@ -130,5 +140,5 @@ def _where(out: Path) -> str:
     }
     width = max(len(str(place)) for place in places)
     rows = [f"{place!s:{width}}  {what}" for place, what in places.items()]
-    command = shlex.join(["aqa", "predict", str(run), str(out / "videos" / name_of(2)), "--method", "s4aqa"])
+    command = shlex.join(["aqa", "predict", str(run), str(out / "videos" / name_of(2)), "--method", "auto"])
     return "\n".join(["", *rows, f"try: {command}"])

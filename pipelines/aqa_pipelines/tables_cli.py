@@ -56,7 +56,8 @@ def table(
 ) -> None:
     """Run or resume what a table of a paper takes, and print published beside measured.
 
-    What is done is not done again. Rows that lack a stream or a column are left out, with what brings them.
+    What is done is not done again. Rows that lack a stream or a column are left out, with what brings them, and
+    those that fail while they are trained say so; the others go on.
     Exit codes: 0 done, 2 usage, 3 some rows could not be measured, 5 environment, 6 store.
     """
     from aqa_pipelines.tables.run import plan_text, run_table
@@ -80,7 +81,9 @@ def table(
         console.note(f"written: {(write or out) / record['pipeline']}.json, .csv, .md")
         for (cause, fix), _ in found.lacking.items():
             console.warn(f"not measured: {cause}. {fix}")
-    if found is not None and found.lacking:
+        for where, error in found.failures.items():
+            console.warn(f"failed: {where}: {error.cause}. {error.fix}".rstrip(" ."))
+    if found is not None and (found.lacking or found.failures):
         raise typer.Exit(int(ExitCode.QUARANTINED))
 
 

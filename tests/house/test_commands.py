@@ -108,7 +108,7 @@ def test_the_umbrella_runs_a_stage(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = run("aqa", "extract", str(tmp_path / "empty"), "--out", str(tmp_path / "s.zarr"))
     assert done.returncode == 4, done.stderr
-    done = run("aqa", "train", "--features", str(tmp_path / "none.zarr"), "--lr", "1e-3", "--batch", "8")
+    done = run("aqa", "train", "--features", str(tmp_path / "none.zarr"), "--method", "aa", "--lr", "1e-3")
     assert done.returncode == 6, done.stderr
 
 

@@ -281,21 +281,26 @@ def test_comparison_by_hand() -> None:
         known = [v for v in values if v is not None]
         return {"method": method, "selection": "last", "spearman": {"by_seed": values, "mean": sum(known) / len(known)}}
 
-    metrics = {"rows": [row("aa", [0.5, 0.25]), row("s4aqa", [0.25, 0.75])], "protocol": {"test": 16}}
-    text = comparison(metrics)
-    assert "+0.125" in text
-    assert "ahead in 1 of 2 seeds" in text
+    rows = [row("auto", [0.75, 0.5]), row("aa", [0.5, 0.25]), row("s4aqa", [0.25, 0.75])]
+    text = comparison({"rows": rows, "protocol": {"test": 16}})
+    assert "S4AQA is +0.125 against AA, ahead in 1 of 2 seeds" in text
+    assert "auto is +0.125 against S4AQA, ahead in 1 of 2 seeds" in text
     assert "16 test videos" in text
-    assert comparison({"rows": [], "protocol": {}}) == "the run has no AA and S4AQA to compare"
-    metrics["rows"] = [row("aa", [0.5, None]), row("s4aqa", [0.25, 0.75])]
-    assert "ahead in 0 of 1 seeds" in comparison(metrics)
+    assert "ridge" not in text
+    ridge = {**row("ridge", [0.125, 0.25]), "selection": "baseline"}
+    assert "ridge on mean features          0.125   0.250   0.188" in comparison(
+        {"rows": [*rows, ridge], "protocol": {"test": 16}}
+    )
+    assert comparison({"rows": [], "protocol": {}}) == "the run has no auto, AA and S4AQA to compare"
+    rows[1] = row("aa", [0.5, None])
+    assert "AA, ahead in 0 of 1 seeds" in comparison({"rows": rows, "protocol": {"test": 16}})
 
 
 def test_the_demo_tells_to_try_its_own_method() -> None:
     from aqa_pipelines.demo import TRAIN, _where
 
-    assert "aqa predict demo/run demo/videos/dive_00002.mp4 --method s4aqa" in _where(Path("demo"))
-    assert "s4aqa" in TRAIN[TRAIN.index("--method") + 1].split(",")
+    assert "aqa predict demo/run demo/videos/dive_00002.mp4 --method auto" in _where(Path("demo"))
+    assert "auto" in TRAIN[TRAIN.index("--method") + 1].split(",")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -471,10 +476,6 @@ def test_a_store_is_scored_without_its_videos(store: Path, tmp_path: Path) -> No
     train = [
         "--seeds",
         "2",
-        "--epochs",
-        "2",
-        "--set",
-        "widths=8",
         "--jobs",
         "1",
         "--device",
@@ -486,7 +487,7 @@ def test_a_store_is_scored_without_its_videos(store: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     done = run("aqa", "predict", run_folder, store, "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "aa, the mean of 2 models" in done.stderr
+    assert "auto, the mean of 2 models" in done.stderr
     assert "no prediction for 3 videos" in done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [r["id"] for r in rows] == ["a\x1b[31m.mp4", *(f"dive{i}.mp4" for i in range(1, 5))]
@@ -499,7 +500,7 @@ def test_a_store_is_scored_without_its_videos(store: Path, tmp_path: Path) -> No
         assert float(r["spread"]) == pytest.approx(float(fair[r["id"]]["spread"]), abs=1e-3)
     assert all(fair[r["id"]]["score"] == "" for r in rows[:3])
     record = json.loads(run("aqa", "predict", run_folder, store, "--format", "json", "--device", "cpu").stdout)
-    assert record["model"] == {"run": str(run_folder), "method": "aa", "models": 2}
+    assert record["model"] == {"run": str(run_folder), "method": "auto", "models": 2}
     beside = run("aqa", "predict", run_folder, store, "new.mp4")
     assert beside.returncode == 2
     assert "give one store, or videos" in beside.stderr

@@ -123,7 +123,7 @@ def test_streams_by_folder_may_differ_in_length(
     expect(out, "dynamic", {id: signal(id) for id in IDS})
     expect(out, "static", {id: signal(id, "static", 5, 9) for id in IDS})
     with pytest.raises(StoreError, match=r"as Ball_001: dynamic \d, static 9") as caught:
-        train(out, tmp_path / "none")
+        train(out, tmp_path / "none", "--method", "aa")
     assert "--transform resample:rows=N" in caught.value.fix
     bring(folder, tmp_path / "even.zarr", transforms=["resample:rows=4"], **two)
     assert FeatureStore.open(tmp_path / "even.zarr").read("static").shape == (48, 5)

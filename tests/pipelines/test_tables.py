@@ -160,6 +160,36 @@ def test_what_a_store_lacks_is_said_and_the_rest_is_measured(
     assert list(record["rows"][1]["lacks"]) == ["all"]
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_row_that_fails_says_so_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], jobs: int
+) -> None:
+    """Ridge has no epochs, which are left to those that do."""
+    store, out = miniature(tmp_path, "mtl-aqa"), tmp_path / "runs"
+    file = tmp_path / "pipelines" / "mine.toml"
+    file.parent.mkdir()
+    file.write_text(
+        'title = "Mine"\nsource = "nobody"\ndataset = ""\nstreams = ["rgb"]\nagainst = "ridge"\n'
+        '[run]\nlabelled = 0.5\nseeds = 2\n[[columns]]\nname = "all"\n'
+        '[[rows]]\nname = "astray"\nmethod = "aa"\nsettings = { lr = 1e30 }\n'
+        '[[rows]]\nname = "AA"\nmethod = "aa"\n[[rows]]\nname = "ridge"\nmethod = "ridge"\n'
+    )
+    common = ["table", file, "--features", store, "--out", out, "--epochs", 2, "--jobs", jobs]
+    assert aqa(*common) == 3
+    said = capsys.readouterr()
+    record = json.loads((out / "pipelines" / "mine.json").read_text())
+    assert [bool(r["measured"]) for r in record["rows"]] == [False, True, True]
+    why = record["rows"][0]["failed"]["all"]
+    assert f"| astray | failed: {why} |" in said.out
+    assert f"failed: astray (all): {why}" in said.err.replace("\n", " ")
+    assert {p["a"] for p in record["comparisons"]} == {"AA"}
+    # What is done is not done again, and what failed is tried again.
+    done = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
+    assert len(done) == 4
+    assert aqa(*common) == 3
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == done
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

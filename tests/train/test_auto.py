@@ -188,10 +188,10 @@ def test_uncertainty_is_the_error_left_out_where_nothing_can_be_learned() -> Non
     assert 0.7 < float(np.sqrt(np.square(errors).mean()) / told.mean()) < 1.4
 
 
-def test_trained_from_the_command_line(make_store: MakeStore, tmp_path: Path) -> None:
-    """With folds, without unlabelled videos, ragged."""
+def test_trained_from_the_command_line_without_a_name(make_store: MakeStore, tmp_path: Path) -> None:
+    """As nobody who has only a store needs to know a method: with folds, without unlabelled videos, ragged."""
     store = make_store(videos=20, lengths=[2 + i % 3 for i in range(20)])
-    common = ("--features", store, "--method", "auto", "--seeds", 1, "--jobs", 1, "--device", "cpu")
+    common = ("--features", store, "--seeds", 1, "--jobs", 1, "--device", "cpu")
     aqa_train(*common, "--out", tmp_path / "run")
     rows = [r for r in read_csv(tmp_path / "run" / "scores.csv") if r["method"] == "auto"]
     assert len(rows) == 20

@@ -93,14 +93,17 @@ def test_the_papers_training_is_the_default() -> None:
         ({"methods": ("s4aq",)}, [], "did you mean s4aqa"),
         ({"methods": ("aa", "aa")}, [], "once"),
         ({"seed_s": 3}, [], "did you mean seeds"),
-        ({}, ["droput=0.1"], "did you mean dropout"),
+        ({"methods": ("aa",)}, ["droput=0.1"], "did you mean dropout"),
         ({}, ["learning=1"], "no setting 'learning'"),
+        ({}, ["lr=0.1"], "lr = 0.1 would change nothing: auto learns all at once"),
+        ({"methods": ("all", "aa")}, [], "name it alone"),
+        ({"methods": ()}, [], "at least one"),
         ({}, ["dropout"], "name=value"),
-        ({}, ["dropout=1.5"], "dropout"),
-        ({}, ["dropout=high"], "'high'"),
-        ({}, ["kernel=0"], "kernel"),
-        ({}, ["pooling=median"], "'median'"),
-        ({}, ["recovery_weight=nan"], "recovery_weight"),
+        ({"methods": ("aa",)}, ["dropout=1.5"], "dropout"),
+        ({"methods": ("aa",)}, ["dropout=high"], "'high'"),
+        ({"methods": ("aa",)}, ["kernel=0"], "kernel"),
+        ({"methods": ("aa",)}, ["pooling=median"], "'median'"),
+        ({"methods": ("s4aqa",)}, ["recovery_weight=nan"], "recovery_weight"),
         ({}, ["aa.dropout=0.1"], "no method 'aa' here"),
         ({"methods": ("aa",)}, ["aa.recovery_weight=1"], "makes aa"),
         ({"methods": ("aa",)}, ["recovery_weight=40"], "recovery_weight = 0.0 is what makes aa"),
@@ -122,9 +125,13 @@ def test_the_papers_training_is_the_default() -> None:
         ({}, ["lr=inf"], "lr: .*finite"),
         ({"training": {"score_max": float("inf")}}, [], "score_max: .*finite"),
         ({"training": {"epoch": 3}}, [], "did you mean epochs"),
-        ({}, ["momentum=0.5"], "momentum = 0.5 is a setting of sgd, and the optimiser is adam"),
-        ({}, ["falls=0.5"], r"falls = \(0.5,\) is a setting of the schedule steps, and it is constant"),
-        ({}, ["schedule=steps", "falls=0.5,1.5"], "less than 1"),
+        ({"methods": ("aa",)}, ["momentum=0.5"], "momentum = 0.5 is a setting of sgd, and the optimiser is adam"),
+        (
+            {"methods": ("aa",)},
+            ["falls=0.5"],
+            r"falls = \(0.5,\) is a setting of the schedule steps, and it is constant",
+        ),
+        ({"methods": ("aa",)}, ["schedule=steps", "falls=0.5,1.5"], "less than 1"),
         ({"folds": 4, "test_fraction": 0.5}, [], "folds = 4 and test_fraction = 0.5 say what is tested"),
         ({"split": "s.json", "test_fraction": 0.5}, [], "split = s.json and test_fraction = 0.5 say"),
         ({"split": "s.json", "folds": 4}, [], "split = s.json and folds = 4 say"),
@@ -136,7 +143,7 @@ def test_wrong_settings_are_named(flags: dict[str, object], sets: list[str], sai
 
 
 def test_names_of_settings_may_be_surrounded_by_blanks() -> None:
-    config = resolve(None, BASE, [" lr = 0.1", " dropout =0.4"])
+    config = resolve(None, {**BASE, "methods": ("aa",)}, [" lr = 0.1", " dropout =0.4"])
     assert config.training.lr == 0.1
     assert config.settings == {"dropout": "0.4"}
 

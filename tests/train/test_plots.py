@@ -56,6 +56,16 @@ def test_a_matplotlibrc_in_the_working_folder_changes_nothing(
     assert found == usual
 
 
+def test_what_learns_all_at_once_has_no_curves(
+    make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    aqa_train("--features", make_store(videos=16), "--method", "ridge", "--seeds", 1, "--out", out, "--jobs", 1,
+              "--test-fraction", 0.25, "--device", "cpu")  # fmt: skip
+    assert "no plot" not in capsys.readouterr().err
+    assert [p.name for p in sorted((out / "plots").iterdir())] == [n for n in PLOTS if "curves" not in n]
+
+
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
 def test_the_users_environment_changes_nothing(
     run: Path, tmp_path: Path, usual: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, backend: str

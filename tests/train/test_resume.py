@@ -19,7 +19,7 @@ from .runs import FAST, HELD, HIDING, aqa_train, results
 def test_resuming_with_other_settings_or_labels_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
     store = make_store(videos=16)
     out = tmp_path / "run"
-    aqa_train("--features", store, "--seeds", 1, "--epochs", 2, "--out", out, "--jobs", 1, *HELD)
+    aqa_train("--features", store, "--method", "aa", "--seeds", 1, "--epochs", 2, "--out", out, "--jobs", 1, *HELD)
     aqa_train("--resume", out, "--seeds", 1)
     with pytest.raises(UsageError, match="seeds: 1 → 3"):
         aqa_train("--resume", out, "--seeds", 3)
@@ -80,8 +80,9 @@ def test_resuming_ignores_the_environment(
 ) -> None:
     out = tmp_path / "run"
     aqa_train(
-        "--features", make_store(videos=16), "--seeds", 1, "--epochs", 1, "--out", out, "--jobs", 1, *HIDING, *HELD
-    )
+        "--features", make_store(videos=16), "--method", "s4aqa", "--seeds", 1, "--epochs", 1, "--out", out,
+        "--jobs", 1, *HIDING, *HELD
+    )  # fmt: skip
     for name, value in {"SEEDS": "4", "LR": "0.1", "NONSENSE": "1"}.items():
         monkeypatch.setenv(f"AQA_TRAIN_{name}", value)
     aqa_train("--resume", out, "--seeds", 1)
@@ -120,7 +121,21 @@ def test_the_same_command_goes_on_with_its_run_from_any_folder(
 ) -> None:
     make_store(videos=12)
     monkeypatch.chdir(tmp_path)
-    command = ["--features", "feats.zarr", "--seeds", 2, "--epochs", 1, "--out", "run", "--jobs", 1, *HIDING, *HELD]
+    command = [
+        "--features",
+        "feats.zarr",
+        "--method",
+        "s4aqa",
+        "--seeds",
+        2,
+        "--epochs",
+        1,
+        "--out",
+        "run",
+        "--jobs",
+        1,
+    ]
+    command += [*HIDING, *HELD]
     aqa_train(*command)
     kept = (tmp_path / "run" / "models" / "s4aqa" / "fold0-seed0" / "result.json").stat().st_mtime_ns
     before = results(tmp_path / "run")

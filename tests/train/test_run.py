@@ -188,7 +188,7 @@ def test_jobs_give_the_results_of_one_after_the_other(make_store: MakeStore, tmp
 def test_jobs_need_no_semaphores(make_store: MakeStore, tmp_path: Path) -> None:
     """Which a missing, full or read-only /dev/shm takes away."""
     store = make_store(videos=16)
-    common = ["--features", str(store), "--seeds", "2", "--epochs", "2", *FAST]
+    common = ["--features", str(store), "--method", "aa", "--seeds", "2", "--epochs", "2", *FAST]
     aqa_train(*common, "--out", tmp_path / "one", "--jobs", 1)
     command = [sys.executable, "-m", "aqa_train.cli", *common, "--out", str(tmp_path / "two"), "--jobs", "2"]
     environment = {**os.environ, "LD_PRELOAD": shim(tmp_path / "shim", NO_SEMAPHORES)}
@@ -201,7 +201,7 @@ def test_jobs_need_no_semaphores(make_store: MakeStore, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_a_store_error(make_store: MakeStore, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot write .*file") as e:
-        aqa_train("--features", make_store(videos=12), "--seeds", 1, "--out", tmp_path / "file" / "run", *HELD)
+        aqa_train("--features", make_store(videos=12), "--method", "aa", "--out", tmp_path / "file" / "run", *HELD)
     assert e.value.exit_code == 6
 
 
@@ -216,7 +216,16 @@ def test_features_too_large_for_memory_are_an_environment_fault(make_store: Make
 
 def test_networks_too_large_for_memory_are_an_environment_fault(make_store: MakeStore, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="can't allocate memory"):
-        aqa_train("--features", make_store(videos=12), "--set", f"regressor_width={2**45}", "--out", tmp_path / "o")
+        aqa_train(
+            "--features",
+            make_store(videos=12),
+            "--method",
+            "aa",
+            "--set",
+            f"regressor_width={2**45}",
+            "--out",
+            tmp_path / "o",
+        )
     assert not (tmp_path / "o").exists()
 
 
@@ -258,13 +267,12 @@ def test_dry_run_ends_as_the_run_would(make_store: MakeStore, tmp_path: Path) ->
         aqa_train(*options, "--out", tmp_path / "o", "--device", "cuda:9")
 
 
-def test_the_methods_that_the_data_ask_for_are_printed(
-    make_store: MakeStore, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_not_named_is_printed(make_store: MakeStore, capsys: pytest.CaptureFixture[str]) -> None:
     aqa_train("--features", make_store(videos=16), "--print-config")
     found = tomllib.loads(capsys.readouterr().out)
-    assert found["methods"] == ["aa"]
-    assert found["settings"]["kernel"] == 3
+    assert found["methods"] == ["auto"]
+    assert found["settings"]["parts"] == 4
+    assert found["streams"] == ["rgb"]
 
 
 def test_the_part_that_is_held_out_is_an_option(make_store: MakeStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,7 +283,10 @@ def test_the_part_that_is_held_out_is_an_option(make_store: MakeStore, capsys: p
 
 
 def test_print_config_of_a_grid_keeps_its_axes(make_store: MakeStore, capsys: pytest.CaptureFixture[str]) -> None:
-    aqa_train("--features", make_store(videos=16), "--labelled", "0.4,0.8", "--variant", "lr=0.1,0.2", "--print-config")
+    aqa_train(
+        "--features", make_store(videos=16), "--method", "s4aqa", "--labelled", "0.4,0.8", "--variant", "lr=0.1,0.2",
+        "--print-config",
+    )  # fmt: skip
     shown = tomllib.loads(capsys.readouterr().out)
     assert (shown["methods"], shown["labelled"], shown["variants"]) == (["s4aqa"], [0.4, 0.8], {"lr": ["0.1", "0.2"]})
 
@@ -301,7 +312,10 @@ def test_help_does_not_load_torch() -> None:
 
 def test_variable_lengths_and_two_streams_train(make_store: MakeStore, tmp_path: Path) -> None:
     store = make_store(videos=16, lengths=[4, 3, 2, 1] * 4, streams=("rgb", "flow"))
-    aqa_train("--features", store, "--streams", "rgb,flow", "--seeds", 1, "--epochs", 2, "--out", tmp_path / "o", *HELD)
+    aqa_train(
+        "--features", store, "--method", "aa", "--streams", "rgb,flow", "--seeds", 1, "--epochs", 2,
+        "--out", tmp_path / "o", *HELD,
+    )  # fmt: skip
     model = load_checkpoint(tmp_path / "o" / "models" / "aa" / "fold0-seed0")
     assert model.channels == {"rgb": 16, "flow": 16}
     scores = model.score(FeatureStore.open(store))
@@ -328,7 +342,7 @@ def test_lengths_that_follow_the_videos_train_and_longer_ones_are_scored(
 def test_videos_without_scores_are_the_unlabelled(make_store: MakeStore, tmp_path: Path) -> None:
     scores = [float(i) if i % 3 else None for i in range(18)]
     store = make_store(videos=18, scores=scores)
-    aqa_train("--features", store, "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *HELD)
+    aqa_train("--features", store, "--method", "aa", "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *HELD)
     p = json.loads((tmp_path / "o" / "metrics.json").read_text())["protocol"]
     assert (p["labelled_fraction"], p["labelled"], p["unlabelled"], p["test"]) == (1.0, 9, 6, 3)
 
@@ -336,7 +350,7 @@ def test_videos_without_scores_are_the_unlabelled(make_store: MakeStore, tmp_pat
 def test_the_stores_own_split_is_used(make_store: MakeStore, tmp_path: Path) -> None:
     roles = ["train"] * 10 + ["val"] * 3 + ["test"] * 5
     store = make_store(videos=18, labels=[{"split": r} for r in roles])
-    aqa_train("--features", store, "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *FAST)
+    aqa_train("--features", store, "--method", "aa", "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *FAST)
     split = Split.load(tmp_path / "o" / "splits" / "fold0-seed0.json")
     assert split.test == tuple(f"{i:03d}.mp4" for i in range(13, 18))
     assert split.validation == ("010.mp4", "011.mp4", "012.mp4")
@@ -349,7 +363,7 @@ def test_a_split_file_wins_and_strange_ids_are_said(
     store = make_store(videos=12, labels=[{"split": "test" if i < 6 else "train"} for i in range(12)])
     file = tmp_path / "split.json"
     file.write_text(json.dumps({"train": [f"{i:03d}.mp4" for i in range(8)], "test": ["008.mp4", "009.mp4", "nope"]}))
-    aqa_train("--features", store, "--split", file, "--labelled", 0.5, "--dry-run", *FAST)
+    aqa_train("--features", store, "--method", "s4aqa", "--split", file, "--labelled", 0.5, "--dry-run", *FAST)
     shown = capsys.readouterr()
     assert "4 labelled, 4 unlabelled, 0 validation, 2 test" in shown.out
     assert "nope" in shown.err
@@ -368,12 +382,14 @@ def test_a_split_file_wins_and_strange_ids_are_said(
         (["--method", "s4aqa"], {}, UsageError, "there are none"),
         (["--folds", 20], {}, UsageError, "20 folds of 12"),
         (["--streams", "rgb,flow"], {}, UsageError, "holds the streams rgb"),
-        (["--set", "masked=4", *HIDING], {}, UsageError, "cannot be hidden"),
+        (["--method", "s4aqa", "--set", "masked=4", *HIDING], {}, UsageError, "cannot be hidden"),
         (["--group", "athlete", "--folds", 2], {}, UsageError, "athlete"),
         (["--device", "cuda:77"], {}, EnvironmentFault, "cuda:77"),
         (["--in-memory", "maybe"], {}, UsageError, "maybe"),
         (["--draw", "unifrm"], {}, UsageError, "unifrm"),
-        (["--set", "kernel=4"], {}, UsageError, "kernel must be odd"),
+        (["--method", "aa", "--set", "kernel=4"], {}, UsageError, "kernel must be odd"),
+        (["--set", "kernel=4"], {}, UsageError, "auto has no setting 'kernel'"),
+        (["--epochs", 5], {}, UsageError, "epochs = 5 would change nothing: auto learns all at once"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
@@ -398,7 +414,10 @@ def test_labelled_whole_works_without_unlabelled_for_aa(make_store: MakeStore, t
 
 def test_the_largest_numbers_that_are_taken_end_in_a_result(make_store: MakeStore, tmp_path: Path) -> None:
     store = make_store(videos=12, scale=1e12, scores=[(-1) ** i * (1e12 - i) for i in range(12)])
-    aqa_train("--features", store, "--seeds", 2, "--epochs", 2, *HIDING, "--out", tmp_path / "o", "--jobs", 1, *HELD)
+    aqa_train(
+        "--features", store, "--method", "s4aqa", "--seeds", 2, "--epochs", 2, *HIDING,
+        "--out", tmp_path / "o", "--jobs", 1, *HELD,
+    )  # fmt: skip
     rows = json.loads((tmp_path / "o" / "metrics.json").read_text())["rows"]
     assert all(r["mae"]["mean"] < 1e14 for r in rows)
 
@@ -406,7 +425,7 @@ def test_the_largest_numbers_that_are_taken_end_in_a_result(make_store: MakeStor
 def test_a_constant_test_set_is_null(make_store: MakeStore, tmp_path: Path) -> None:
     roles = [{"split": "test" if i < 4 else "train"} for i in range(14)]
     store = make_store(videos=14, labels=roles, scores=[7.0] * 4 + [float(i) for i in range(10)])
-    aqa_train("--features", store, "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *FAST)
+    aqa_train("--features", store, "--method", "aa", "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *FAST)
     summary = json.loads((tmp_path / "o" / "metrics.json").read_text())
     assert summary["rows"][0]["spearman"]["mean"] is None
     assert summary["rows"][0]["mae"]["mean"] > 0
@@ -419,9 +438,10 @@ def test_whoever_may_read_the_folder_may_read_every_file(make_store: MakeStore, 
     before = os.umask(umask)
     try:
         store = make_store(videos=16, pending=1)
-        common = ["--features", store, "--validation", 0.3, "--labelled", 0.8, "--out", tmp_path / "run", "--jobs", 1]
+        common = ["--features", store, "--method", "s4aqa", "--validation", 0.3, "--labelled", 0.8, "--jobs", 1]
+        endless = [*common, "--out", tmp_path / "run", "--epochs", 5000, "--seeds", 1, *HELD]
         stopped = subprocess.Popen(
-            [sys.executable, "-m", "aqa_train.cli", *map(str, [*common, "--epochs", 5000, "--seeds", 1, *HELD])],
+            [sys.executable, "-m", "aqa_train.cli", *map(str, endless)],
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert stopped.stderr is not None
@@ -429,8 +449,7 @@ def test_whoever_may_read_the_folder_may_read_every_file(make_store: MakeStore, 
             assert stopped.poll() is None
         stopped.terminate()
         stopped.communicate(timeout=60)
-        aqa_train("--features", store, "--validation", 0.3, "--labelled", 0.8, "--out", tmp_path / "whole", "--jobs", 1,
-                  "--epochs", 2, "--seeds", 1, *HELD)  # fmt: skip
+        aqa_train(*common, "--out", tmp_path / "whole", "--epochs", 2, "--seeds", 1, *HELD)
     finally:
         os.umask(before)
     found = [p for name in ("feats.zarr", "run", "whole") for p in (tmp_path / name).rglob("*")]
@@ -448,7 +467,7 @@ def test_nothing_is_written_into_a_foreign_folder(make_store: MakeStore, tmp_pat
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("x")
     with pytest.raises(UsageError, match="not a run folder"):
-        aqa_train("--features", make_store(videos=12), "--out", foreign, *HELD)
+        aqa_train("--features", make_store(videos=12), "--method", "aa", "--out", foreign, *HELD)
     assert os.listdir(foreign) == ["thesis.tex"]
 
 
@@ -459,7 +478,21 @@ def test_a_labels_file_replaces_the_stores_scores(
     labels = tmp_path / "new.csv"
     rows = [f"{i:03d},{i * 1.5},{'test' if i < 4 else 'train'}" for i in range(12)]
     labels.write_text("\ufeffid;score;split\r\n".replace(";", ",") + "\r\n".join([*rows, "nobody,3,train"]))
-    aqa_train("--features", store, "--labels", labels, "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *FAST)
+    aqa_train(
+        "--features",
+        store,
+        "--method",
+        "s4aqa",
+        "--labels",
+        labels,
+        "--seeds",
+        1,
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "o",
+        *FAST,
+    )
     assert "nobody" in capsys.readouterr().err
     split = Split.load(tmp_path / "o" / "splits" / "fold0-seed0.json")
     assert split.test == ("000.mp4", "001.mp4", "002.mp4", "003.mp4")
@@ -494,7 +527,9 @@ def test_broken_labels_files_are_refused(make_store: MakeStore, tmp_path: Path, 
     labels = tmp_path / "new.csv"
     labels.write_text(text)
     with pytest.raises(UsageError, match=r"new\.csv"):
-        aqa_train("--features", make_store(videos=12), "--labels", labels, "--out", tmp_path / "o", *HELD)
+        aqa_train(
+            "--features", make_store(videos=12), "--labels", labels, "--out", tmp_path / "o", "--method", "aa", *HELD
+        )
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path: Path) -> None:

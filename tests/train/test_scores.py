@@ -288,8 +288,9 @@ def test_the_method_of_a_run_of_several_is_never_guessed(run: Path, tmp_path: Pa
 
 def test_models_of_different_runs_are_not_averaged(run: Path, make_store: MakeStore, tmp_path: Path) -> None:
     aqa_train(
-        "--features", make_store(videos=12, channels=8), "--seeds", 1, "--epochs", 1, "--out", tmp_path / "o", *ALONE
-    )
+        "--features", make_store(videos=12, channels=8), "--method", "aa", "--seeds", 1, "--epochs", 1,
+        "--out", tmp_path / "o", *ALONE,
+    )  # fmt: skip
     mixed = tmp_path / "mixed"
     shutil.copytree(run / "models" / "aa" / "fold0-seed0", mixed / "fold0-seed0")
     shutil.copytree(next((tmp_path / "o" / "models" / "aa").iterdir()), mixed / "fold0-seed1")
@@ -303,7 +304,9 @@ def test_a_final_model_learns_from_every_score(
     scores = [None if i < 4 else float(i) for i in range(16)]
     store = make_store(videos=16, scores=scores, labels=[{"split": "test" if i % 3 else "train"} for i in range(16)])
     out = tmp_path / "final"
-    aqa_train("--features", store, "--all-scores", "--seeds", 2, "--epochs", 2, "--out", out, *ALONE)
+    aqa_train(
+        "--features", store, "--method", "s4aqa", "--all-scores", "--seeds", 2, "--epochs", 2, "--out", out, *ALONE
+    )
     shown = capsys.readouterr()
     assert "learns from 12 scored videos and leaves none to test on" in shown.err
     assert "12 of 16 have none there: every model learned from them" in " ".join(shown.err.split())

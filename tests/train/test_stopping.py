@@ -26,7 +26,7 @@ def test_signals_save_and_resuming_gives_the_same(
     make_store: MakeStore, tmp_path: Path, jobs: int, stopped_by: signal.Signals, code: int
 ) -> None:
     store = make_store(videos=20)
-    common = ["--features", store, "--seeds", 2, "--epochs", 300, "--jobs", jobs, *HIDING, *HELD]
+    common = ["--features", store, "--method", "s4aqa", "--seeds", 2, "--epochs", 300, "--jobs", jobs, *HIDING, *HELD]
     for attempt in range(5):
         cut = tmp_path / f"cut{attempt}"
         command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--out", str(cut)]
@@ -67,7 +67,7 @@ def test_a_signal_to_every_process_at_once_loses_nothing(
 ) -> None:
     """Batch systems signal the whole group, so a worker hears it twice; wide networks take a moment to save."""
     wide = ["--set", "widths=1024,1024", "--set", "batch=8", "--device", "cpu", "--test-fraction", "0.25"]
-    common = ["--features", make_store(videos=20), "--seeds", 2, "--epochs", 12, *wide]
+    common = ["--features", make_store(videos=20), "--method", "aa", "--seeds", 2, "--epochs", 12, *wide]
     cut = tmp_path / "cut off"
     command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--jobs", "2", "--out", str(cut)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -89,7 +89,8 @@ def test_a_signal_to_every_process_at_once_loses_nothing(
 
 def two_at_a_time(store: Path, out: Path) -> subprocess.Popen[str]:
     """A long run of two processes, one of which trains by now."""
-    options = ["--features", store, "--seeds", 2, "--epochs", 5000, "--out", out, "--jobs", 2, *HIDING, *HELD]
+    options = ["--features", store, "--method", "s4aqa", "--seeds", 2, "--epochs", 5000, "--out", out, "--jobs", 2]
+    options += [*HIDING, *HELD]
     command = [sys.executable, "-m", "aqa_train.cli", *map(str, options)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -177,7 +178,8 @@ def worker_ids(parent: int) -> list[int]:
 @pytest.mark.parametrize("wait", [0.0, 0.7])
 def test_ctrl_c_while_processes_start_is_no_error(make_store: MakeStore, tmp_path: Path, wait: float) -> None:
     """A terminal sends it to every process at once, also to those that still import."""
-    options = ["--features", make_store(videos=12), "--out", tmp_path / "run", "--seeds", 2, "--jobs", 2, *HELD]
+    options = ["--features", make_store(videos=12), "--method", "aa", "--out", tmp_path / "run", "--seeds", 2]
+    options += ["--jobs", 2, *HELD]
     command = [sys.executable, "-m", "aqa_train.cli", *map(str, options)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while len(worker_ids(process.pid)) < 2:

@@ -18,7 +18,7 @@ from aqa_train.summary import Comparison, as_text, summarise
 
 def result(method: str, fold: int, seed: int, ids: list[str], true: Any, selection: str, predicted: Any) -> Any:
     return {"method": method, "fold": fold, "seed": seed, "ids": ids, "true": list(true),
-            "predicted": {selection: list(predicted)}}  # fmt: skip
+            "predicted": {selection: list(predicted)}, "seconds": 1.5}  # fmt: skip
 
 
 def run(
@@ -245,7 +245,8 @@ def test_what_no_seed_changes_has_no_deviation() -> None:
     rows = run({"aa": [[1, 2, 3, 4], [2, 5, 6, 7]], "bb": [[1, 2, 3, 4], [2, 1, 3, 4]]}, [9, 4, 3, 2])
     assert rows[0]["spearman"]["std"] == 0
     protocol = dict.fromkeys(("labelled", "unlabelled", "test", "test_all", "seeds", "folds"), 1) | {"streams": ["rgb"]}
-    shown = {name: as_text({"protocol": protocol, "rows": r}) for name, r in (("one", rows[:1]), ("both", rows))}
+    summary = {"protocol": protocol, "left_out": []}
+    shown = {name: as_text({**summary, "rows": r}) for name, r in (("one", rows[:1]), ("both", rows))}
     assert "±" not in shown["one"]
     assert "-1.000   " in shown["one"]
     assert shown["both"].count("±") == 2  # bb's, and the legend
@@ -267,7 +268,7 @@ def test_undefined_folds_and_seeds_are_counted() -> None:
                                 "interval": None}  # fmt: skip
     assert (last["mae"]["defined"], best["mae"]["defined"], difficulty["mae"]["defined"]) == (4, 1, 2)
     protocol = dict.fromkeys(("labelled", "unlabelled", "test", "test_all", "seeds", "folds"), 1) | {"streams": ["rgb"]}
-    lines = as_text({"protocol": protocol, "rows": rows}).splitlines()
+    lines = as_text({"protocol": protocol, "rows": rows, "left_out": []}).splitlines()
     shown = [x.split("   ") for x in lines if x.startswith(("aa  ", "difficulty-only  "))]
-    assert [c.strip() for c in shown[0] if c.strip()] == ["aa", "last", "1.000 (1 of 4)", "1.12", "1.88"]
+    assert [c.strip() for c in shown[0] if c.strip()] == ["aa", "last", "1.000 (1 of 4)", "1.12", "1.88", "1.5 s"]
     assert next(x for x in lines if x.startswith("difficulty")).count("(2 of 4)") == 3

@@ -196,10 +196,11 @@ def test_it_learns_by_heart() -> None:
     assert reached > 0.95
 
 
-def store_with_boxes(path: Path, boxes: bool = True) -> Path:
+def store_with_boxes(path: Path, boxes: bool = True, features: bool = True) -> Path:
     """A map, and what its boxes come with."""
     settings = ExtractSettings(streams=("rgb:map", "actor-rgb"), sampling=Sampling(segments=3))
-    roles = {"rgb_map": "map", "actor_rgb": "feature", **({"actor_box": "coordinate"} if boxes else {})}
+    roles = {"rgb_map": "map", **({"actor_box": "coordinate"} if boxes else {})}
+    roles |= {"actor_rgb": "feature"} if features else {}
     shapes = {**SHAPES, "actor_rgb": (6,)}
     specs = [
         ArraySpec(n, tuple(f"{n}{i}" for i in range(len(shapes[n]))), shapes[n], "float32", role=role)  # type: ignore[arg-type]
@@ -224,3 +225,11 @@ def test_a_checkpoint_says_the_same(tmp_path: Path) -> None:
         aqa_train("--features", store_with_boxes(tmp_path / "t.zarr", boxes=False), "--method", "tsa-net",
                   "--out", tmp_path / "other")  # fmt: skip
     assert "--streams actor-rgb,rgb:map" in e.value.fix
+
+
+def test_a_store_without_features_says_what_adds_them(tmp_path: Path) -> None:
+    store = store_with_boxes(tmp_path / "m.zarr", features=False)
+    for method in ("tsa-net", "ridge", "auto"):
+        with pytest.raises(UsageError, match="zarr holds no features") as e:
+            aqa_train("--features", store, "--method", method, "--out", tmp_path / "run")
+        assert "aqa-extract VIDEOS --streams rgb --out" in e.value.fix

@@ -11,7 +11,7 @@ import typer
 
 from aqa_shared import console
 from aqa_shared.commands import App, Version, group
-from aqa_shared.errors import UsageError
+from aqa_shared.errors import ExitCode, UsageError
 from aqa_shared.machine import pick_device
 from aqa_shared.settings import given, with_options
 from aqa_train.config import (
@@ -91,13 +91,11 @@ def train(
     if print_config:
         from aqa_shared.store import is_store
 
-        if not settings.methods and is_store(settings.features):
-            # Which methods are trained follows from the data, and their settings from that.
-            from aqa_train.experiment import prepare
-            from aqa_train.grid import cells
+        if is_store(settings.features):
+            from aqa_train.experiment import open_data
 
-            found = prepare(cells(settings)[0].config, console.warn).config
-            settings = settings.model_copy(update={"methods": found.methods, "streams": found.streams})
+            # Which streams are read follows from the store.
+            settings = open_data(settings, console.warn).config
         typer.echo(as_toml(spelt_out(settings)), nl=False)
         return
     run(settings, out, device=device, jobs=jobs, in_memory=in_memory, resume=resume is not None, dry_run=dry_run)
@@ -126,10 +124,10 @@ def run(
 
     where, say = pick_device(device), once(console.warn)
     data = work.open_data(settings, say)
-    grid = [(cell, work.arrange(cell.config, data, say)) for cell in cells(data.config)]
+    grid = [(cell, work.arrange(cell.config, data, say)) for cell in cells(data.named)]
     whole = grid[0][1].config if len(grid) == 1 else data.config
     jobs = choose_jobs(jobs, sum(len(e.trainings) for _, e in grid), where, settings.training.threads)
-    out = out or default_folder(whole)
+    out = out or default_folder(data.config)
     resume = resume or holds_this_run(out, whole, {cell.name for cell, _ in grid})
     if resume:
         refuse_other_digests(whole, data.digests, out)
@@ -169,6 +167,9 @@ def run(
         if len(grid) > 1:
             write_comparisons(out, [(d.cell, d.summary["comparisons"]) for d in found])
     console.note(f"run folder: {out}")
+    if failed := [m for d in found for m, e in d.failures.items() if not isinstance(e, UsageError)]:
+        console.warn(f"failed, and not in the table: {', '.join(dict.fromkeys(failed))}")
+        raise typer.Exit(int(ExitCode.QUARANTINED))
     return found[-1].summary
 
 

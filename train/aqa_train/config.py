@@ -15,7 +15,7 @@ from aqa_shared.options import Option, Several, parted
 from aqa_shared.records import Record
 from aqa_shared.settings import as_toml as written
 from aqa_shared.settings import explain, gathered, valid
-from aqa_train.methods import DEFAULT, METHODS, WITHOUT_UNLABELLED
+from aqa_train.methods import ALL, DEFAULT, METHODS
 
 ENVIRONMENT = "AQA_TRAIN_"
 HELP = "aqa-train --print-config shows the settings and their values"
@@ -90,13 +90,16 @@ class RunConfig(Record):
         Several,
         Option(
             LEARNING,
-            f"One or several; `aqa methods` says what they are: {', '.join(METHODS)}.",
+            f"One or several; `aqa methods` says what they are: {', '.join(METHODS)}. "
+            f"{ALL}: every one that fits the data.",
             metavar="METHOD,...",
             name="method",
-            default=f"{DEFAULT} where there are unlabelled videos, else {WITHOUT_UNLABELLED}",
         ),
-    ] = ()
-    """Empty: s4aqa where there are unlabelled videos to learn from, aa where there are none."""
+    ] = (DEFAULT,)
+    """By their names in `METHODS`, or `all`."""
+    leave_out: bool = False
+    """Leave out methods that refuse the data or fail while they learn, and say so, instead of ending the run: those
+    of `all`, of which nobody said that they fit."""
     streams: Annotated[
         Several, Option(INPUT, "Streams of the store.", metavar="STREAM,...", default="all features")
     ] = ()
@@ -261,8 +264,12 @@ class RunConfig(Record):
     @field_validator("methods")
     @classmethod
     def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        if not methods:
+            raise ValueError("name at least one method")
+        if ALL in methods and len(methods) > 1:
+            raise ValueError(f"{ALL} is every method that fits the data: name it alone")
         for m in methods:
-            if m not in METHODS:
+            if m not in METHODS and m != ALL:
                 raise ValueError(f"no method {m!r}{_instead(m, METHODS)}")
         if len(set(methods)) < len(methods):
             raise ValueError(f"name each method once, got {', '.join(methods)}")
@@ -309,7 +316,7 @@ def resolve(
         (merged if name in Training.model_fields else settings)[name] = value
         variables.pop(name, None)
     config = valid(RunConfig, {**merged, "settings": settings}, variables, fix=HELP)
-    tried = config if config.methods else config.model_copy(update={"methods": (DEFAULT,)})
+    tried = config if config.methods != (ALL,) else config.model_copy(update={"methods": tuple(METHODS)})
     for method in tried.methods:
         method_config(tried, method)
         training_of(tried, method)
@@ -317,19 +324,10 @@ def resolve(
     return config
 
 
-def with_methods(config: RunConfig, unlabelled: bool) -> RunConfig:
-    """The same with a method, where none was named: the one that suits, as there are unlabelled videos or not.
-
-    A setting that only the default method has asks for that one, which then says what it lacks.
-    """
-    if config.methods:
-        return config
-    fixed = METHODS[WITHOUT_UNLABELLED].fixed
-    for_default = any(k.startswith(f"{DEFAULT}.") or k in fixed for k in config.settings)
-    chosen = DEFAULT if unlabelled or for_default else WITHOUT_UNLABELLED
-    return config.model_copy(update={"methods": (chosen,)})
-
-
+LEARNING_BY_STEPS = (
+    "epochs", "batch", "epoch_of", "optimiser", "lr", "weight_decay", "momentum", "schedule", "precision",
+)  # fmt: skip
+"""Of `Training`, what means nothing to methods without `losses`."""
 TABLES = ("training", "settings", "variants")
 """What is no single value."""
 PLACES = ("features", "labels", "split", "dataset")
@@ -373,6 +371,14 @@ def _refuse_settings_without_effect(config: RunConfig) -> None:
                 fix="name the table with --labels",
             )
     trained = {m: training_of(config, m) for m in config.methods}
+    if not any(hasattr(METHODS[m].load(), "losses") for m in config.methods):
+        plain_training = Training()
+        for name, value in config.training.model_dump(mode="json", exclude_unset=True).items():
+            if name in LEARNING_BY_STEPS and value != getattr(plain_training, name):
+                raise UsageError(
+                    f"{name} = {value} would change nothing: {', '.join(config.methods)} learns all at once",
+                    fix="omit it, or name a method that learns by steps, such as --method s4aqa",
+                )
     plain, default = {t.optimiser for t in trained.values()} - {"sgd"}, Training.model_fields["momentum"].default
     if trained and all(t.optimiser != "sgd" and t.momentum != default for t in trained.values()):
         momentum = config.training.momentum
@@ -450,7 +456,7 @@ def method_config(config: RunConfig, method: str) -> Any:
             if not dot and name in shared:
                 continue
             known = sorted(shared | set(Training.model_fields))
-            raise UsageError(f"method {method} has no setting {name!r}{_instead(name, known)}")
+            raise UsageError(f"method {method} has no setting {name!r}{_instead(name, known)}", fix=_who_has(name))
         if dot and name in row.fixed:
             raise UsageError(
                 f"{name} = {row.fixed[name]} is what makes {method}", fix=f"set it for another method than {method}"
@@ -463,6 +469,13 @@ def method_config(config: RunConfig, method: str) -> Any:
         return TypeAdapter(cls).validate_python({**values, **row.fixed})
     except ValidationError as e:
         raise UsageError(f"method {method}: {explain(e)}", fix=HELP) from None
+
+
+def _who_has(setting: str) -> str:
+    """Which methods would read it."""
+    having = [m for m, row in METHODS.items() if setting in (f.name for f in dataclasses.fields(row.load().Config))]
+    more = ", …" if len(having) > 3 else ""
+    return f"--method names one that has it: {', '.join(having[:3])}{more}" if having else ""
 
 
 def as_toml(config: RunConfig) -> str:
@@ -479,10 +492,11 @@ def spelt_out(config: RunConfig) -> RunConfig:
     """
     settings: dict[str, dict[str, Any]] = {}
     training: dict[str, dict[str, Any]] = {}
-    for method in config.methods or (DEFAULT,):
+    if config.methods == (ALL,):
+        return config  # which they are, the data say
+    for method in config.methods:
         for name, value in training_of(config, method).model_dump(mode="json").items():
             training.setdefault(name, {})[method] = value
-    for method in config.methods:
         own = dataclasses.asdict(method_config(config, method))
         for name in own.keys() - METHODS[method].fixed.keys():
             settings.setdefault(name, {})[method] = list(own[name]) if isinstance(own[name], tuple) else own[name]

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aqa_shared.console import as_time, counted
+from aqa_shared.errors import UsageError
 from aqa_shared.files import free_bytes, scratch
 from aqa_train import experiment as work
 from aqa_train.checkpoint import writing
 from aqa_train.config import Training
 from aqa_train.experiment import epochs_of
 from aqa_train.signals import Stopped
+from aqa_train.trainer import Diverged
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +39,20 @@ def estimate(
     config, features, split = experiment.config, experiment.features, experiment.splits[0]
     streams = ", ".join(f"{n} ({c})" for n, c in features.channels.items())
     seeds = len({training.split.seed for training in experiment.trainings})
-    each = seconds_each(experiment, placed, device)
-    seconds = sum(each[t.method] for t in experiment.trainings) / jobs
-    epochs = ", ".join(f"{m} of {epochs_of(config, m)} epochs" for m in config.methods)
+    each, left_out = {}, dict(experiment.left_out)
+    for method in experiment.methods:
+        try:
+            each[method] = seconds_of(method, experiment, placed, device)
+        except (UsageError, Diverged) as e:
+            if not config.leave_out:
+                raise
+            left_out[method] = e.cause
+    trainings = [t for t in experiment.trainings if t.method in each]
+    seconds = sum(each[t.method] for t in trainings) / jobs
+    epochs = ", ".join(f"{m} of {epochs_of(config, m)} epochs" for m in each)
     return "\n".join(
         (
-            f"{counted(len(experiment.trainings), 'training')}: {epochs} "
+            f"{counted(len(trainings), 'training')}: {epochs} "
             f"× {counted(len({s.fold for s in experiment.splits}), 'fold')} × {counted(seeds, 'seed')}, "
             f"{jobs} at a time on {device}",
             f"{len(features.ids)} videos of up to {features.segments} segments; {streams}; "
@@ -52,17 +62,15 @@ def estimate(
             f"run folder: {out} ({'goes on where it stands' if resume else 'new'}), {free / 1e9:.1f} GB free",
             f"time: about {as_time(seconds)}{' less what is done' if resume else ''}, estimated from a few "
             "epochs of each method, tried just now one at a time; a busier machine takes longer",
+            *(f"{method} is left out: {why}" for method, why in left_out.items()),
         )
     )
 
 
-def seconds_each(experiment: Experiment, features: FeatureSet, device: torch.device) -> dict[str, float]:
-    """How long one training of each method takes, by a few epochs of its first."""
-    tried = {t.method: t for t in reversed(experiment.trainings)}
-    return {
-        m: epochs_of(experiment.config, m) * _seconds_an_epoch(experiment, t, features, device)
-        for m, t in tried.items()
-    }
+def seconds_of(method: str, experiment: Experiment, features: FeatureSet, device: torch.device) -> float:
+    """How long one training of a method takes, by a few epochs of its first."""
+    first = next(t for t in experiment.trainings if t.method == method)
+    return epochs_of(experiment.config, method) * _seconds_an_epoch(experiment, first, features, device)
 
 
 def _seconds_an_epoch(

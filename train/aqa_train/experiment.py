@@ -24,9 +24,9 @@ from aqa_train import metrics, protocol
 from aqa_train.batch import Batch, Inputs
 from aqa_train.checkpoint import writing
 from aqa_train.columns import Kind
-from aqa_train.config import RunConfig, method_config, training_of, with_methods
+from aqa_train.config import RunConfig, method_config, training_of
 from aqa_train.features import FeatureSet, InMemory, adds_streams, array_of, enough_memory
-from aqa_train.methods import DEFAULT, METHODS, VIEWS, WITHOUT_UNLABELLED
+from aqa_train.methods import ALL, DEFAULT, LINEAR, METHODS, VIEWS, Method
 from aqa_train.order import Rows
 from aqa_train.predict import save_model
 from aqa_train.scores import identities, learned_from
@@ -65,12 +65,19 @@ class Experiment:
     """Digests of everything that was read: the store's content and the labels file."""
     made: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By stream, what decided its values: one store may hold streams of several ways."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """By method that was not named and does not fit the data, why."""
 
     @property
     def trainings(self) -> list[OneTraining]:
         """In the order they are run: by seed, so that comparisons fill up evenly."""
         by_seed = sorted(self.splits, key=lambda s: (s.seed, s.fold))
-        return [OneTraining(m, s) for s in by_seed for m in self.config.methods]
+        return [OneTraining(m, s) for s in by_seed for m in self.methods]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those that fit the data."""
+        return tuple(m for m in self.config.methods if m not in self.left_out)
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,14 @@ class Data:
     digests: dict[str, str | None]
     made: dict[str, dict[str, Any]]
 
+    @property
+    def named(self) -> RunConfig:
+        """With the methods by name, where all were asked for; those that stand beside every result come first."""
+        if self.config.methods != (ALL,):
+            return self.config
+        ordered = sorted(METHODS, key=lambda m: (not METHODS[m].baseline, m == LINEAR))
+        return self.config.model_copy(update={"methods": tuple(ordered), "leave_out": True})
+
 
 def open_data(config: RunConfig, say: Say) -> Data:
     """Open the store lazily and apply the labels file."""
@@ -93,11 +108,21 @@ def open_data(config: RunConfig, say: Say) -> Data:
     temporary_folder()  # torch looks for one when the first optimiser is made, after all that takes time here
     store = FeatureStore.open(config.features)
     if not config.streams:
+        if not store.streams:
+            raise UsageError(
+                f"{store.path} holds no features, which most methods and the baselines read, only "
+                f"{', '.join(store.specs) or 'a table'}",
+                fix=f"add them: {adds_streams(store.path, ['rgb'])}",
+            )
         plain = [n for n in store.streams if n.split("_")[0] not in VIEWS] or store.streams
         names = tuple(str(store.specs[n].attrs.get("stream", n.replace("_", "-"))) for n in plain)
         config = config.model_copy(update={"streams": names})
-    _refuse_missing_streams(config, store)
-    needed = [array_of(s) for m in config.methods for s in METHODS[m].streams]
+    every = config.methods == (ALL,)
+    methods = tuple(METHODS) if every else config.methods
+    fitting = [m for m in methods if not _missing(METHODS[m], store)]
+    if len(fitting) < len(methods) and not (fitting and (every or config.leave_out)):
+        _refuse_missing_streams(config, store)
+    needed = [array_of(s) for m in fitting for s in METHODS[m].streams]
     streams = dict.fromkeys([*map(array_of, config.streams), *needed])
     features = FeatureSet.from_store(store, list(streams), say=say)
     labels = None
@@ -120,25 +145,21 @@ def open_data(config: RunConfig, say: Say) -> Data:
 def prepare(config: RunConfig, say: Say) -> Experiment:
     """Open the data and arrange one run on it."""
     data = open_data(config, say)
-    return arrange(data.config, data, say)
+    return arrange(data.named, data, say)
 
 
 def arrange(config: RunConfig, data: Data, say: Say) -> Experiment:
     """Make the splits, and try every method on one small batch."""
     features = data.features
     splits = protocol.make_splits(config, features, say)
-    named, config = config.methods, with_methods(config, all(s.unlabelled for s in splits))
-    if config.methods != named and WITHOUT_UNLABELLED in config.methods:
-        say(
-            f"there is no video without a score to learn from: {WITHOUT_UNLABELLED} is trained, which needs none "
-            f"(--method {DEFAULT} --labelled 0.4 hides 60 % of the scores, to see what {DEFAULT} is worth)"
-        )
     experiment = Experiment(config, features, splits, data.extract, data.weights, data.digests, data.made)
     _outside_range(experiment, say)
-    _refuse_unmet(experiment)
-    for method in config.methods:
-        _probe(experiment, method)
-    return experiment
+    wrong = {m: e for m in config.methods if (e := _unmet(experiment, m)) is not None}
+    if wrong and not (config.leave_out and len(wrong) < len(config.methods)):
+        raise next(iter(wrong.values()))
+    for method, error in wrong.items():
+        say(f"{method} is left out: {error.cause}")
+    return replace(experiment, left_out={m: e.cause for m, e in wrong.items()})
 
 
 @enough_memory(LESS_MEMORY)
@@ -396,7 +417,7 @@ def _known(features: FeatureSet, columns: Mapping[str, Kind], rows: Rows) -> dic
 def _refuse_missing_streams(config: RunConfig, store: Any) -> None:
     for method in config.methods:
         needs = METHODS[method].streams
-        if missing := [s for s in needs if array_of(s) not in store.specs]:
+        if missing := _missing(METHODS[method], store):
             raise UsageError(
                 f"method {method} needs {', '.join(missing)}, and {store.path} holds "
                 f"{', '.join(store.streams) or 'no streams'}",
@@ -404,22 +425,32 @@ def _refuse_missing_streams(config: RunConfig, store: Any) -> None:
             )
 
 
-def _refuse_unmet(experiment: Experiment) -> None:
-    """A method that needs columns or unlabelled videos which the data do not have, by the name of what gives them."""
-    for method in experiment.config.methods:
-        row = METHODS[method]
-        for name in (*row.columns, *row.labels):
-            if all(cell is None for cell in experiment.features.cells(name)):
-                raise UsageError(
-                    f"method {method} reads the column {name}, and no video has it",
-                    fix=f"give it with --labels FILE, a table with the columns id,score,{name}",
-                )
-        if row.unlabelled and not all(s.unlabelled for s in experiment.splits):
-            raise UsageError(
-                f"method {method} learns from unlabelled videos, and there are none",
-                fix=f"use --method {WITHOUT_UNLABELLED}, add videos without scores, or hide scores to try it "
-                "(--labelled 0.4)",
+def _missing(row: Method, store: Any) -> list[str]:
+    """Streams that it reads and a store does not have."""
+    return [s for s in row.streams if array_of(s) not in store.specs]
+
+
+def _unmet(experiment: Experiment, method: str) -> UsageError | None:
+    """What a method needs that the data do not have, by the name of what gives it, or why it cannot be built."""
+    row, features = METHODS[method], experiment.features
+    if missing := [s for s in row.streams if array_of(s) not in features.shapes]:
+        return UsageError(f"the store lacks the stream(s) {', '.join(missing)}")
+    for name in (*row.columns, *row.labels):
+        if all(cell is None for cell in features.cells(name)):
+            return UsageError(
+                f"method {method} reads the column {name}, and no video has it",
+                fix=f"give it with --labels FILE, a table with the columns id,score,{name}",
             )
+    if row.unlabelled and not all(s.unlabelled for s in experiment.splits):
+        return UsageError(
+            f"method {method} learns from unlabelled videos, and there are none",
+            fix=f"use --method {DEFAULT}, add videos without scores, or hide scores to try it (--labelled 0.4)",
+        )
+    try:
+        _probe(experiment, method)
+    except UsageError as e:
+        return e
+    return None
 
 
 def _probe(experiment: Experiment, method: str) -> None:

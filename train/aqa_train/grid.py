@@ -41,7 +41,7 @@ class Cell:
 def cells(config: RunConfig) -> list[Cell]:
     """The runs that a configuration asks for. A method that lacks a variant's setting is trained with one value."""
     for name in config.variants:
-        if config.methods and not any(reads(m, name) for m in config.methods):
+        if not any(reads(m, name) for m in config.methods):
             raise UsageError(
                 f"--variant {name}: {', '.join(config.methods)} has no such setting",
                 fix="aqa-train --print-config shows the settings",
@@ -56,9 +56,9 @@ def cells(config: RunConfig) -> list[Cell]:
         chosen = dict(zip(config.variants, values, strict=True))
         other = [name for name, value in chosen.items() if value != config.variants[name][0]]
         methods = tuple(m for m in config.methods if all(reads(m, name) for name in other))
-        if config.methods and not methods:
+        if not methods:
             continue
-        read = {n: v for n, v in chosen.items() if not methods or any(reads(m, n) for m in methods)}
+        read = {n: v for n, v in chosen.items() if any(reads(m, n) for m in methods)}
         trained = {n: v for n, v in read.items() if n in Training.model_fields}
         one = RunConfig.model_validate(
             {

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from aqa_shared.errors import UsageError
+from aqa_shared.errors import AqaError, UsageError
 from aqa_shared.files import replace_text, replacing
 from aqa_train import scores
 from aqa_train.checkpoint import writing
@@ -146,7 +146,11 @@ def _commit() -> str | None:
 
 
 def write_results(
-    experiment: Experiment, out: Path, results: list[dict[str, Any]], baselines: list[dict[str, Any]]
+    experiment: Experiment,
+    out: Path,
+    results: list[dict[str, Any]],
+    baselines: list[dict[str, Any]],
+    failures: Mapping[str, AqaError],
 ) -> dict[str, Any]:
     """metrics.json, metrics.csv, predictions.csv, scores.csv, losses.csv; returns what metrics.json holds."""
     config = experiment.config
@@ -158,6 +162,10 @@ def write_results(
         "protocol": _protocol(experiment, results, tested),
         "rows": rows,
         "comparisons": pairs,
+        "left_out": [
+            *({"method": m, "failed": False, "why": why} for m, why in experiment.left_out.items()),
+            *({"method": m, "failed": not isinstance(e, UsageError), "why": e.cause} for m, e in failures.items()),
+        ],
         "scores": {"videos": len(experiment.features.ids), "learned_by_all": scores.without(every)},
         "runs": [
             {k: r[k] for k in r if k not in ("history", "ids", "true", "predicted", "scores", "uncertainty")}
@@ -165,7 +173,7 @@ def write_results(
         ],
     }
     write_json(out / "metrics.json", summary)
-    counts = ("method", "selection", "uses_difficulty", "seeds", "folds", "test_videos")
+    counts = ("method", "selection", "uses_difficulty", "seeds", "folds", "test_videos", "seconds")
     statistics = ("mean", "std", "defined", "of")
     ends = ("low", "high")
     _write_csv(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from aqa_shared.errors import AqaError
 from aqa_train import experiment as work
 from aqa_train.checkpoint import writing
 from aqa_train.experiment import Experiment
@@ -31,6 +32,8 @@ class Trained:
     baselines: list[dict[str, Any]]
     summary: dict[str, Any]
     """What its metrics.json holds."""
+    failures: dict[str, AqaError]
+    """By method that was left out while it learned, why."""
 
 
 def train_cells(
@@ -70,14 +73,16 @@ def train_cells(
                 executor.submit(job)
         with ended_in_order(go_on):
             try:
-                executor.result()
+                ended = executor.result()
             except Stopped as e:
                 e.fix = go_on
                 raise
             for cell, experiment in grid:
                 own = out / cell.name
-                results = [work.run_training(experiment, t, placed, own, device) for t in experiment.trainings]
+                failures = {method: error for (folder, method), error in ended.items() if folder == own}
+                whole = [t for t in experiment.trainings if t.method not in failures]
+                results = [work.run_training(experiment, t, placed, own, device) for t in whole]
                 baselines = work.run_baselines(experiment, placed)
                 with writing(own):
-                    summary = write_results(experiment, own, results, baselines)
-                yield Trained(cell, experiment, own, results, baselines, summary)
+                    summary = write_results(experiment, own, results, baselines, failures)
+                yield Trained(cell, experiment, own, results, baselines, summary, failures)

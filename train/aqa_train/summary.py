@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aqa_shared.console import counted
+from aqa_shared.console import as_time, counted
 from aqa_train import intervals, metrics
 from aqa_train.config import OverFolds
 from aqa_train.intervals import Interval, Numbers, Resamples
@@ -152,8 +152,9 @@ def summarise(results: Sequence[Mapping[str, Any]], tested: Comparison) -> list[
     """A row a method and selection: a figure a seed, over its folds; then mean and deviation over seeds.
 
     Undefined values are left out, so every measure says how many of the run's folds × seeds are `defined`.
-    `interval` is that of the mean over other test videos; `ensemble` has the figures of the mean prediction of the
-    seeds; `against` the differences to the baselines, and `verdict` what they come to.
+    `seconds` are those of one training, on average. `interval` is that of the mean over other test videos; `ensemble`
+    has the figures of the mean prediction of the seeds; `against` the differences to the baselines, and `verdict` what
+    they come to.
     """
     runs = len({(r["fold"], r["seed"]) for r in results})
     rows, drawn = [], []
@@ -164,6 +165,7 @@ def summarise(results: Sequence[Mapping[str, Any]], tested: Comparison) -> list[
             row: dict[str, Any] = {"method": method, "selection": selection}
             row["uses_difficulty"], row["epochs"] = (mine[0].get(n) for n in ("uses_difficulty", "epochs"))
             row["seeds"], row["folds"] = (len({r[name] for r in mine}) for name in ("seed", "fold"))
+            row["seconds"], _ = metrics.mean_std([r["seconds"] for r in mine])
             row["test_videos"] = int((~np.isnan(predicted)).any(axis=0).sum())
             values, defined = zip(*(tested.measure(p) for p in predicted), strict=True)
             for name in MEASURES:
@@ -275,15 +277,15 @@ def as_text(summary: Mapping[str, Any]) -> str:
     epoch = {"last": "last", "best-on-validation": "best on val.", "baseline": "–"}
     table = [["method", "epoch", "Spearman", "MAE", "R-ℓ2 ×100"]]
     difficulty = any(r["uses_difficulty"] for r in rows)
-    table[0] += ["difficulty"] * difficulty
+    table[0] += [*(["difficulty"] * difficulty), "time"]
     for r in rows:
         cells = [_cell(r["spearman"], 3, spread=True), _cell(r["mae"], 2), _cell(r["rl2_dataset_range"], 2)]
-        cells += ["used" if r["uses_difficulty"] else "–"] * difficulty
+        cells += [*(["used" if r["uses_difficulty"] else "–"] * difficulty), _time(r["seconds"])]
         table.append([r["method"], "–" if r["epochs"] == 0 else epoch[r["selection"]], *cells])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["   ".join([c.ljust(w) for c, w in zip(row, widths, strict=True)]).rstrip() for row in table]
     lines.insert(1, "─" * (sum(widths) + 3 * (len(widths) - 1)))
-    legend = []
+    legend = ["time: of one training"]
     if any(_varies(r["spearman"], 3) for r in rows):
         legend.append("± deviation over seeds")
     if any(r[m]["interval"] for r in rows for m in WITH_INTERVAL):
@@ -293,7 +295,12 @@ def as_text(summary: Mapping[str, Any]) -> str:
     for r in rows:
         if (sure := r.get("uncertainty")) is not None and (tau := sure["calibration"]["mean"]) is not None:
             verdicts.append(f"{r['method']}: its uncertainty ranks its errors by τ = {tau:.2f} ({metrics.BINS} bins)")
-    return "\n".join([title, "", *lines, "", *(["   ".join(legend), ""] if legend else []), *verdicts])
+    left = [f"{r['method']} {'failed' if r['failed'] else 'is left out'}: {r['why']}" for r in summary["left_out"]]
+    return "\n".join([title, "", *lines, "", "   ".join(legend), "", *verdicts, *([""] if left else []), *left])
+
+
+def _time(seconds: float) -> str:
+    return as_time(seconds) if seconds >= 9.5 else f"{seconds:.2g} s"
 
 
 def _varies(value: Mapping[str, Any], digits: int) -> bool:

@@ -7,6 +7,7 @@ nothing has to come back but trouble; whatever is done is not done again.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +20,7 @@ from typing import Protocol
 import torch
 
 from aqa_shared import console
-from aqa_shared.errors import AqaError, ExitCode
+from aqa_shared.errors import AqaError, ExitCode, UsageError
 from aqa_shared.files import scratch
 from aqa_shared.machine import available_cores, pick_device
 from aqa_train.experiment import Experiment, OneTraining, epochs_of, run_training
@@ -46,6 +47,17 @@ class Job:
     def epochs(self) -> int:
         return epochs_of(self.experiment.config, self.training.method)
 
+    @property
+    def key(self) -> tuple[Path, str]:
+        """Run folder and method: of what fails once, the other seeds and folds are not tried."""
+        return self.out, self.training.method
+
+
+Failures = dict[tuple[Path, str], AqaError]
+"""By run folder and method, what a method of a run that leaves such out failed by; UsageError where it refused."""
+ITS_OWN = (ExitCode.USAGE, ExitCode.INTERNAL)
+"""Codes of what a method alone fails by; all others are faults of the machine or of the store, and end the run."""
+
 
 class Executor(Protocol):
     """Where trainings are done."""
@@ -53,8 +65,9 @@ class Executor(Protocol):
     def submit(self, job: Job) -> None:
         """Have it done."""
 
-    def result(self) -> None:
-        """When all that was submitted is done. Raises the first failure; `Stopped` when asked to, after saving."""
+    def result(self) -> Failures:
+        """When all that was submitted is done. Raises the first failure that is not among those that it returns;
+        `Stopped` when asked to, after saving."""
 
 
 def shared_folder(jobs: int) -> AbstractContextManager[Path | None]:
@@ -81,11 +94,16 @@ class Here:
     def submit(self, job: Job) -> None:
         self.jobs.append(job)
 
-    def result(self) -> None:
+    def result(self) -> Failures:
+        failures: Failures = {}
         with console.progress("epochs", sum(j.epochs for j in self.jobs)) as advance, asked_to_stop() as stop:
             for job in self.jobs:
+                if job.key in failures:
+                    continue
                 show = _shown(job.name, job.epochs, advance)
-                run_training(job.experiment, job.training, self.features, job.out, self.device, stop, show)
+                if (error := _train(job, self.features, self.device, stop, show)) is not None:
+                    _note(failures, job, error)
+        return failures
 
 
 class Processes:
@@ -98,13 +116,14 @@ class Processes:
     def submit(self, job: Job) -> None:
         self.jobs.append(job)
 
-    def result(self) -> None:
-        if not self.jobs:
-            return
-        with console.progress("epochs", sum(j.epochs for j in self.jobs)) as advance, asked_to_stop() as stop:
-            self._run(stop, advance)
+    def result(self) -> Failures:
+        failures: Failures = {}
+        if self.jobs:
+            with console.progress("epochs", sum(j.epochs for j in self.jobs)) as advance, asked_to_stop() as stop:
+                self._run(stop, advance, failures)
+        return failures
 
-    def _run(self, stop: Callable[[], int], advance: Callable[..., None]) -> None:
+    def _run(self, stop: Callable[[], int], advance: Callable[..., None], failures: Failures) -> None:
         context = multiprocessing.get_context("spawn")
         # Pipes, as a queue takes semaphores, which take a writable /dev/shm.
         pipes = [context.Pipe() for _ in range(min(self.number, len(self.jobs)))]
@@ -118,7 +137,7 @@ class Processes:
                 theirs.close()  # theirs alone now, so that it ends with them
         ours: dict[Connection, BaseProcess] = dict(zip([mine for mine, _ in pipes], workers, strict=True))
         try:
-            lost, failure = self._watch(ours, stop, advance)
+            lost, failure = self._watch(ours, stop, advance, failures)
         except KeyboardInterrupt:
             # A second Ctrl-C does not wait for a save; what was saved before stays whole.
             for w in workers:
@@ -127,12 +146,17 @@ class Processes:
         if failure is not None:
             raise failure
         # Somebody may have told a process of ours alone to stop: it saved, and what is left is not for us to do.
-        if number := stop() or (signal.SIGTERM if not all(j.done for j in self.jobs) else 0):
+        ended = all(j.done or j.key in failures for j in self.jobs)
+        if number := stop() or (0 if ended else signal.SIGTERM):
             kept = "; ".join(lost) or "every training saved where it stands"
             raise Stopped(number, f"stopped by signal {int(number)}; {kept}")
 
     def _watch(
-        self, talking: dict[Connection, BaseProcess], stop: Callable[[], int], advance: Callable[..., None]
+        self,
+        talking: dict[Connection, BaseProcess],
+        stop: Callable[[], int],
+        advance: Callable[..., None],
+        failures: Failures,
     ) -> tuple[list[str], AqaError | None]:
         """Until every process has ended: give out jobs, show progress, pass a signal on; what was lost, what failed."""
         failure: AqaError | None = None
@@ -166,9 +190,11 @@ class Processes:
                     continue
                 if kind == "epoch":
                     advance(rest[0], note=rest[1], before=rest[2])
+                elif kind == "failed":
+                    _note(failures, working[pipe], rest[0])
+                    waiting = [n for n in waiting if self.jobs[n].key not in failures]
                 elif kind == "error" and failure is None:
-                    failure = AqaError(rest[0], fix=rest[1])
-                    failure.exit_code = ExitCode(rest[2])
+                    failure = rest[0]
             if (failure is not None or stop()) and not stopping:
                 # They save, then end; what they finished stays.
                 stopping = True
@@ -217,8 +243,43 @@ def _work(jobs: Sequence[Job], features: FeatureSet, device: str, parent: Connec
                 job = jobs[number]
                 # A message an epoch would cost more than a short epoch.
                 report = _shown(job.name, job.epochs, tell, every=max(1, job.epochs // 50))
-                run_training(job.experiment, job.training, placed, job.out, where, stop, report)
+                if (error := _train(job, placed, where, stop, report)) is not None:
+                    parent.send(("failed", _plain(error)))
     except (Stopped, BrokenPipeError, EOFError):  # of the pipe: who started us is gone, and may be started again
         return
     except AqaError as e:
-        parent.send(("error", e.cause, e.fix, int(e.exit_code)))
+        parent.send(("error", _plain(e)))
+
+
+def _train(
+    job: Job,
+    features: FeatureSet,
+    device: torch.device,
+    stop: Callable[[], int],
+    show: Callable[[int, dict[str, float]], None],
+) -> AqaError | None:
+    """Do a job; what its method alone fails by is returned where the run leaves such methods out, else raised."""
+    try:
+        run_training(job.experiment, job.training, features, job.out, device, stop, show)
+    except OSError:
+        raise
+    except Exception as e:
+        ours = e if isinstance(e, AqaError) else AqaError(f"{type(e).__name__}: {e}".splitlines()[0])
+        shown = ours is not e and os.environ.get("AQA_DEBUG") == "1"
+        if shown or not job.experiment.config.leave_out or ours.exit_code not in ITS_OWN:
+            raise
+        return ours
+    return None
+
+
+def _note(failures: Failures, job: Job, error: AqaError) -> None:
+    if job.key not in failures:
+        failures[job.key] = error
+        console.warn(f"{job.name} {'is left out' if isinstance(error, UsageError) else 'failed'}: {error.cause}")
+
+
+def _plain(error: AqaError) -> AqaError:
+    """The same of a class that comes through a pipe, which not every error does."""
+    plain = (UsageError if isinstance(error, UsageError) else AqaError)(error.cause, fix=error.fix)
+    plain.exit_code = error.exit_code
+    return plain

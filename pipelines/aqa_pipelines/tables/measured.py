@@ -62,12 +62,15 @@ def _row(
     measured: dict[str, Any] = {}
     best: dict[str, Any] = {}
     lacks: dict[str, str] = {}
+    failed: dict[str, str] = {}
     difficulty = None
     for column in table.columns:
         key = row.name, column.name
         if (one := runs.get(key)) is not None and one.lacks is not None:
             # Results travel, and where the store lay does not matter elsewhere.
             lacks[column.name] = one.lacks.cause.replace(one.config.features, Path(one.config.features).name)
+        if one is not None and one.failed is not None:
+            failed[column.name] = one.failed.cause
         if (summary := found.get(key)) is None:
             continue
         for mine in summary["rows"]:
@@ -86,6 +89,7 @@ def _row(
         "measured": measured,
         "best_on_validation": best,
         "lacks": lacks,
+        "failed": failed,
     }
 
 

@@ -15,10 +15,10 @@ import torch
 
 from aqa_pipelines.tables.record import PaperTable, TableColumn, TableRow, settings
 from aqa_shared import console
-from aqa_shared.errors import UsageError, did_you_mean
+from aqa_shared.errors import AqaError, UsageError, did_you_mean
 from aqa_train import experiment as work
 from aqa_train.config import PLACES, RunConfig, absolute
-from aqa_train.estimate import seconds_each
+from aqa_train.estimate import seconds_of
 from aqa_train.experiment import Experiment, OneTraining
 from aqa_train.folds import source_of_tests
 from aqa_train.methods import METHODS
@@ -44,6 +44,8 @@ class TableRun:
     """None where it cannot be run."""
     lacks: UsageError | None = None
     """What it lacks."""
+    failed: AqaError | None = None
+    """What its training came to grief by."""
 
     @property
     def name(self) -> str:
@@ -71,7 +73,13 @@ class TablePlan:
 
     @property
     def ready(self) -> list[TableRun]:
-        return [w for w in self.works if w.experiment is not None]
+        """Those that can be run, and did not fail."""
+        return [w for w in self.works if w.experiment is not None and w.failed is None]
+
+    @property
+    def failures(self) -> dict[str, AqaError]:
+        """By row and column, what its training came to grief by."""
+        return {f"{s.row.name} ({s.column.name})": w.failed for w in self.works if w.failed for s in w.spots}
 
 
 def works_of(table: PaperTable, features: str, given: Mapping[str, Any], only: Sequence[str] = ()) -> list[TableRun]:
@@ -155,7 +163,7 @@ def time_of(plan: TablePlan, out: Path, device: torch.device) -> dict[str, float
         videos = max(len(one.experiment.splits[0].labelled), len(one.experiment.splits[0].unlabelled))
         if key not in tried:
             placed = work.place(one.experiment.features, device, "auto")
-            tried[key] = seconds_each(one.experiment, placed, device)[method], videos
+            tried[key] = seconds_of(method, one.experiment, placed, device), videos
         seconds, of = tried[key]
         found[one.name] = seconds * videos / max(of, 1)
     return found

@@ -13,12 +13,13 @@ from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import Finite, Record
 from aqa_shared.settings import explain, read_toml
 from aqa_train.config import RunConfig, Training, resolve
+from aqa_train.grid import reads
 from aqa_train.methods import METHODS
 
 Measure = Literal["spearman", "kendall", "mae", "rl2_dataset_range", "rl2_test_range", "auc"]
 RANKS = ("spearman", "kendall")
 """Measures that are averaged by Fisher's z."""
-NOT_IN_RUN = ("features", "methods", "settings", "variants", "labels", "dataset", "training", "streams")
+NOT_IN_RUN = ("features", "methods", "leave_out", "settings", "variants", "labels", "dataset", "training", "streams")
 """Settings of a run that a table says elsewhere, or the command does."""
 
 
@@ -173,13 +174,14 @@ def settings(
 
     Those of the run that a method has no use for, as epochs of ridge, are left to it.
     """
-    asked: dict[str, Any] = {**table.run, **column.run, **(given or {})}
+    method, asked = str(row.method), {**table.run, **column.run, **(given or {})}
+    asked = {name: v for name, v in asked.items() if name not in Training.model_fields or reads(method, name)}
     sets = [f"{name}={_text(value)}" for name, value in row.settings.items()]
     if streams := table.streams_of(row):
         asked["streams"] = streams
-    if (recipe := asked.get("recipe")) and recipe not in METHODS[str(row.method)].recipes:
+    if (recipe := asked.get("recipe")) and recipe not in METHODS[method].recipes:
         del asked["recipe"]  # its authors did not train it on that
-    return resolve(None, {**asked, "features": features, "methods": (row.method,)}, sets, environment={})
+    return resolve(None, {**asked, "features": features, "methods": (method,), "leave_out": True}, sets, environment={})
 
 
 def _text(value: Any) -> str:

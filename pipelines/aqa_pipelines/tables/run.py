@@ -70,8 +70,11 @@ def run_table(
             {**works[0].config.model_dump(), "methods": methods, "streams": streams, "settings": {}, "training": {}}
         )
         features_of_all = work.open_data(union, once(console.warn)).features
-        for _ in train_cells(grid, features_of_all, out, device=where, jobs=number, in_memory=in_memory, go_on=again):
-            pass
+        for done in train_cells(
+            grid, features_of_all, out, device=where, jobs=number, in_memory=in_memory, go_on=again
+        ):
+            one = next(w for w in works if w.name == done.cell.name)
+            one.failed = next(iter(done.failures.values()), None)
     name = name_of(path)
     record = measure(plan, name, out, str(where))
     record["features"] = Path(features.rstrip("/")).name

@@ -112,7 +112,7 @@ def _rows(record: Mapping[str, Any]) -> list[str]:
     header += ["difficulty"] * difficulty
     grid = [header]
     for row in [*rows, *record["beside"]]:
-        if not row["measured"] and not row.get("published"):
+        if not row["measured"] and not row.get("published") and not row.get("failed"):
             continue  # listed below
         cells = [row["name"]]
         for c in columns:
@@ -134,6 +134,8 @@ def _rows(record: Mapping[str, Any]) -> list[str]:
 
 def _measured(record: Mapping[str, Any], row: Mapping[str, Any], column: Mapping[str, Any]) -> str:
     figure = row["measured"].get(column["name"])
+    if (why := row.get("failed", {}).get(column["name"])) is not None:
+        return f"failed: {why}"
     if figure is None or figure["mean"] is None:
         return "" if figure is None else "undefined"
     digits = DIGITS[column["measure"]]
@@ -206,7 +208,11 @@ def _lacking(record: Mapping[str, Any]) -> list[str]:
         for column, cause in row["lacks"].items():
             said.setdefault(cause, []).append(f"{row['name']} ({column})")
     lines = [f"- not measured, {cause}: {', '.join(where)}" for cause, where in said.items()]
-    left = [r["name"] for r in record["rows"] if r["method"] and not r["measured"] and not r["lacks"]]
+    left = [
+        r["name"]
+        for r in record["rows"]
+        if r["method"] and not r["measured"] and not r["lacks"] and not r.get("failed")
+    ]
     return lines + ([f"- not run here: {', '.join(left)}"] if left else [])
 
 

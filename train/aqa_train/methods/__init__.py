@@ -200,8 +200,8 @@ def _sap_net(summary: str, *, difficulty: bool = False, **fixed: float) -> Metho
     )  # fmt: skip
 
 
-DEFAULT, WITHOUT_UNLABELLED = "s4aqa", "aa"
-"""What is trained where no method is named: where there are unlabelled videos, and where there are none."""
+DEFAULT, ALL = "auto", "all"
+"""What is trained where no method is named, and the name of every row that fits the data."""
 VIEWS = ("still", "rot90", "rot180", "rot270", "mirror")
 """A video seen in another way, as `still-rgb`: for methods that ask for it, and for others if `--streams` does."""
 CONSTANT, LINEAR = "mean-score", "ridge"
