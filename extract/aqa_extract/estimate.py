@@ -81,8 +81,8 @@ class Speed:
     videos: int
     load: float
     """Seconds for a decoded pixel."""
-    compute: float
-    """Seconds for a segment."""
+    compute: float | None
+    """Seconds for a segment; None where the networks' weights are not here yet."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Estimate:
     store: Where = ""
     looks: list[OpenedVideo] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    """Videos that could not be opened: a run would quarantine them."""
+    """Videos that could not be opened: they would fail in a run."""
     device: str = ""
     children: int = 1
     cores: int = 1
@@ -131,15 +131,22 @@ class Estimate:
         return 2 * self.new_bytes
 
     @property
-    def duration(self) -> float | None:
-        """Seconds that a run would take: stages overlap, and on a CPU they share its cores."""
+    def decoding(self) -> float | None:
+        """Seconds that decoding takes, by all decoders together."""
         if self.speed is None:
             return None
-        load = self.speed.load * self.scale * sum(look.pixels for look in self.looks)
+        return self.speed.load * self.scale * sum(look.pixels for look in self.looks) / self.children
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds that a run would take: stages overlap, and on a CPU they share its cores."""
+        if self.speed is None or self.speed.compute is None or self.decoding is None:
+            return None
+        load = self.decoding * self.children
         compute = self.speed.compute * self.segments
         # On a CPU the trial's segments had all cores, which decoding takes some of.
         shared = load / self.cores if self.device == "cpu" else 0.0
-        return max(load / self.children, compute + shared)
+        return max(self.decoding, compute + shared)
 
     def refuse_without_room(self) -> None:
         """Raises StoreError where the disk would be full before the end."""
@@ -210,14 +217,18 @@ class Estimate:
                 f"{_size(self.new_bytes)} more in the store; {_size(self.room)} must be free, {_size(self.free)} are",
             )
         )
-        if self.duration is None or self.speed is None:
-            ready = all(found.ready for found in self.weights.values())
-            why = "no video could be tried" if ready else "the weights cannot be loaded yet"
-            rows.append(("time", f"not known: {why}"))
+        if self.speed is None or self.decoding is None:
+            rows.append(("time", "not known: no video could be tried"))
+            return rows
+        tried = (
+            f"estimated from the first {TRY_FRAMES} frames of {counted(self.speed.videos, 'short video')}, tried now"
+        )
+        if self.duration is None:
+            names = " ".join(found.name for found in self.weights.values() if not found.ready)
+            rows.append(("time", f"about {as_time(self.decoding)} to decode, {tried}"))
+            rows.append(("", f"of the networks not known until their weights are here: aqa weights fetch {names}"))
         else:
-            tried = f"the first {TRY_FRAMES} frames of {counted(self.speed.videos, 'short video')}, tried just now"
-            told = f"about {as_time(self.duration)}, estimated from {tried}; a busier machine takes longer"
-            rows.append(("time", told))
+            rows.append(("time", f"about {as_time(self.duration)}, {tried}; a busier machine takes longer"))
         return rows
 
 
@@ -234,6 +245,9 @@ def estimate(videos: Sequence[Video], out: Where, settings: ExtractSettings, opt
     result.in_store = objects.size() if known is not None else 0
     if not result.plan.jobs:
         return result
+    import torch
+
+    torch.set_num_threads(1)  # as a run does
     device = pick_device(options.device)
     result.device, result.cores = device.type, available_cores()
     result.children = decode_children(options, device, len(result.plan.jobs))
@@ -247,8 +261,8 @@ def estimate(videos: Sequence[Video], out: Where, settings: ExtractSettings, opt
         networks = _networks(settings, out, known, device)
     budget = ByteBudget(memory_budget(device), threading.Event())
     _look(result, settings, options, budget, networks.detector_size if networks is not None else None)
-    if networks is not None and result.looks:
-        result.speed = _try(result.looks, networks, options, budget)
+    if result.looks:
+        result.speed = _try(result.looks, networks, settings, device, options, budget)
     return result
 
 
@@ -262,11 +276,8 @@ def _outlooks(settings: ExtractSettings) -> dict[str, Outlook]:
 
 def _networks(settings: ExtractSettings, out: Where, known: Contents | None, device: torch.device) -> Networks:
     """Loaded as the run would, and refused where the store has features of others."""
-    import torch
-
     from aqa_extract.networks import Networks
 
-    torch.set_num_threads(1)
     networks = Networks.load(settings, device, lambda _: None)
     if known is not None:
         refuse_other(out, known.used, identified(settings, networks.weights))
@@ -305,11 +316,22 @@ def _request(video: Video, settings: ExtractSettings, options: Options) -> Decod
     return request_for(video, settings, options)
 
 
-def _try(looks: Sequence[OpenedVideo], networks: Networks, options: Options, budget: ByteBudget) -> Speed | None:
-    """Load and compute the beginnings of a few videos, those with the least to do, and forget the result."""
+def _try(
+    looks: Sequence[OpenedVideo],
+    networks: Networks | None,
+    settings: ExtractSettings,
+    device: torch.device,
+    options: Options,
+    budget: ByteBudget,
+) -> Speed | None:
+    """Load and compute the beginnings of a few videos, those with the least to do, and forget the result.
+
+    Without `networks` they are only loaded.
+    """
     from aqa_extract.loading import load
 
-    settings, compute = networks.settings, new_compute(networks, options)
+    compute = new_compute(networks, options) if networks is not None else None
+    detector_size = networks.detector_size if networks is not None else None
     measured: list[tuple[float, float, int, int]] = []
     end = time.monotonic() + TRY_SECONDS
     least = sorted(looks, key=lambda look: (look.segments, look.pixels))[: TRIED + 1]
@@ -323,12 +345,11 @@ def _try(looks: Sequence[OpenedVideo], networks: Networks, options: Options, bud
             request = _request(video, settings, options)
             begun = time.monotonic()
             try:
-                prepared = load(
-                    decoder, look.job, request, settings, networks.device, networks.detector_size, budget.refuse
-                )
+                prepared = load(decoder, look.job, request, settings, device, detector_size, budget.refuse)
                 loaded = time.monotonic()
-                compute.submit(prepared)
-                compute.flush()
+                if compute is not None:
+                    compute.submit(prepared)
+                    compute.flush()
             except (DecodeFailure, TooLarge):
                 continue
             pixels = prepared.video.finished.decoded * probe.frame_width * probe.frame_height
@@ -340,7 +361,7 @@ def _try(looks: Sequence[OpenedVideo], networks: Networks, options: Options, bud
         return None
     counted = measured[1:] or measured
     load_seconds, compute_seconds, pixels, segments = (sum(column) for column in zip(*counted, strict=True))
-    return Speed(len(counted), load_seconds / pixels, compute_seconds / segments)
+    return Speed(len(counted), load_seconds / pixels, None if compute is None else compute_seconds / segments)
 
 
 def _size(count: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,19 @@ def test_it_says_what_a_run_then_does(clips: Path, tmp_path: Path) -> None:
     again = estimate(videos, tmp_path / "s.zarr", SETTINGS, Options(device="cpu"))
     assert (again.plan.jobs, len(again.plan.already)) == ([], 3)
     assert "to extract  nothing" in again.text()
+
+
+def test_without_weights_it_times_the_decoding(clips: Path, tmp_path: Path, i3d_rgb_weights: str) -> None:
+    original = tmp_path / "home" / "weights" / REGISTRY[i3d_rgb_weights].sources[0].filename
+    original.parent.mkdir(parents=True)
+    original.write_bytes(bytes(1000))  # to be converted by a run, so there is nothing to load yet
+    done = dry_run(clips, tmp_path / "s.zarr", AQA_HOME=str(tmp_path / "home"))
+    assert done.returncode == ExitCode.QUARANTINED, done.stderr
+    assert re.search(
+        r"^time +about .* to decode, estimated from the first 300 frames of 2 short videos", done.stdout, re.M
+    )
+    assert f"not known until their weights are here: aqa weights fetch {i3d_rgb_weights}" in done.stdout
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [original]
 
 
 def test_it_fails_where_the_run_would(clips: Path, tmp_path: Path) -> None:
@@ -188,8 +202,10 @@ def test_costs_are_summed_and_scaled(clips: Path) -> None:
         assert found.duration == pytest.approx(seconds)
     found.device, found.children = "cuda", 8
     assert found.duration == pytest.approx(80)
+    found.speed = Speed(2, 1e-6, None)
+    assert (found.decoding, found.duration) == (pytest.approx(50), None)
     found.speed = None
-    assert found.duration is None
+    assert (found.decoding, found.duration) == (None, None)
     assert "estimated from 2 of 4, opened at random" in found.text()
     assert coverage([look.opened.plan.looked_at for look in found.looks], SETTINGS.sampling) in found.text()
 
