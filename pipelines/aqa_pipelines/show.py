@@ -8,15 +8,18 @@ from typing import Any
 from aqa_shared.console import counted, printable
 from aqa_shared.store import Damage
 
+MANY = 8
+"""Splits or categories that are listed, the largest first; `--json` has all."""
+
 
 def info_text(record: Mapping[str, Any]) -> str:
     """The short form of `describe(store)`: a screen at most."""
     videos, lengths = record["videos"], record["segments_per_video"]
-    each = "" if not lengths else f" of {lengths[0]}" + (f" to {lengths[1]}" if lengths[1] > lengths[0] else "")
+    each = "" if not lengths else f", of {lengths[0]}" + (f" to {lengths[1]}" if lengths[1] > lengths[0] else "")
     waiting = f"; {record['pending']} committed and not finalised" if record["pending"] else ""
     rows = [
         ("store", f"{record['path']}: {record['bytes'] / 1e6:.1f} MB in {counted(record['blocks'], 'block')}"),
-        ("videos", f"{videos}{each} segments{waiting}"),
+        ("videos", f"{videos}{each + ' segments' if each else ''}{waiting}"),
     ]
     for name, array in record["arrays"].items():
         if array["role"] != "coordinate":
@@ -29,10 +32,11 @@ def info_text(record: Mapping[str, Any]) -> str:
     span = f", {low_high[0]:g} to {low_high[1]:g}" if low_high else ""
     rows.append(("scores", f"{record['labelled']} of {videos}{span}"))
     for name in ("splits", "categories"):
-        if record[name]:
-            rows.append((name, ", ".join(f"{value} {count}" for value, count in record[name].items())))
-    if record["quarantined"]:
-        rows.append(("failed", f"{counted(record['quarantined'], 'video')}; aqa-extract --retry-failed tries again"))
+        if most := sorted(record[name].items(), key=lambda row: -row[1])[:MANY]:
+            more = f" and {len(record[name]) - MANY} others" if len(record[name]) > MANY else ""
+            rows.append((name, ", ".join(f"{value} {count}" for value, count in most) + more))
+    if record["failed"]:
+        rows.append(("failed", f"{counted(record['failed'], 'video')}; aqa-extract --retry-failed tries again"))
     rows += [("missing", text) for text in map(_missing, record["missing"])]
     if record["changes"] > 1:
         rows.append(("changes", f"{record['changes']} are kept; aqa compact removes what only earlier ones use"))

@@ -353,7 +353,7 @@ def test_describe_says_what_is_there(path: Path) -> None:
         writer.commit("late", arrays_of(9), {})
     info = json.loads(json.dumps(describe(path)))
     assert (info["videos"], info["segments"], info["segments_per_video"]) == (4, 10, [1, 4])
-    assert (info["pending"], info["quarantined"], info["labelled"], info["blocks"]) == (1, 0, 2, 1)
+    assert (info["pending"], info["failed"], info["labelled"], info["blocks"]) == (1, 0, 2, 1)
     assert info["score_range"] == [1.0, 3.0]
     assert info["splits"] == {"test": 1, "train": 1}
     assert info["arrays"]["actor_box"] == {

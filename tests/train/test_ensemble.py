@@ -19,9 +19,8 @@ from aqa_train.methods.seed_ensemble import ensemble_of
 from aqa_train.signals import Stopped
 
 from .conftest import MakeStore, inputs
-from .method_checks import alone_as_together, videos
+from .method_checks import SMALL, alone_as_together, fitted, ranks_by_heart, say_the_same_when_loaded, task_of, videos
 from .runs import FAST, aqa_train
-from .shows import SMALL, fitted, learns_by_heart, say_the_same_when_loaded, task_of
 
 CONFIG = S4AQAConfig(**SMALL, recovery_weight=0.0)
 
@@ -83,7 +82,7 @@ def test_any_row_has_ensembles() -> None:
 
 
 def test_it_learns_and_says_the_same_when_loaded(make_store: MakeStore, tmp_path: Path) -> None:
-    assert learns_by_heart(ensemble_of(S4AQA, 3), replace(CONFIG, alignment_weight=0.0)) > 0.95
+    assert ranks_by_heart(ensemble_of(S4AQA, 3), replace(CONFIG, alignment_weight=0.0)) > 0.95
     store = make_store(20, lengths=[4, 3] * 10)
     say_the_same_when_loaded(["aa-x3"], store, tmp_path / "run", *FAST, "--epochs", 4)
     with pytest.raises(UsageError, match="Ridge has no seed: 5 of it would all say the same"):

@@ -33,8 +33,8 @@ from aqa_train.predict import open_ensemble
 from aqa_train.trainer import predict
 
 from .conftest import MakeStore, synthetic
+from .method_checks import fitted, task_of
 from .runs import aqa_train, read_csv
-from .shows import fitted, task_of
 
 SMALL = ["--set", "widths=8,8", "--set", "batch=8", "--device", "cpu"]
 

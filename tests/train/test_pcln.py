@@ -16,8 +16,16 @@ from aqa_train.columns import ColumnEncoder
 from aqa_train.methods.pcln import PCLN, PCLNConfig, apart
 
 from .conftest import MakeStore
-from .method_checks import alone_as_together, learns_by_heart, part, prepared, shape, trained_by, videos
-from .shows import say_the_same_when_loaded
+from .method_checks import (
+    alone_as_together,
+    learns_by_heart,
+    part,
+    prepared,
+    say_the_same_when_loaded,
+    shape,
+    trained_by,
+    videos,
+)
 
 SMALL = PCLNConfig(encoder=(8, 8), widths=(16,), joint=32, dropout=0.0)
 NONE = slice(0)

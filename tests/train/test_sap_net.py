@@ -38,8 +38,8 @@ from aqa_train.trainer import Task, fit, predict
 
 from . import method_checks
 from .conftest import MakeStore, synthetic
+from .method_checks import say_the_same_when_loaded
 from .runs import aqa_train
-from .shows import say_the_same_when_loaded
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"states": 4, "sub_actions": 2, "widths": (8,), "projection": (8, 8, 4)}

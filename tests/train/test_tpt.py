@@ -18,8 +18,16 @@ from aqa_train.layers import order_in_time
 from aqa_train.methods.tpt import TPT, TPTConfig
 
 from .conftest import MakeStore
-from .method_checks import alone_as_together, learns_by_heart, part, prepared, shape, trained_by, videos
-from .shows import say_the_same_when_loaded
+from .method_checks import (
+    alone_as_together,
+    learns_by_heart,
+    part,
+    prepared,
+    say_the_same_when_loaded,
+    shape,
+    trained_by,
+    videos,
+)
 
 SMALL = TPTConfig(width=16, forward_width=16, heads=2, head_width=8, groups=4, parts=3, dropout=0.0, voters=3)
 

@@ -15,9 +15,17 @@ from aqa_train.methods.trs import TRS, TRSConfig, variance
 from aqa_train.signals import Stopped
 
 from .conftest import MakeStore, inputs
-from .method_checks import alone_as_together, trained_by, videos
+from .method_checks import (
+    SMALL,
+    alone_as_together,
+    fitted,
+    ranks_by_heart,
+    say_the_same_when_loaded,
+    task_of,
+    trained_by,
+    videos,
+)
 from .runs import FAST
-from .shows import SMALL, fitted, learns_by_heart, say_the_same_when_loaded, task_of
 
 CONFIG = TRSConfig(**SMALL)
 
@@ -106,7 +114,7 @@ def test_the_teacher_follows_and_remembering_begins_after_the_warm_up(tmp_path: 
 
 
 def test_it_learns_and_says_the_same_alone_and_when_loaded(make_store: MakeStore, tmp_path: Path) -> None:
-    assert learns_by_heart(TRS, CONFIG) > 0.95
+    assert ranks_by_heart(TRS, CONFIG) > 0.95
     alone_as_together(build(), videos(5))
     say_the_same_when_loaded(["trs"], make_store(20, lengths=[4, 3] * 10), tmp_path / "run", *FAST, "--epochs", 4)
 

@@ -22,9 +22,19 @@ from aqa_train.methods.tsa import TSA, TSAConfig, annotated_cuts, cut_in_steps, 
 from aqa_train.predict import load_checkpoint
 
 from .conftest import MakeStore
-from .method_checks import SCALE, alone_as_together, learns_by_heart, part, pool_of, prepared, shape, trained_by, videos
+from .method_checks import (
+    SCALE,
+    alone_as_together,
+    learns_by_heart,
+    part,
+    pool_of,
+    prepared,
+    say_the_same_when_loaded,
+    shape,
+    trained_by,
+    videos,
+)
 from .runs import aqa_train
-from .shows import say_the_same_when_loaded
 
 SMALL = TSAConfig(heads=2, layers=2, widths=(8,), voters=3)
 NONE = slice(0)

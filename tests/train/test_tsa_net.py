@@ -23,9 +23,8 @@ from aqa_train.methods.usdl import divergence, soft_label
 from aqa_train.metrics import spearman
 from aqa_train.trainer import Task, fit, predict
 
-from .method_checks import CPU, SCALE, part, prepared, trained_by
+from .method_checks import CPU, SCALE, part, prepared, say_the_same_when_loaded, trained_by
 from .runs import aqa_train
-from .shows import say_the_same_when_loaded
 
 SMALL = TSANetConfig(bins=11, sigma=1.0, widths=(8,), decoding="expectation")
 SHAPES: dict[str, tuple[int, ...]] = {"rgb_map": (6, 2, 3, 4), "actor_box": (4, 4)}

@@ -75,7 +75,7 @@ def describe(where: Where) -> dict[str, Any]:
         "segments": int(lengths.sum()),
         "segments_per_video": [int(lengths.min()), int(lengths.max())] if len(store) else None,
         "pending": store.pending,
-        "quarantined": len(read_failures(objects)),
+        "failed": len(read_failures(objects)),
         "missing": missing(objects),
         "streams": list(store.streams),
         "arrays": {

@@ -8,6 +8,7 @@ used as networks are. Both are scikit-learn's, whose strength or penalty is chos
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -45,9 +46,9 @@ class _Linear(nn.Module):
         self.weights.copy_(torch.as_tensor(weights))
         self.level.fill_(float(level))
 
+    @abstractmethod
     def line(self, x: Any, scores: Any) -> tuple[Any, float]:
         """Weights and level from mean features (videos, channels) and scores (videos,)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
