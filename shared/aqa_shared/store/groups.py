@@ -30,6 +30,10 @@ class _Strict(WrapperStore[Any]):
             raise FileNotFoundError(errno.ENOENT, f"{key.rsplit('/', 1)[-1]} is missing")
         return found
 
+    def with_read_only(self, read_only: bool = False) -> _Strict:
+        """The wrappers of older Zarrs have none."""
+        return _Strict(self._store.with_read_only(read_only))
+
 
 class _Fresh(WrapperStore[Any]):
     """As if nothing were there: what an interrupted attempt left is overwritten with the same, and never removed.
@@ -165,7 +169,7 @@ class GroupReader:
         """Rows of an array; chunks that hold none of them may be damaged. Raises StoreError."""
         try:
             return read_values(self.array(name), rows)
-        except StoreError:
+        except (StoreError, MemoryError, NotImplementedError):  # the last is a fault of a library, or of ours
             raise
         except Exception as e:  # damaged bytes can fail in any layer below; which one does not matter here
             raise self.damaged(name, str(getattr(e, "strerror", None) or e)) from e
