@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, ScoreScale
-from aqa_train.layers import TemporalConv, mlp, pool_time, reverse_gradient
+from aqa_train.layers import Dropout, TemporalConv, mlp, pool_time, reverse_gradient
 from aqa_train.methods.mean_teacher import MeanTeacher
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig, choose_segments, domain_loss, hide
 
@@ -176,6 +176,26 @@ def test_temporal_conv_starts_as_widely_as_conv1d() -> None:
     block, conv = TemporalConv(64, 128, kernel=3, dropout=0.0), nn.Conv1d(64, 128, 3)
     assert block.linear.weight.abs().max().item() == pytest.approx(conv.weight.abs().max().item(), rel=0.01)
     assert block.linear.weight.std().item() == pytest.approx(conv.weight.std().item(), rel=0.02)
+
+
+def test_dropout_is_torchs_with_other_draws() -> None:
+    layer, x = Dropout(0.3), torch.rand(401, 499) + 0.5  # not a multiple of the four choices of one draw
+    x.requires_grad_()
+    torch.manual_seed(0)
+    y = layer(x)
+    y.sum().backward()
+    kept = y != 0
+    torch.testing.assert_close(y[kept], x[kept] / 0.7)
+    torch.testing.assert_close(x.grad, kept / 0.7)
+    # Four standard deviations of a share of so many independent choices, and of their correlation with neighbours.
+    n = x.numel()
+    assert kept.float().mean().item() == pytest.approx(0.7, abs=4 * (0.3 * 0.7 / n) ** 0.5)
+    flat = (kept.flatten().float() - 0.7) / (0.3 * 0.7) ** 0.5
+    for lag in (1, 2, 3, 4, 499):
+        assert abs((flat[lag:] * flat[:-lag]).mean().item()) < 4 / n**0.5
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), y)
+    assert torch.equal(layer.eval()(x), x)
 
 
 # ---- what each loss trains --------------------------------------------------------------------------------

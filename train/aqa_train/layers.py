@@ -59,6 +59,21 @@ def logit(share: float) -> float:
     return math.log(share / (1 - share))
 
 
+class Dropout(nn.Dropout):
+    """nn.Dropout, whose choices cost a CPU a seventh: sixteen random bits decide each, drawn four at a time.
+
+    Torch's draws are a sixth of a step of S4AQA in bf16. The probability is met to within 2^-17.
+    """
+
+    def forward(self, input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        if not (self.training and self.p > 0 and input.device.type == "cpu"):
+            return super().forward(input)
+        n = input.numel()
+        draws = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None)
+        kept = draws.view(torch.int16)[:n].view(input.shape) >= round(self.p * 2**16) - 2**15
+        return input * (kept.to(input.dtype) * (1 / (1 - self.p)))
+
+
 class TemporalConv(nn.Module):
     """Conv1d over time (stride 1, same length), batch norm, ReLU, dropout.
 
@@ -74,7 +89,7 @@ class TemporalConv(nn.Module):
         self.kernel = kernel
         self.linear = nn.Linear(kernel * channels, out)
         self.norm = nn.BatchNorm1d(out)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm_first = norm_first
 
     def forward(
@@ -218,9 +233,9 @@ class Asking(nn.Module):
         self.forth = nn.Sequential(
             nn.Linear(width, 4 * width),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(4 * width, width),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
     def forward(
