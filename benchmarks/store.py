@@ -1,12 +1,13 @@
 """What the store costs: commits, appending, reading all of MTL-AQA's size (1412 videos × 10 × 1024), a large index.
 
-    python benchmarks/store.py [--videos 1412] [--many 100000] [--files 100000]
+    python benchmarks/store.py [--videos 1412] [--many 100000] [--files 1000000]
 
 Prints, from one run on one machine: a commit (into a folder, and into fsspec's memory); the finalise; appending one
 video to what is there; the whole read through the store (checksums verified, no chunk missing) beside a plain
 `numpy.load` of the same array and beside Zarr's defaults (zstd, one chunk per video); one video; the same through
-Dask; opening a store of very many videos, in a process of its own, with the memory that takes; appending one video
-to it; and planning on it, beside a folder of `--files` files, of which the store has the first.
+Dask; opening a store of very many videos, in a process of its own, with the memory that takes; what is missing of a
+run that was asked for all of them; appending videos to it, with and without labels; and planning on it, beside a folder
+of `--files` files, of which the store has the first. Goals stand beside what has one.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from aqa_shared.records import ExtractSettings
-from aqa_shared.store import ArraySpec, FeatureStore, StoreWriter, compact, contents
+from aqa_shared.records import ExtractSettings, Video
+from aqa_shared.store import ArraySpec, FeatureStore, Run, StoreWriter, compact, contents, expect
 
 SPECS = (
     ArraySpec("rgb", ("channel",), (1024,), "float32", role="feature"),
@@ -129,17 +130,25 @@ def work(folder, store):
 """
 
 
-def measured(name: str, code: str, *arguments: object) -> None:
+MISSING = """
+from aqa_shared.store import missing
+def work(path):
+    return [f"{row['missing']} missing" for row in missing(path)]
+"""
+
+
+def measured(name: str, goal: str, code: str, *arguments: object) -> None:
     """What `work` takes in a process of its own, imports apart, with its most memory."""
     command = [sys.executable, "-c", code + MEASURED, *map(str, arguments)]
-    print(f"{name:40} {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}", flush=True)
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.rstrip()
+    print(f"{name:40} {found}{goal and f'; goal: {goal}'}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=int, default=1412)
     parser.add_argument("--many", type=int, default=100_000)
-    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--files", type=int, default=1_000_000)
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -183,22 +192,36 @@ def main() -> None:
         print(f"{'compact':40} {timed(lambda: compact(root / 's.zarr')):8.0f} ms")
         large = root / "many.zarr"
         many(large, options.many)
-        measured(f"open {options.many} videos", OPEN, large)
+        measured(f"open {options.many} videos", "1 s, 300 MB", OPEN, large)
         look_up(large, options.many)
-        measured("the plan of files, without a store", PLAN, files(root / "v", options.files), root / "none.zarr")
-        measured("the plan of files, beside the store", PLAN, root / "v", large)
-        for i in range(3):
-            before = size(large)
-            one = timed(lambda i=i: append(large, f"new{i}"))  # type: ignore[misc]
-            said = f"append one video to {options.many}"
-            print(f"{said:40} {one:8.1f} ms   {(size(large) - before) / 1e3:6.0f} kB more on disk")
-        measured("open it again", OPEN, large)
+        names = (*(f"folder/{i:07}.mp4" for i in range(options.many)), "absent.mp4")
+        expect(large, Run("aqa-extract v --out many.zarr", ("rgb",), names))
+        measured("what is missing of as many", "5 s", MISSING, large)
+        append(large, options.many, "one video", 1, 0)
+        append(large, options.many, "one video with its score", 1, 1)
+        append(large, options.many, "100 videos with scores", 100, 100)
+        measured("open it again", "1 s, 300 MB", OPEN, large)
+        goal = "120 s, 2000 MB for a million"
+        measured("the plan of files, without a store", goal, PLAN, files(root / "v", options.files), root / "none.zarr")
+        measured("the plan of files, beside the store", goal, PLAN, root / "v", large)
 
 
-def append(path: Path, video_id: str) -> None:
-    with writer(path, ONE) as to:
-        to.commit(video_id, {"rgb": np.ones((10, 1), np.float32)}, {"fps": 25.0})
-        to.finalise({})
+def append(path: Path, videos: int, what: str, count: int, labelled: int) -> None:
+    """Three times to a store of so many videos."""
+    for i in range(3):
+        ids = [f"{what}-{i}-{k}" for k in range(count)]
+        before = size(path)
+
+        def once(ids: list[str] = ids) -> None:
+            with writer(path, ONE) as to:
+                for video_id in ids:
+                    to.commit(video_id, {"rgb": np.ones((10, 1), np.float32)}, {"fps": 25.0})
+                to.finalise({i: Video(id=i, path=i, score=1.0) for i in ids[:labelled]})
+
+        ms = timed(once)
+        more = (size(path) - before) / 1e3
+        name = f"to {videos}, append {what}"
+        print(f"{name:40} {ms:8.1f} ms   {more:6.0f} kB more on disk; goal: 2 s, a few MB", flush=True)
 
 
 def files(folder: Path, count: int) -> Path:
