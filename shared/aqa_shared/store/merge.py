@@ -170,7 +170,7 @@ def _done(objects: Objects, before: Index[Any], new: Sequence[Part]) -> list[str
     runs = read_runs(objects)
     if not runs:
         return []
-    index = Index([*before.sources, *new])
+    index = Index([*before.sources, *new]) if new else before
     failed = read_failures(objects).keys()
     ready = [r for r in runs if not set(r.ids) - failed - {index.ids[i] for i in index.has(r.arrays).nonzero()[0]}]
     shards: dict[tuple[int, tuple[str, ...]], set[int]] = {}

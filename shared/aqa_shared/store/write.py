@@ -29,7 +29,8 @@ class StoreWriter:
 
     def __init__(self, objects: Objects, specs: Sequence[ArraySpec], run: dict[str, Any], found: Contents) -> None:
         self.objects, self.specs = objects, tuple(specs)
-        self._run, self._contents = run, found
+        self._run = run
+        self._found: Contents | None = found
         self._again: set[str] = set()
         self._replaced: set[str] = set()
         self._begun = False
@@ -61,6 +62,13 @@ class StoreWriter:
             return cls(objects, specs, run, found)
 
     @property
+    def _contents(self) -> Contents:
+        if self._found is None:
+            self.refresh()
+        assert self._found is not None
+        return self._found
+
+    @property
     def committed(self) -> Metas:
         """Id → meta of every video that is in the store with all of this writer's arrays, finalised or not."""
         found = self._contents.having(s.name for s in self.specs)
@@ -71,7 +79,7 @@ class StoreWriter:
         found = contents(self.objects)
         if found is None:
             raise StoreError(f"{self.objects}: the store is gone", fix="run the same command again")
-        self._contents = found
+        self._found = found
 
     def forget(self, ids: Iterable[str]) -> None:
         """Let these videos (which `verify` found damaged) be committed again, though the store has them."""
@@ -125,7 +133,7 @@ class StoreWriter:
         """Make everything that is committed, by whomever, part of the store; see `finalise`."""
         label(self.objects, labels or {})
         finalise(self.objects)
-        self.refresh()
+        self._found = None  # looked at again when somebody asks
 
     def __enter__(self) -> Self:
         return self
