@@ -207,10 +207,14 @@ def measure(row: str, name: str, draw_of: Draw, draw: int, epochs: int | None) -
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Means over the draws, and what auto has over each row on the draws of both ± the standard error of that."""
+    """Means over the draws, and what auto has over each row on the draws of both ± the standard error of that.
+
+    A row is called by its epochs too, where they are not its recipe's.
+    """
     by: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for r in found:
-        by[r["set"]][r["row"]][r["draw"]] = r["value"]
+        row = r["row"] if r["epochs"] is None else f"{r['row']} {r['epochs']}"
+        by[r["set"]][row][r["draw"]] = r["value"]
     lines = [f"{'':34}{'row':10}{'draws':>5}  value ± s.e.     auto's gain ± s.e."]
     for name, rows in by.items():
         for row, values in rows.items():
@@ -242,14 +246,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     found = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    done = {(r["row"], r["set"], r["draw"]) for r in found}
+    done = {(r["row"], r["set"], r["draw"], r["epochs"]) for r in found}
     wanted = tuple(options.sets.split(";"))
     with options.out.open("a") as file:
         for row in () if options.table else options.rows.split(","):
             epochs = options.epochs if hasattr(METHODS[ROWS[row][0]].load(), "losses") else None
             for name, draw_of in sets(options.features, options.dives).items():
                 for draw in range(options.first, options.first + options.draws):
-                    if not name.startswith(wanted) or (row, name, draw) in done:
+                    if not name.startswith(wanted) or (row, name, draw, epochs) in done:
                         continue
                     try:
                         found.append(measure(row, name, draw_of, draw, epochs))

@@ -175,6 +175,8 @@ def test_a_row_that_fails_says_so_and_the_others_go_on(
         '[[rows]]\nname = "AA"\nmethod = "aa"\n[[rows]]\nname = "ridge"\nmethod = "ridge"\n'
     )
     common = ["table", file, "--features", store, "--out", out, "--epochs", 2, "--jobs", jobs]
+    assert aqa(*common, "--plan") == 3
+    assert "failed when it was tried: astray (all): " in capsys.readouterr().out
     assert aqa(*common) == 3
     said = capsys.readouterr()
     record = json.loads((out / "pipelines" / "mine.json").read_text())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from aqa_train.checkpoint import writing
 from aqa_train.columns import Kind
 from aqa_train.config import RunConfig, method_config, training_of
 from aqa_train.features import FeatureSet, InMemory, adds_streams, array_of, enough_memory
-from aqa_train.methods import ALL, DEFAULT, LINEAR, METHODS, VIEWS, Method
+from aqa_train.methods import ALL, DEFAULT, LINEAR, METHODS, VIEWS
 from aqa_train.order import Rows
 from aqa_train.predict import save_model
 from aqa_train.scores import identities, learned_from
@@ -91,6 +91,8 @@ class Data:
     weights: dict[str, Any]
     digests: dict[str, str | None]
     made: dict[str, dict[str, Any]]
+    unmet: Mapping[str, UsageError]
+    """By method whose streams the store does not have."""
 
     @property
     def named(self) -> RunConfig:
@@ -119,10 +121,10 @@ def open_data(config: RunConfig, say: Say) -> Data:
         config = config.model_copy(update={"streams": names})
     every = config.methods == (ALL,)
     methods = tuple(METHODS) if every else config.methods
-    fitting = [m for m in methods if not _missing(METHODS[m], store)]
-    if len(fitting) < len(methods) and not (fitting and (every or config.leave_out)):
-        _refuse_missing_streams(config, store)
-    needed = [array_of(s) for m in fitting for s in METHODS[m].streams]
+    unmet = _without_streams(methods, config, store)
+    if unmet and not (len(unmet) < len(methods) and (every or config.leave_out)):
+        raise next(iter(unmet.values()))
+    needed = [array_of(s) for m in methods if m not in unmet for s in METHODS[m].streams]
     streams = dict.fromkeys([*map(array_of, config.streams), *needed])
     features = FeatureSet.from_store(store, list(streams), say=say)
     labels = None
@@ -139,7 +141,7 @@ def open_data(config: RunConfig, say: Say) -> Data:
     if config.dataset is not None:
         protocol.spans(config, features)  # what it lacks is said now
         digests["dataset_sha256"] = hashlib.sha256(Path(config.dataset).read_bytes()).hexdigest()
-    return Data(config, features, read.settings, weights, digests, made)
+    return Data(config, features, read.settings, weights, digests, made, unmet)
 
 
 def prepare(config: RunConfig, say: Say) -> Experiment:
@@ -154,7 +156,7 @@ def arrange(config: RunConfig, data: Data, say: Say) -> Experiment:
     splits = protocol.make_splits(config, features, say)
     experiment = Experiment(config, features, splits, data.extract, data.weights, data.digests, data.made)
     _outside_range(experiment, say)
-    wrong = {m: e for m in config.methods if (e := _unmet(experiment, m)) is not None}
+    wrong = {m: e for m in config.methods if (e := data.unmet.get(m) or _unmet(experiment, m)) is not None}
     if wrong and not (config.leave_out and len(wrong) < len(config.methods)):
         raise next(iter(wrong.values()))
     for method, error in wrong.items():
@@ -414,27 +416,23 @@ def _known(features: FeatureSet, columns: Mapping[str, Kind], rows: Rows) -> dic
     return {name: kind for name, kind in columns.items() if any(cells[name][r] is not None for r in rows)}
 
 
-def _refuse_missing_streams(config: RunConfig, store: Any) -> None:
-    for method in config.methods:
-        needs = METHODS[method].streams
-        if missing := _missing(METHODS[method], store):
-            raise UsageError(
-                f"method {method} needs {', '.join(missing)}, and {store.path} holds "
-                f"{', '.join(store.streams) or 'no streams'}",
-                fix=f"add them: {adds_streams(store.path, [*config.streams, *needs])}",
-            )
-
-
-def _missing(row: Method, store: Any) -> list[str]:
-    """Streams that it reads and a store does not have."""
-    return [s for s in row.streams if array_of(s) not in store.specs]
+def _without_streams(methods: Sequence[str], config: RunConfig, store: Any) -> dict[str, UsageError]:
+    """Those of the methods that read streams which the store does not have, with what adds them."""
+    needs = {m: METHODS[m].streams for m in methods}
+    lacking = {m: [s for s in streams if array_of(s) not in store.specs] for m, streams in needs.items()}
+    return {
+        m: UsageError(
+            f"method {m} needs {', '.join(missing)}, and {store.path} holds {', '.join(store.streams) or 'no streams'}",
+            fix=f"add them: {adds_streams(store.path, [*config.streams, *needs[m]])}",
+        )
+        for m, missing in lacking.items()
+        if missing
+    }
 
 
 def _unmet(experiment: Experiment, method: str) -> UsageError | None:
     """What a method needs that the data do not have, by the name of what gives it, or why it cannot be built."""
     row, features = METHODS[method], experiment.features
-    if missing := [s for s in row.streams if array_of(s) not in features.shapes]:
-        return UsageError(f"the store lacks the stream(s) {', '.join(missing)}")
     for name in (*row.columns, *row.labels):
         if all(cell is None for cell in features.cells(name)):
             return UsageError(

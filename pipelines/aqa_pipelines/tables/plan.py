@@ -24,6 +24,7 @@ from aqa_train.folds import source_of_tests
 from aqa_train.methods import METHODS
 from aqa_train.protocol import once
 from aqa_train.splits import role_named
+from aqa_train.trainer import Diverged
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def time_of(plan: TablePlan, out: Path, device: torch.device) -> dict[str, float
     """Seconds of one training of every run that can be run, by its name.
 
     Of what was trained already, what it took; of the rest a few epochs of one run of each method are tried, and what
-    they took is scaled by the number of videos of the others.
+    they took is scaled by the number of videos of the others. What fails in them is marked so.
     """
     found: dict[str, float] = {}
     tried: dict[tuple[Any, ...], tuple[float, int]] = {}
@@ -163,7 +164,11 @@ def time_of(plan: TablePlan, out: Path, device: torch.device) -> dict[str, float
         videos = max(len(one.experiment.splits[0].labelled), len(one.experiment.splits[0].unlabelled))
         if key not in tried:
             placed = work.place(one.experiment.features, device, "auto")
-            tried[key] = seconds_of(method, one.experiment, placed, device), videos
+            try:
+                tried[key] = seconds_of(method, one.experiment, placed, device), videos
+            except (UsageError, Diverged) as e:
+                one.failed = e
+                continue
         seconds, of = tried[key]
         found[one.name] = seconds * videos / max(of, 1)
     return found

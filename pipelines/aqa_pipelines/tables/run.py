@@ -145,6 +145,7 @@ def plan_text(
     for row in table.rows:
         if row.method is None:
             lines.append(f"only published: {row.name}: {row.why}")
+    lines += [f"failed when it was tried: {where}: {error.cause}" for where, error in plan.failures.items()]
     for (cause, fix), spots in plan.lacking.items():
         lines += [f"missing for {_where(spots)}: {cause}", f"  {fix}"]
     if plan.lacking:
