@@ -29,7 +29,8 @@ from aqa_shared.store import (
     verify,
 )
 from aqa_shared.store.blocks import Block, Index, write_blocks
-from aqa_shared.store.log import publish, state_of
+from aqa_shared.store.log import Group, publish, state_of
+from aqa_shared.store.merge import LARGE, SMALL, tail
 from aqa_shared.store.stage import read_failures, write_failure
 
 from .store_cases import FLOW, SPECS, arrays_of, commit, make_store, meta_of, open_writer, tree
@@ -273,6 +274,24 @@ def test_appending_costs_what_is_appended(monkeypatch: pytest.MonkeyPatch) -> No
     compact(where)
     assert FeatureStore.open(where).content == content
     assert (len(state_of(objects).blocks), len(state_of(objects).labels)) == (1, 1)
+
+
+@pytest.mark.parametrize(("batch", "batches"), [(1, 20_000), (100, 1000), (1412, 70)])
+def test_blocks_are_few_and_copied_seldom(batch: int, batches: int) -> None:
+    """The rule alone, with real sizes: videos of 10 segments of 1024 numbers and their index, by batches."""
+    added = 41_500 * batch
+    blocks: list[Group] = []
+    written = []
+    for _ in range(batches):
+        kept = len(blocks) - tail(blocks, added)
+        blocks[kept:] = [Group("", "", bytes=added + sum(b.bytes for b in blocks[kept:]))]
+        written.append(blocks[-1].bytes)
+    total = added * batches
+    assert sum(b.bytes for b in blocks) == total
+    assert len(blocks) < 10 + total / LARGE
+    assert np.median(written) < max(SMALL, 3 * added)
+    assert max(written) < 2 * LARGE + added
+    assert sum(written) < 10 * total + batches * SMALL
 
 
 def test_features_of_any_length_and_width_need_no_settings(where: Where) -> None:
