@@ -300,7 +300,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
 
 
 def _time(seconds: float) -> str:
-    return as_time(seconds) if seconds >= 9.5 else f"{seconds:.2g} s"
+    return as_time(seconds) if seconds >= 9.5 else f"{seconds:.2g} s" if seconds >= 0.01 else "< 0.01 s"
 
 
 def _varies(value: Mapping[str, Any], digits: int) -> bool:
