@@ -17,6 +17,7 @@ from aqa_shared import console
 from aqa_shared.commands import App, Version, group
 from aqa_shared.errors import UsageError
 from aqa_shared.settings import given, with_options
+from aqa_shared.shards import of_part
 
 app = App()
 
@@ -66,6 +67,8 @@ def extract(
     manifest.report(console.note, console.warn)
     # What `aqa info` recommends to make what is missing: it must not empty the store again.
     command = shlex.join([*_program(sys.argv[0]), *(a for a in sys.argv[1:] if a != "--overwrite")])
+    if asked.options.shard:  # whichever was said by the environment is said by the command
+        command = of_part(command, *asked.options.shard)
     options = asked.options.model_copy(update={"command": command})
     if dry_run:
         from aqa_extract.estimate import estimate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,20 +16,11 @@ from aqa_shared.options import Option, Several, parted
 from aqa_shared.records import ExtractSettings, Record
 from aqa_shared.settings import as_toml as written
 from aqa_shared.settings import gathered, settings_of, valid
+from aqa_shared.shards import AUTO, part_of_parts, scheduled
 
 ENVIRONMENT = "AQA_EXTRACT_"
 INPUT, RUN = "Input and output", "Run"
 """Headings of the options that are not what decides a feature."""
-
-
-def _part_of_parts(value: Any) -> Any:
-    """`3/8` as (3, 8)."""
-    if isinstance(value, str):
-        i, _, n = value.partition("/")
-        if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
-            raise ValueError(f"give part/parts, the parts counted from 1, as 3/8, got {value!r}")
-        return int(i), int(n)
-    return value
 
 
 def _preset(name: str) -> str:
@@ -79,7 +71,7 @@ class Options(Record):
     overwrite: Annotated[bool, Option(RUN, "Replace an existing store.")] = False
     shard: Annotated[
         tuple[int, int] | None,
-        BeforeValidator(_part_of_parts),
+        BeforeValidator(part_of_parts),
         Option(
             RUN,
             "Only the I-th of N parts of the videos; after all parts, run `aqa finalise STORE`.",
@@ -152,6 +144,8 @@ def resolve(file: Path | None, flags: Mapping[str, Any], environment: Mapping[st
     values["streams"] = list(dict.fromkeys(map(str, parted(values["streams"]))))
     wants_flow = any(parse(stream).modality == "flow" for stream in values["streams"])
     values.setdefault("flow", "parity" if wants_flow else "off")
+    if str(values.get("shard", "")).partition("/")[0] == AUTO:
+        values["shard"] = scheduled(values["shard"], os.environ if environment is None else environment)
     config = valid(Config, values, variables, fix="see aqa-extract --help")
     config = config.model_copy(update={"features": completed(config.features)})
     _refuse_ignored(asked, config.features)

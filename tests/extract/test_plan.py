@@ -153,3 +153,42 @@ def test_a_part_is_written_as_part_of_parts(wrong: str) -> None:
     assert resolve(None, {"shard": "2/3"}, {}).options.shard == (2, 3)
     with pytest.raises(UsageError, match="remove the store first"):
         resolve(None, {"shard": "2/3", "overwrite": True}, {})
+
+
+def _array(task: str, first: str = "1", last: str = "8", count: str = "8") -> dict[str, str]:
+    said = {"ID": task, "MIN": first, "MAX": last, "COUNT": count}
+    return {f"SLURM_ARRAY_TASK_{name}": value for name, value in said.items()}
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "part"),
+    [
+        ("auto", _array("3"), (3, 8)),
+        ("auto/8", _array("3", "3", "7", "2"), (3, 8)),  # two of the eight, submitted again
+        ("auto/4", {"JOB_COMPLETION_INDEX": "0"}, (1, 4)),
+        ("auto/4", {"JOB_COMPLETION_INDEX": "3"}, (4, 4)),
+        ("2/3", _array("3"), (2, 3)),
+        (None, _array("3"), None),  # the array may have a dataset for every task
+    ],
+)
+def test_a_scheduler_says_which_part(asked: str | None, environment: dict[str, str], part: object) -> None:
+    assert resolve(None, {"shard": asked} if asked else {}, environment).options.shard == part
+    if asked:
+        assert resolve(None, {}, {**environment, "AQA_EXTRACT_SHARD": asked}).options.shard == part
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "message"),
+    [
+        ("auto", {}, "no scheduler says which part"),
+        ("auto", {"JOB_COMPLETION_INDEX": "0"}, "does not say how many parts"),
+        ("auto", _array("0", "0", "7"), "8 tasks of this array are 0 to 7"),
+        ("auto", _array("3", "3", "7", "2"), "2 tasks of this array are 3 to 7"),
+        ("auto/4", {"JOB_COMPLETION_INDEX": "4"}, "got '5/4'"),
+        ("auto/x", _array("3"), "got '3/x'"),
+        ("automatic", _array("3"), "got 'automatic'"),
+    ],
+)
+def test_a_part_that_is_not_known_is_an_error(asked: str, environment: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(None, {"shard": asked}, environment)

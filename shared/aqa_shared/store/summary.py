@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from aqa_shared.shards import of_part, whole
 from aqa_shared.store.holdings import contents
 from aqa_shared.store.log import numbers
 from aqa_shared.store.objects import Objects, Where, disk_errors
@@ -38,14 +38,9 @@ def _never_began(runs: list[Run]) -> list[dict[str, Any]]:
     for n in sorted({r.shard[1] for r in runs if r.shard}):
         of = [r for r in runs if r.shard and r.shard[1] == n]
         for i in sorted(set(range(1, n + 1)) - {r.shard[0] for r in of if r.shard}):
-            command = f"{_whole(of[0].command)} --shard {i}/{n}"
+            command = of_part(of[0].command, i, n)
             rows.append({"command": command, "missing": None, "ids": [], "shard": (i, n)})
     return rows
-
-
-def _whole(command: str) -> str:
-    """Of all shards."""
-    return re.sub(r" --shard[= ]\S+", "", command)
 
 
 def missing_parts(where: Where, arguments: Sequence[str], n: int) -> list[int]:
@@ -56,10 +51,10 @@ def missing_parts(where: Where, arguments: Sequence[str], n: int) -> list[int]:
     objects = Objects.at(where)
     with disk_errors(objects, "read the store"):
         runs = [r for r in read_runs(objects) if r.shard and r.shard[1] == n]
-    alike = [r for r in runs if shlex.split(_whole(r.command))[-len(arguments) :] == [*arguments]]
+    alike = [r for r in runs if shlex.split(whole(r.command))[-len(arguments) :] == [*arguments]]
     lacking = {row["shard"] for row in missing(where) if row["missing"]}
-    whole = {r.shard[0] for r in alike if r.shard and r.shard not in lacking}
-    return [i for i in range(1, n + 1) if i not in whole]
+    ended = {r.shard[0] for r in alike if r.shard and r.shard not in lacking}
+    return [i for i in range(1, n + 1) if i not in ended]
 
 
 def describe(where: Where) -> dict[str, Any]:

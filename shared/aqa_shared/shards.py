@@ -1,0 +1,60 @@
+"""Which part of the work a process is asked for: named, or as the scheduler that started it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from aqa_shared.errors import UsageError
+
+AUTO = "auto"
+
+
+def part_of_parts(value: Any) -> Any:
+    """`3/8` as (3, 8), the parts counted from 1; what is no text as it is."""
+    if not isinstance(value, str):
+        return value
+    part, _, count = value.partition("/")
+    if not (part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count)):
+        raise ValueError(f"give part/parts, the parts counted from 1, as 3/8, or auto, got {value!r}")
+    return int(part), int(count)
+
+
+def scheduled(text: str, environment: Mapping[str, str]) -> str:
+    """What `auto` or `auto/8` means in a task with this environment, as `3/8`.
+
+    An array of SLURM has tasks 1 to N (SLURM_ARRAY_TASK_ID); `auto/N` serves where only some of them run again. An
+    Indexed Job of Kubernetes counts from 0 (JOB_COMPLETION_INDEX) and does not say how many there are. A part is
+    taken from there only where `auto` asks for it, since an array may as well have a dataset for every task.
+    Raises UsageError where no part is known.
+    """
+    count = text.removeprefix(AUTO).removeprefix("/")
+    index, part = environment.get("JOB_COMPLETION_INDEX", ""), environment.get("SLURM_ARRAY_TASK_ID", "")
+    if index.isdecimal():
+        if not count:
+            raise UsageError("an Indexed Job does not say how many parts there are", fix="add it, as --shard auto/8")
+        return f"{int(index) + 1}/{count}"
+    if not part:
+        raise UsageError(
+            f"--shard {text}: no scheduler says which part this is",
+            fix="give it, as --shard 3/8; auto is for tasks of a SLURM array or of an Indexed Job",
+        )
+    if not count:
+        first, last, count = (environment.get(f"SLURM_ARRAY_TASK_{n}", "") for n in ("MIN", "MAX", "COUNT"))
+        if (first, last) != ("1", count):
+            raise UsageError(
+                f"the {count} tasks of this array are {first} to {last}, and not 1 to the number of parts",
+                fix="submit with --array=1-N, or say how many parts there are, as --shard auto/8",
+            )
+    return f"{part}/{count}"
+
+
+def whole(command: str) -> str:
+    """A command of a part, as that of all parts."""
+    return re.sub(r" --shard[= ]\S+", "", command)
+
+
+def of_part(command: str, part: int, count: int) -> str:
+    """A command, whatever part it was of, as that of this one."""
+    return f"{whole(command)} --shard {part}/{count}"
