@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from aqa_shared.errors import UsageError
-from aqa_train.config import RunConfig, Training, as_toml, differences, method_config, resolve, spelt_out
+from aqa_train.config import RunConfig, Training
+from aqa_train.method_settings import as_toml, differences, method_config, spelt_out
 from aqa_train.methods import METHODS
+from aqa_train.resolve import resolve
 
 BASE = {"features": "f.zarr"}
 

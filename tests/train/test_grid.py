@@ -16,20 +16,13 @@ import pytest
 import torch
 
 from aqa_shared.errors import UsageError
-from aqa_train.config import (
-    RunConfig,
-    as_toml,
-    differences,
-    method_config,
-    parse_variants,
-    resolve,
-    spelt_out,
-    training_of,
-)
+from aqa_train.config import RunConfig
 from aqa_train.features import FeatureSet
 from aqa_train.grid import cells, reads
+from aqa_train.method_settings import as_toml, differences, method_config, spelt_out, training_of
 from aqa_train.methods import METHODS
 from aqa_train.predict import open_ensemble
+from aqa_train.resolve import parse_variants, resolve
 from aqa_train.trainer import predict
 
 from .conftest import MakeStore, synthetic

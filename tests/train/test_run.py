@@ -19,10 +19,10 @@ from tests.shims import NO_SEMAPHORES, needs_shims, shim
 from aqa_shared.errors import AqaError, EnvironmentFault, StoreError, UsageError
 from aqa_shared.records import Sampling
 from aqa_shared.store import FeatureStore
-from aqa_train.config import resolve
 from aqa_train.experiment import place, prepare
 from aqa_train.metrics import spearman
 from aqa_train.predict import load_checkpoint, open_ensemble
+from aqa_train.resolve import resolve
 from aqa_train.splits import Split
 
 from .conftest import MakeStore
@@ -503,8 +503,8 @@ def test_a_labels_file_replaces_the_stores_scores(
 
 
 def test_labels_of_other_columns_in_any_dialect(make_store: MakeStore, tmp_path: Path) -> None:
-    from aqa_train.config import resolve
     from aqa_train.experiment import prepare
+    from aqa_train.resolve import resolve
 
     store, labels = make_store(videos=16), tmp_path / "l.csv"
     labels.write_text("sep=;\n;Clip;Total\n" + "".join(f"{i};{i};{i},5\n" for i in range(16)))

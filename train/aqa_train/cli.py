@@ -14,19 +14,9 @@ from aqa_shared.commands import App, Version, group
 from aqa_shared.errors import ExitCode, UsageError
 from aqa_shared.machine import pick_device
 from aqa_shared.settings import given, with_options
-from aqa_train.config import (
-    ENVIRONMENT,
-    INPUT,
-    LEARNING,
-    PLACES,
-    RunConfig,
-    absolute,
-    as_toml,
-    differences,
-    parse_variants,
-    resolve,
-    spelt_out,
-)
+from aqa_train.config import INPUT, LEARNING, PLACES, RunConfig, absolute
+from aqa_train.method_settings import as_toml, differences, spelt_out
+from aqa_train.resolve import ENVIRONMENT, parse_variants, resolve
 from aqa_train.signals import ended_in_order
 
 if TYPE_CHECKING:

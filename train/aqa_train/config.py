@@ -1,23 +1,18 @@
-"""Every setting of a run, validated once: TOML file < AQA_TRAIN_* environment < flags."""
+"""Every setting of a run, as records: what is validated once, and what `--help` shows as options."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_serializer, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_serializer, field_validator
 
-from aqa_shared.errors import UsageError, did_you_mean
+from aqa_shared.errors import did_you_mean
 from aqa_shared.options import Option, Several, parted
 from aqa_shared.records import Record
-from aqa_shared.settings import as_toml as written
-from aqa_shared.settings import explain, gathered, valid
 from aqa_train.methods import ALL, DEFAULT, METHODS
 
-ENVIRONMENT = "AQA_TRAIN_"
 HELP = "aqa-train --print-config shows the settings and their values"
 LARGEST_SCORE = 1e12
 """What is beyond is a slip of the pen, and its square is beyond numbers soon."""
@@ -270,7 +265,7 @@ class RunConfig(Record):
             raise ValueError(f"{ALL} is every method that fits the data: name it alone")
         for m in methods:
             if m not in METHODS and m != ALL:
-                raise ValueError(f"no method {m!r}{_instead(m, METHODS)}")
+                raise ValueError(f"no method {m!r}{instead(m, METHODS)}")
         if len(set(methods)) < len(methods):
             raise ValueError(f"name each method once, got {', '.join(methods)}")
         return methods
@@ -289,47 +284,12 @@ class RunConfig(Record):
         return value
 
 
-def _instead(name: str, choices: Iterable[str]) -> str:
+def instead(name: str, choices: Iterable[str]) -> str:
     """`; did you mean x?` when one is near, else the choices."""
     choices = list(choices)
     return f"; {did_you_mean(name, choices) or 'choose from ' + ', '.join(choices)}"
 
 
-def resolve(
-    file: Path | None,
-    flags: Mapping[str, Any],
-    sets: Iterable[str] = (),
-    defaults: Mapping[str, Any] | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> RunConfig:
-    """Merge defaults, file, environment (None: this process's), flags and `--set name=value`.
-
-    `--set` may name training settings too.
-    """
-    asked, variables = gathered(RunConfig, ENVIRONMENT, file, flags, environment, TABLES)
-    merged = {**(defaults or {}), **_table(asked.pop("training", {}), "training"), **asked}
-    settings = _table(merged.pop("settings", {}), "settings")
-    for item in sets:
-        name, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or not name:
-            raise UsageError(f"--set {item!r} is not name=value", fix="for example --set dropout=0.5")
-        (merged if name in Training.model_fields else settings)[name] = value
-        variables.pop(name, None)
-    config = valid(RunConfig, {**merged, "settings": settings}, variables, fix=HELP)
-    tried = config if config.methods != (ALL,) else config.model_copy(update={"methods": tuple(METHODS)})
-    for method in tried.methods:
-        method_config(tried, method)
-        training_of(tried, method)
-    _refuse_settings_without_effect(tried)
-    return config
-
-
-LEARNING_BY_STEPS = (
-    "epochs", "batch", "epoch_of", "optimiser", "lr", "weight_decay", "momentum", "schedule", "precision",
-)  # fmt: skip
-"""Of `Training`, what means nothing to methods without `losses`."""
-TABLES = ("training", "settings", "variants")
-"""What is no single value."""
 PLACES = ("features", "labels", "split", "dataset")
 """Settings that say where something is. What it is, the run folder knows by digest, so it may be moved."""
 
@@ -339,196 +299,3 @@ def absolute(config: RunConfig) -> RunConfig:
     paths = {n: getattr(config, n) for n in PLACES}
     found = {n: p if "://" in p else os.path.abspath(p) for n, p in paths.items() if p is not None}
     return config.model_copy(update=found)
-
-
-def _table(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UsageError(f"{name} is {value!r}, not a table", fix=f"write it as [{name}] with lines name = value")
-    if name == "training" and (unknown := [n for n in value if n not in Training.model_fields]):
-        known = Training.model_fields
-        raise UsageError(f"there is no training setting {unknown[0]!r}{_instead(unknown[0], known)}", fix=HELP)
-    return dict(value)
-
-
-def _refuse_settings_without_effect(config: RunConfig) -> None:
-    """A setting that every chosen method fixes, or that another setting rules out, would do nothing."""
-    if config.all_scores:
-        ruled_out = (
-            *("split", "folds", "folds_by", "test_fraction", "group", "over_folds"),
-            *("labelled", "validation", "transductive"),
-        )
-        given = [n for n in ruled_out if getattr(config, n) != RunConfig.model_fields[n].default]
-        if given:
-            raise UsageError(
-                f"--all-scores learns from every score, and says nothing of tests: {given[0]} = "
-                f"{getattr(config, given[0])} contradicts it",
-                fix="omit one of them; to know how good the model is, train without --all-scores first",
-            )
-    for name in ("id_column", "score_column"):
-        if getattr(config, name) is not None and config.labels is None:
-            raise UsageError(
-                f"{name} = {getattr(config, name)} would be ignored without --labels",
-                fix="name the table with --labels",
-            )
-    trained = {m: training_of(config, m) for m in config.methods}
-    if not any(hasattr(METHODS[m].load(), "losses") for m in config.methods):
-        plain_training = Training()
-        for name, value in config.training.model_dump(mode="json", exclude_unset=True).items():
-            if name in LEARNING_BY_STEPS and value != getattr(plain_training, name):
-                raise UsageError(
-                    f"{name} = {value} would change nothing: {', '.join(config.methods)} learns all at once",
-                    fix="omit it, or name a method that learns by steps, such as --method s4aqa",
-                )
-    plain, default = {t.optimiser for t in trained.values()} - {"sgd"}, Training.model_fields["momentum"].default
-    if trained and all(t.optimiser != "sgd" and t.momentum != default for t in trained.values()):
-        momentum = config.training.momentum
-        raise UsageError(
-            f"momentum = {momentum:g} is a setting of sgd, and the optimiser is {' or '.join(sorted(plain))}",
-            fix="omit it, or add --set optimiser=sgd",
-        )
-    for name in ("falls", "fall"):
-        usual = Training.model_fields[name].default
-        if trained and all(t.schedule != "steps" and getattr(t, name) != usual for t in trained.values()):
-            raise UsageError(
-                f"{name} = {getattr(config.training, name)} is a setting of the schedule steps, and it is "
-                f"{' or '.join(sorted({t.schedule for t in trained.values()}))}",
-                fix="omit it, or add --set schedule=steps",
-            )
-    recipes = sorted({name for m in config.methods for name in METHODS[m].recipes if name})
-    if config.recipe and config.recipe not in recipes:
-        raise UsageError(
-            f"{', '.join(config.methods)}: no recipe for {config.recipe!r}",
-            fix=f"choose from {', '.join(recipes)}" if recipes else "omit --recipe",
-        )
-    testing = ("split", "folds", "folds_by", "test_fraction")
-    given = [f"{name} = {value}" for name in testing if (value := getattr(config, name)) is not None]
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} say what is tested", fix="give one of them")
-    for name in config.settings:
-        users = [m for m in config.methods if name in (f.name for f in dataclasses.fields(METHODS[m].load().Config))]
-        if users and all(name in METHODS[m].fixed for m in users):
-            made = ", ".join(users)
-            raise UsageError(
-                f"{name} = {METHODS[users[0]].fixed[name]} is what makes {made}",
-                fix=f"set it for another method than {made}",
-            )
-
-
-def training_of(config: RunConfig, method: str) -> Training:
-    """How one method is trained: defaults, its own recipe, what was asked for, what was asked for it alone."""
-    own = {n: v for n in Training.model_fields if (v := config.settings.get(f"{method}.{n}")) is not None}
-    asked = config.training.model_dump(exclude_unset=True)
-    try:
-        return Training(**{**METHODS[method].recipe(config.recipe), **asked, **own})
-    except ValidationError as e:
-        raise UsageError(f"method {method}: {explain(e)}", fix=HELP) from None
-
-
-def parse_variants(given: Iterable[str]) -> dict[str, list[str]]:
-    """`name=a,b` of every `--variant`; values that hold commas are parted by semicolons."""
-    found: dict[str, list[str]] = {}
-    for item in given:
-        name, _, values = (part.strip() for part in item.partition("="))
-        parts = [v.strip() for v in values.split(";" if ";" in values else ",")]
-        if not name or not all(parts) or len(set(parts)) < len(parts):
-            raise UsageError(f"--variant {item!r} is not name=a,b", fix="for example --variant dropout=0.1,0.3")
-        if name in found:
-            raise UsageError(f"--variant {name} is given twice", fix="give all its values in one")
-        found[name] = parts
-    return found
-
-
-def method_config(config: RunConfig, method: str) -> Any:
-    """The frozen settings of one method: its defaults, `settings`, and what makes the method what it is."""
-    row = METHODS[method]
-    cls = row.load().Config
-    names = [f.name for f in dataclasses.fields(cls)]
-    values: dict[str, Any] = {}
-    # What is said of this method alone wins, whatever the order.
-    for key, value in sorted(config.settings.items(), key=lambda item: "." in item[0]):
-        owner, dot, name = key.rpartition(".")
-        if dot and owner not in config.methods:
-            raise UsageError(f"setting {key!r}: no method {owner!r} here{_instead(owner, config.methods)}")
-        if dot and (owner != method or name in Training.model_fields):
-            continue
-        if name not in names:
-            shared = {f.name for m in config.methods for f in dataclasses.fields(METHODS[m].load().Config)}
-            if not dot and name in shared:
-                continue
-            known = sorted(shared | set(Training.model_fields))
-            raise UsageError(f"method {method} has no setting {name!r}{_instead(name, known)}", fix=_who_has(name))
-        if dot and name in row.fixed:
-            raise UsageError(
-                f"{name} = {row.fixed[name]} is what makes {method}", fix=f"set it for another method than {method}"
-            )
-        values[name] = value.split(",") if isinstance(value, str) and "," in value else value
-    for f in dataclasses.fields(cls):
-        if isinstance(values.get(f.name), (str, int)) and isinstance(f.default, tuple):
-            values[f.name] = [values[f.name]]
-    try:
-        return TypeAdapter(cls).validate_python({**values, **row.fixed})
-    except ValidationError as e:
-        raise UsageError(f"method {method}: {explain(e)}", fix=HELP) from None
-
-
-def _who_has(setting: str) -> str:
-    """Which methods would read it."""
-    having = [m for m, row in METHODS.items() if setting in (f.name for f in dataclasses.fields(row.load().Config))]
-    more = ", …" if len(having) > 3 else ""
-    return f"--method names one that has it: {', '.join(having[:3])}{more}" if having else ""
-
-
-def as_toml(config: RunConfig) -> str:
-    """The configuration as a file that gives it again; what is unset is left out."""
-    record = config.model_dump(mode="json", exclude_none=True)
-    return written({k: v for k, v in record.items() if k != "variants" or v})
-
-
-def spelt_out(config: RunConfig) -> RunConfig:
-    """The same with every setting of its methods and their training, those left at their defaults too.
-
-    A plain name where the methods agree, `method.name` where they do not; what makes a method is not a setting of it,
-    and what `variants` vary has no one value.
-    """
-    settings: dict[str, dict[str, Any]] = {}
-    training: dict[str, dict[str, Any]] = {}
-    if config.methods == (ALL,):
-        return config  # which they are, the data say
-    for method in config.methods:
-        for name, value in training_of(config, method).model_dump(mode="json").items():
-            training.setdefault(name, {})[method] = value
-        own = dataclasses.asdict(method_config(config, method))
-        for name in own.keys() - METHODS[method].fixed.keys():
-            settings.setdefault(name, {})[method] = list(own[name]) if isinstance(own[name], tuple) else own[name]
-    common, apart = _agreed(training)
-    shared, others = _agreed(dict(sorted(settings.items())))
-    common, shared = ({k: v for k, v in part.items() if k not in config.variants} for part in (common, shared))
-    own = {k: v for k, v in (others | apart).items() if not config.variants.keys() & {k, k.rpartition(".")[2]}}
-    return config.model_copy(update={"training": Training(**common), "settings": shared | own})
-
-
-def _agreed(values: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of name → method → value: by name what all have alike, and `method.name` for the rest; None is left out."""
-    alike: dict[str, Any] = {}
-    apart: dict[str, Any] = {}
-    for name, by_method in values.items():
-        first, *others = by_method.values()
-        if all(other == first for other in others):
-            alike[name] = first
-        else:
-            apart |= {f"{method}.{name}": value for method, value in by_method.items()}
-    return tuple({k: v for k, v in part.items() if v is not None} for part in (alike, apart))  # type: ignore[return-value]
-
-
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """`name: old → new` of every setting that differs, however it was given; another place is no other setting."""
-    a, b = (_flat(spelt_out(c).model_dump(mode="json")) for c in (old, new))
-    moved = {k for k in PLACES if a.get(k) is not None and b.get(k) is not None}
-    return [f"{k}: {a.get(k)} → {b.get(k)}" for k in sorted((a.keys() | b.keys()) - moved) if a.get(k) != b.get(k)]
-
-
-def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for k, v in record.items():
-        flat |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v}
-    return flat

@@ -24,8 +24,9 @@ from aqa_train import metrics, protocol
 from aqa_train.batch import Batch, Inputs
 from aqa_train.checkpoint import writing
 from aqa_train.columns import Kind
-from aqa_train.config import RunConfig, method_config, training_of
+from aqa_train.config import RunConfig
 from aqa_train.features import FeatureSet, InMemory, adds_streams, array_of, enough_memory
+from aqa_train.method_settings import method_config, training_of
 from aqa_train.methods import ALL, DEFAULT, LINEAR, METHODS, VIEWS
 from aqa_train.order import Rows
 from aqa_train.predict import save_model

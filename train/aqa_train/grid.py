@@ -18,7 +18,8 @@ from typing import Any
 from aqa_shared.errors import UsageError
 from aqa_shared.files import replacing
 from aqa_train.checkpoint import writing
-from aqa_train.config import RunConfig, Training, method_config, training_of
+from aqa_train.config import RunConfig, Training
+from aqa_train.method_settings import method_config, training_of
 from aqa_train.methods import METHODS
 from aqa_train.outputs import write_records
 from aqa_train.summary import MEASURES

@@ -19,9 +19,10 @@ from aqa_shared.files import replace_text, replacing
 from aqa_train import scores
 from aqa_train.checkpoint import writing
 from aqa_train.comparisons import Compared, compare
-from aqa_train.config import PLACES, RunConfig, as_toml, spelt_out
+from aqa_train.config import PLACES, RunConfig
 from aqa_train.experiment import Experiment, write_json
 from aqa_train.intervals import LEVEL
+from aqa_train.method_settings import as_toml, spelt_out
 from aqa_train.protocol import comparison
 from aqa_train.splits import Split
 from aqa_train.summary import MEASURES, WITH_INTERVAL, Comparison, summarise

@@ -12,9 +12,10 @@ from aqa_shared.datasets import DATASETS
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import Finite, Record
 from aqa_shared.settings import explain, read_toml
-from aqa_train.config import RunConfig, Training, resolve
+from aqa_train.config import RunConfig, Training
 from aqa_train.grid import reads
 from aqa_train.methods import METHODS
+from aqa_train.resolve import resolve
 
 Measure = Literal["spearman", "kendall", "mae", "rl2_dataset_range", "rl2_test_range", "auc"]
 RANKS = ("spearman", "kendall")
