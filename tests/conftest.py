@@ -12,7 +12,10 @@ import torch
 torch.set_num_threads(1)
 
 
-LONG = ("test_stopping.py", "test_grid.py", "test_device.py", "test_supervised.py", "test_run.py", "test_cli.py")
+LONG = (
+    *("test_stopping.py", "test_grid.py", "test_device.py", "test_supervised.py", "test_cli.py"),
+    *("test_run.py", "test_run_again.py", "test_run_files.py"),
+)
 """Files that take minutes."""
 
 
