@@ -42,7 +42,7 @@ ROWS = 64
 
 @contextmanager
 def device_faults() -> Iterator[None]:
-    """What the device refuses is no video's fault."""
+    """What the device refuses is not a video's fault."""
     try:
         yield
     except torch.OutOfMemoryError as e:
@@ -206,7 +206,7 @@ class Compute:
         """What the network says of these clips; None when the device ran out of memory.
 
         By then the error is gone, and with its traceback the tensors of the failed call: they would fill the memory
-        that the next, smaller call needs. Clips of several videos share a call, so an error is no single video's.
+        that the next, smaller call needs. Clips of several videos share a call, so an error is not a single video's.
         """
         try:
             pixels = torch.stack([clip.pixels for clip in clips]).transpose(1, 2)  # (b, c, t, h, w)

@@ -32,7 +32,7 @@ def _preset(name: str) -> str:
 class Options(Record):
     """How to run.
 
-    Nothing here changes a feature beyond rounding (`batch` and `device` may choose other kernels), but for
+    Nothing here changes a feature beyond rounding (`batch` and `device` may choose other kernels), except for
     `accept_damaged`, which is recorded with each video.
     """
 

@@ -81,7 +81,7 @@ class Pipeline:
         self.crash: BaseException | None = None
 
     def run(self, jobs: Sequence[VideoJob]) -> Outcome:
-        """Handle every job, or stop early and say why. Raises what is no single video's fault."""
+        """Handle every job, or stop early and say why. Raises what is not a single video's fault."""
         self.total, self.pending = len(jobs), iter(jobs)
         loaders = [self._thread(self._load, f"load-{i}") for i in range(self.workers)]
         drivers = [self._thread(self._drive, f"device-{i}") for i in range(self.drivers)]

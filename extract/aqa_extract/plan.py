@@ -64,7 +64,7 @@ def read_plan(
 ) -> tuple[Plan, Contents | None]:
     """The plan for a store, and what the store holds, which is read once; writes nothing, opens no video.
 
-    Raises StoreError for what is no store, or a store of other settings, UsageError for ids to replace that are not
+    Raises StoreError for what is not a store, or a store of other settings, UsageError for ids to replace that are not
     among the videos.
     """
     known = None
@@ -213,7 +213,7 @@ def _refusals(videos: Sequence[Video], known: Contents, look: Callable[[str], Id
 
 
 def _is_another(path: str, recorded: Mapping[str, Any]) -> bool:
-    """Whether the store's file still is where it was, so that the one at `path` is no new version of it."""
+    """Whether the store's file still is where it was, so that the one at `path` is not a new version of it."""
     was = str(recorded.get("path") or path)
     return os.path.exists(was) and not (os.path.exists(path) and os.path.samefile(was, path))
 

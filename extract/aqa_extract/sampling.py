@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int32, Int64
 from aqa_shared.records import Sampling, Video
 
 MIN_FRAMES = 2
-"""A video with fewer real frames is refused (ours): one picture repeated is no performance."""
+"""A video with fewer real frames is refused (ours): one picture repeated is not a performance."""
 TIME_SLACK = 0.5
 """Seconds by which `end_time` may exceed the video, as rounded annotations do (ours)."""
 _SAME_TIME = 1e-6

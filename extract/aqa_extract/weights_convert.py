@@ -174,7 +174,7 @@ def inflate(rgb: StateDict) -> StateDict:
 def read_any(path: Path) -> dict[str, Any]:
     """What the file holds: tensors by name, or the nested arrays of a flax checkpoint.
 
-    safetensors by suffix; a pickle that is no torch file is read if it holds only arrays. Raises EnvironmentFault.
+    safetensors by suffix; a pickle that is not a torch file is read if it holds only arrays. Raises EnvironmentFault.
     """
     try:
         if path.suffix == ".safetensors":
@@ -210,7 +210,7 @@ def tensors_of(content: Mapping[str, Any], path: Path) -> StateDict:
     strangers = [str(key) for key, value in inner.items() if not isinstance(value, Tensor)]
     if strangers:
         raise EnvironmentFault(
-            f"weights file {path} holds things that are no tensors: {', '.join(strangers[:5])}",
+            f"weights file {path} holds things that are not tensors: {', '.join(strangers[:5])}",
             fix="save model.state_dict() and pass that file",
         )
     return {re.sub(r"^(module\.)+", "", str(key)): value for key, value in inner.items()}

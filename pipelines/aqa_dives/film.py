@@ -229,7 +229,7 @@ def choose_lens(rng: np.random.Generator) -> Lens:
 
 @dataclass(frozen=True)
 class Shot:
-    """Everything that decides a video's pixels, but for the grain."""
+    """Everything that decides a video's pixels, except for the grain."""
 
     camera: Camera
     hall: hall_of.Hall

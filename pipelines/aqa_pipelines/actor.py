@@ -81,7 +81,7 @@ def sheet(watched: Watched) -> Image:
 
 
 def save(image: Image, path: Path) -> None:
-    """Raises UsageError for a name that is no picture's, StoreError where it cannot be written."""
+    """Raises UsageError for a name that is not a picture's, StoreError where it cannot be written."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UsageError(f"--sheet {path}", fix="name a .png or .jpg file")
     try:

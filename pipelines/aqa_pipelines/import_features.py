@@ -263,7 +263,7 @@ def _array(tree: Nested) -> np.ndarray:
         raise Unusable(f"its type is {x.dtype}, not numbers", "save it as an array of floats")
     x = x[None] if x.ndim == 1 else x
     if x.ndim == 0 or not x.size:
-        raise Unusable(f"it is empty, its shape is {x.shape}", "make it again, or take it away")
+        raise Unusable(f"it is empty, its shape is {x.shape}", "make it again, or remove it")
     return x
 
 
@@ -274,7 +274,7 @@ def _not_finite(x: np.ndarray) -> tuple[str, str]:
         return f"values of up to {np.abs(x).max():.3g} are too large for float32", "bring them to a usual scale"
     kinds = [f"{count} {name}" for name, count in (("NaN", missing.sum()), ("infinite", beyond.sum())) if count]
     listed = ", ".join(map(str, rows[:5])) + (" …" if len(rows) > 5 else "")
-    fix = "make it again, take it away, or replace NaN with --transform fill:value=0"
+    fix = "make it again, remove it, or replace NaN with --transform fill:value=0"
     return f"values that are {' and '.join(kinds)}, in row {listed} of {len(x)}", fix
 
 

@@ -133,7 +133,7 @@ def _key(key: Any) -> str:
     return str(key)
 
 
-_AGAIN = "save it again, as with numpy.save, or take it away"
+_AGAIN = "save it again, as with numpy.save, or remove it"
 _NEWER = "MATLAB: save it with -v7; NumPy: save it as .npz"
 READERS: dict[str, tuple[Callable[[Path], Nested], str]] = {
     ".npy": (_npy, _AGAIN),

@@ -158,7 +158,7 @@ class ArrayFiles:
         return found
 
     def _content(self, path: Path, name: str, streams: Mapping[str, str], *, alone: bool = False) -> Iterator[Item]:
-        """What a file holds that is no table: arrays of the video `name`, or of many videos by id."""
+        """What a file holds that is not a table: arrays of the video `name`, or of many videos by id."""
         tree = _last(path)
         known = {where or stream: stream for stream, where in streams.items()} or {s: s for s in STREAMS}
         only = _only(path, streams)

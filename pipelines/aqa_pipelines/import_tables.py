@@ -25,7 +25,7 @@ OFFSETS = ("offset", "offsets")
 LENGTHS = ("length", "lengths")
 SCORES = ("score", "scores", "label", "labels")
 LIST = 64
-"""A column of lists has at most so many values a video; what is longer is no label."""
+"""A column of lists has at most so many values a video; what is longer is not a label."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ArrayTable:
 
     @classmethod
     def of(cls, path: Path, tree: Mapping[str, Nested]) -> ArrayTable | None:
-        """None where it is no table: nothing in it says of how many videos it is."""
+        """None where it is not a table: nothing in it says of how many videos it is."""
         for name in OFFSETS:
             if name in tree:
                 return cls(path, tree, len(tree[name]) - 1)

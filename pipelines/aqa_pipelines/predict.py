@@ -41,7 +41,7 @@ class Scored:
     members: int
     """How many models that is: those that did not learn from this video's own score."""
     in_sample: bool
-    """Every model learned from it; then all are used, and the score is no prediction."""
+    """Every model learned from it; then all are used, and the score is not a prediction."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def _whole(text: str) -> str:
 class _Plain:
     """Help without boxes or colour, in groups, with every name whole however narrow the window.
 
-    Rich's tables cut option names where they do not fit, and pipes and logs are no place for boxes.
+    Rich's tables cut option names where they do not fit, and boxes do not belong into pipes and logs.
     """
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:

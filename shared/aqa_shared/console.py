@@ -33,7 +33,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 """Progress, notes, errors; lines are not broken, so that commands and paths can be copied."""
 
 SILENCE = 60.0
-"""Seconds without a line of progress, where stderr is no terminal, after which the next step is said."""
+"""Seconds without a line of progress, where stderr is not a terminal, after which the next step is said."""
 
 
 def printable(text: str) -> str:

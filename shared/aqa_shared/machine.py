@@ -38,7 +38,7 @@ def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/c
         if available := fields.get("MemAvailable", "").split():
             limits.append(int(available[0]) * 1024)
     for file in _memory_limit_files(proc, cgroups):
-        # `max`, and the groups that a container cannot see, are no limits.
+        # `max`, and the groups that a container cannot see, are not limits.
         with suppress(ValueError, OSError):
             limits.append(int(file.read_text()))
     return min(limits, default=4 << 30)

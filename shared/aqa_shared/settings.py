@@ -46,7 +46,7 @@ class Setting:
 def settings_of(record: type[BaseModel], path: tuple[str, ...] = ()) -> dict[str, Setting]:
     """By the key by which it is set: every field, and of a record in a record its fields.
 
-    A field that is excluded from what is written is no setting.
+    A field that is excluded from what is written is not a setting.
     """
     found: dict[str, Setting] = {}
     for name, field in record.model_fields.items():

@@ -145,6 +145,6 @@ def test_it_learns_by_heart() -> None:
 
 
 def test_groups_must_part_the_channels() -> None:
-    with pytest.raises(UsageError, match="6 channels of features cannot be parted in 8 groups") as e:
+    with pytest.raises(UsageError, match="6 channels of features cannot be divided into 8 groups") as e:
         HGCN(shape())
     assert "groups and factor" in e.value.fix

@@ -176,7 +176,7 @@ def test_bad_inputs_name_the_fix() -> None:
         assert "rgb:map,actor-rgb" in e.value.fix
     batch = dives()
     batch.streams["actor_box"][2, 1, 0] = 0.0
-    with pytest.raises(UsageError, match="boxes are no boxes") as e:
+    with pytest.raises(UsageError, match="boxes are not boxes") as e:
         prepared(small(), batch)
     assert "standardise=none" in e.value.fix
     assert adds_streams("s", ["rgb:map", "actor_box"]) == "aqa-extract VIDEOS --streams rgb:map,actor-rgb --out s"

@@ -142,7 +142,7 @@ def _by_column(config: RunConfig, features: FeatureSet, free: Rows, units: NDArr
         parted = in_same_group(units, np.setdiff1d(free, tested), tested)
         if parted.any():
             raise UsageError(
-                f"--folds-by {name}: the fold {fold} parts a group: {counted(int(parted.sum()), 'video')} of it "
+                f"--folds-by {name}: the fold {fold} divides a group: {counted(int(parted.sum()), 'video')} of it "
                 "in other folds",
                 fix="give all videos of a group the same fold, or omit --group",
             )

@@ -107,7 +107,7 @@ def as_toml(config: RunConfig) -> str:
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """`name: old → new` of every setting that differs, however it was given; another place is no other setting."""
+    """`name: old → new` of every setting that differs, however it was given; another place is not another setting."""
     a, b = (_flat(spelt_out(c).model_dump(mode="json")) for c in (old, new))
     moved = {k for k in PLACES if a.get(k) is not None and b.get(k) is not None}
     return [f"{k}: {a.get(k)} → {b.get(k)}" for k in sorted((a.keys() | b.keys()) - moved) if a.get(k) != b.get(k)]

@@ -19,7 +19,7 @@ LEARNING_BY_STEPS = (
 )  # fmt: skip
 """Of `Training`, what means nothing to methods without `losses`."""
 TABLES = ("training", "settings", "variants")
-"""What is no single value."""
+"""What is not a single value."""
 
 
 def resolve(

@@ -72,7 +72,7 @@ def every_video(
     """The rows of scores.csv, a video and method each, in the order of `COLUMNS`.
 
     `results` hold every training's `scores` of all videos, in the store's order; None where it gave none. A video whose
-    score every model learned from has none: what they say of it is no prediction.
+    score every model learned from has none: what they say of it is not a prediction.
     """
     true = features.column("score").astype(np.float64)
     learned = {(s.fold, s.seed): learned_from(features, s, config) for s in splits}

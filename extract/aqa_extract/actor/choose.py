@@ -24,7 +24,7 @@ MOST = 0.6
 SURE_LOOKS = 2
 """Detections of at least `min_score` that make a track one of a person."""
 SAME = 0.5
-"""Overlap at which two boxes are of one person; a track that has half of its looks so is no further actor."""
+"""Overlap at which two boxes are of one person; a track that has half of its looks so is not another actor."""
 
 
 def ranked(

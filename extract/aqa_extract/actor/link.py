@@ -3,7 +3,7 @@
     detections ─ overlap with the prediction ─▶ tracklets ─ motion and colours across gaps ─▶ tracks
 
 A tracklet ends at the first look where no box overlaps its prediction. Whether the next tracklet is the same person
-is asked afterwards, with both whole tracklets at hand: it has to be where the first was going, as large, and alike
+is asked afterwards, when both tracklets are whole: it has to be where the first was going, as large, and alike
 in colour; across a change of camera, where places mean nothing, much alike in colour.
 
 Places are in pixels against the background (camera motion removed). Everything is NumPy on a few hundred boxes.

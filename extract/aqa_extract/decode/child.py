@@ -298,7 +298,7 @@ def _probe_from(message: dict[str, Any], payload: bytes) -> Probe:
         sound = min(probe.width, probe.height, probe.frame_width, probe.frame_height) > 0
         sound = sound and len(probe.times) == probe.n_expected and probe.fps > 0
     except (TypeError, ValueError, KeyError) as e:
-        raise DecodeFailure("decoder_error", "probe", f"the child's answer is no probe: {e}") from e
+        raise DecodeFailure("decoder_error", "probe", f"the child's answer is not a probe: {e}") from e
     if not sound:
         raise DecodeFailure("decoder_error", "probe", "the child's answer contradicts itself")
     return probe

@@ -1,6 +1,6 @@
 """Which pictures are damaged: what the decoder marks, what it cannot decode, and what it says that it conceals.
 
-A decoder's messages are no damage by themselves: most are about what stands beside the pictures (an SEI, an APP0
+A decoder's messages are not damage by themselves: most are about what stands beside the pictures (an SEI, an APP0
 marker, reference marking that names a picture which was cut off). They are kept as warnings. On 840 randomly damaged
 files in 14 codecs and containers (as in tests/extract/test_decode_damage.py) every message that came with wrong pixels
 came with a mark or a failure too, except those of MJPEG, VP8 and HEVC that `CONCEALED` names.
@@ -74,7 +74,7 @@ class DamageLog:
         return pts if pts is not None else f"unknown {len(self.pictures)}"
 
     def warnings(self) -> list[str]:
-        """The messages that are no damage."""
+        """The messages that are not damage."""
         return [f"decoder message ({n}x): {text}" for text, n in sorted(self.messages.items())[:MOST_MESSAGES]]
 
 

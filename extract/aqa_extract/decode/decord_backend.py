@@ -3,7 +3,7 @@
 decord 0.6.0 counts frames that cannot be shown, repeats the last frame where it runs out of them, loses frames at the
 start where its seek to the start goes too far, and gives others after `skip_frames`, which seeks. None of that is an
 error to it. So it is read frame by frame, and three things are held against PyAV: the time of every frame, the pixels
-of the first, and that the end is no repetition.
+of the first, and that the end is not a repetition.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Packets:
     empty: int = 0
     """Slots without a picture."""
     headless: bool = False
-    """The first packet is no key frame."""
+    """The first packet is not a key frame."""
     key: int | None = None
     """Presentation time of the first key frame."""
 

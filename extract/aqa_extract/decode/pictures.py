@@ -96,7 +96,7 @@ class Folder:
                 if image.mode not in MODES:
                     return f"pixels of {image.mode}, not of 8 bits"
                 image.load()
-                # Zeros in place of the rest, as half a download leaves them, are no error to Pillow.
+                # Zeros in place of the rest, as half a download leaves them, are not an error to Pillow.
                 # Behind its end a camera may have put more; in entropy-coded data the marker cannot occur.
                 if image.format != "PNG" and b"\xff\xd9" not in data[data.rfind(b"\xff\xda") :]:
                     return "truncated"

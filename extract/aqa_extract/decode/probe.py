@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from aqa_shared.records import UntaggedMatrix
 
 MIN_SIDE = 16
-"""Pixels; smaller is no picture of a performance."""
+"""Pixels; smaller is not a picture of a performance."""
 WIDEST = 10
 """Longer side over shorter: scaled to a short side of 256, a ribbon of 16x16384 would take 200 MB a frame."""
 
@@ -146,7 +146,7 @@ def probe(
         warnings.append(odd_colour)
     turned, mirrored, odd = orientation(frame)
     if odd:
-        warnings.append("its display matrix is no right angle: frames are left as they are")
+        warnings.append("its display matrix does not turn by a right angle: frames are left as they are")
     width, height = frame.width, frame.height
     shape = displayed_size(width, height, aspect)
     refuse_shape(width, height, shape, max_pixels)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from aqa_shared.records import UntaggedMatrix
 
 HIDDEN_FRAME_CODECS = ("vp8", "vp9", "mpeg4")
-"""Their packets may hold a frame that is only referred to, or none at all: fewer frames than packets is no damage."""
+"""Their packets may hold a frame that is only referred to, or none at all: fewer frames than packets is not damage."""
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ def transitions(steps: list[int]) -> list[int]:
 
 
 def keyed_id(key: Any) -> str:
-    """`video/number`, the folder of the pictures. Raises ValueError for a key that is no such pair."""
+    """`video/number`, the folder of the pictures. Raises ValueError for a key that is not such a pair."""
     video, number = key
     return f"{video}/{number}"
 

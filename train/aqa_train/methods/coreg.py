@@ -162,7 +162,7 @@ def best(learner: Learner, tried: Int[Tensor, "tried"], k: int) -> tuple[int, fl
     enters = around.values < edge[around.indices]
     after = said[around.indices] + enters * (label[:, None] - pushed[around.indices]) / k
     error = (y - said).square()[around.indices]
-    # Often two videos have the same neighbours: of equal gains, but for rounding, the first drawn is taken.
+    # Often two videos have the same neighbours: of equal gains, except for rounding, the first drawn is taken.
     gain = (error - (y[around.indices] - after).square()).sum(dim=1).round(decimals=9)
     at = int(gain.argmax())
     return (int(tried[at]), float(label[at])) if gain[at] > 0 else None

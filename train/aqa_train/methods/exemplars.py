@@ -118,7 +118,7 @@ class Exemplars(nn.Module):
     ) -> Float[Tensor, "batch exemplars"]:
         """How far each exemplar's difficulty is from each video's; infinite where it is none for it.
 
-        A video is not its own exemplar, as it is told by features that are equal but for rounding. Raises UsageError
+        A video is not its own exemplar, as it is told by features that are equal except for rounding. Raises UsageError
         where a video has none; `among`: these are the labelled videos themselves.
         """
         category, difficulty = self._classes(batch)

@@ -65,7 +65,7 @@ class HGCN(nn.Module):
         for name, width in (("features", channels), *(("widths", w) for w in config.widths)):
             if width % (config.groups * (1 if width == last else config.factor)):
                 raise UsageError(
-                    f"{width} channels of {name} cannot be parted in {config.groups} groups, {config.factor} times "
+                    f"{width} channels of {name} cannot be divided into {config.groups} groups, {config.factor} times "
                     "narrower for attention",
                     fix="set groups and factor such that their product divides the features and the widths",
                 )

@@ -195,7 +195,7 @@ class S4AQA(AA):
     ) -> Float[Tensor, ""]:
         """Absolute error of the recovered segment (equation 5), averaged over videos and channels.
 
-        Summed over 1024 channels, λ1 = 40 would drown the scores (ours).
+        Summed over 1024 channels, λ1 = 40 would outweigh the scores (ours).
         """
         recovered = [decode(stream) for decode, stream in zip(self.decoder, f, strict=True)]
         return F.l1_loss(torch.cat(recovered, dim=-1), target)

@@ -10,7 +10,7 @@ are marked (ours).
                └ queries look in the order of time, each at little of it           └→ where in it
                                         difference + the exemplar's score → mean over the exemplars
 
-Exemplars, groups and what is learned of them are CoRe's (`exemplars.py`, `groups.py`), but for the tree.
+Exemplars, groups and what is learned of them are CoRe's (`exemplars.py`, `groups.py`), except for the tree.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class TSANet(nn.Module):
             there = boxes if batch.present is None else boxes[batch.present]
             if not bool((there[..., 2:] > there[..., :2]).all()):
                 raise UsageError(
-                    "the actor's boxes are no boxes: the right and lower edges are not behind the left and upper ones",
+                    "the actor's boxes are not boxes: the right or lower edge is not beyond the left or upper one",
                     fix="leave them as they were extracted (--set standardise=none), or extract actor-rgb again",
                 )
 
