@@ -51,7 +51,7 @@ class SAPNetConfig:
     distribution_weight: NotNegative = 1.0
     """Of the distribution over scores that `confidence = distribution` learns (ours)."""
     selected_weight: Annotated[float, Field(ge=0, le=0)] = 0.0
-    """`selected` is not a loss but the share of unlabelled videos of which the teacher is sure, logged with the losses."""
+    """`selected` is not a loss but the share of unlabelled videos of which the teacher is sure, logged like one."""
     states: Positive = 8
     """M, states that k-means finds in each video (ours); at most as many as it has segments."""
     sub_actions: Positive = 3
