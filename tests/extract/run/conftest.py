@@ -11,7 +11,7 @@ from tests.extract.run.command import run_command
 from aqa_shared.errors import ExitCode
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory, i3d_rgb_weights: str) -> Path:
     """Six different clips, one of them broken, and labels for four."""
     folder = tmp_path_factory.mktemp("clips")
@@ -24,7 +24,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory, i3d_rgb_weights: str) -> Pat
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("stores") / "undisturbed.zarr"
     done = run_command(clips, store)
