@@ -168,7 +168,7 @@ class Estimate:
             rows.append(
                 (
                     "to extract",
-                    f"{all_ids} videos{twins}: {frames:.0f} frames, {as_time(seconds)} of video "
+                    f"{counted(all_ids, 'video')}{twins}: {frames:.0f} frames, {as_time(seconds)} of video "
                     f"({seconds / 3600:.2f} h), {_size(files)} of files",
                 )
             )
@@ -210,7 +210,7 @@ class Estimate:
         flow = "" if self.settings.flow.mode == "off" else f"; TV-L1 {self.settings.flow.mode}"
         rows.append(("streams", ", ".join(self.settings.streams) + flow))
         rows += [(f"{role} weights", str(found)) for role, found in self.weights.items()]
-        rows.append(("device", f"{self.device}, {self.cores} cores, {self.children} decoding"))
+        rows.append(("device", f"{self.device}, {counted(self.cores, 'core')}, {self.children} decoding"))
         rows.append(
             (
                 "to write",

@@ -115,7 +115,7 @@ def record(watched: Watched) -> dict[str, Any]:
 def text(watched: Watched) -> str:
     """For people."""
     tracks, count = watched.found.tracks, len(watched.times)
-    head = f"{count} frames looked at"
+    head = f"{console.counted(count, 'frame')} looked at"
     if not tracks:
         return f"{head}: no actor, the full frame would be used"
     at = watched.found.looks.positions - watched.found.looks.positions[0]

@@ -46,7 +46,7 @@ def render_videos(look: Look, count: int, out: Path, *, workers: int = 0, overwr
     folder = out / "videos"
     with console.progress("render", count) as advance:
         made = render(look, count, folder, workers=workers, overwrite=overwrite, advance=advance)
-    console.note(f"{count} videos and labels.csv in {folder} ({made} rendered now)")
+    console.note(f"{console.counted(count, 'video')} and labels.csv in {folder} ({made} rendered now)")
     return folder
 
 

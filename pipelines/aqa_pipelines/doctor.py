@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from aqa_shared import __version__
+from aqa_shared.console import counted
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,7 @@ def _cpu() -> Iterator[Check]:
             if key.strip() == "flags":
                 flags = set(value.split())
                 break
-    yield Check("cpu", f"{model}, {available_cores()} cores for this process (of {os.cpu_count()})")
+    yield Check("cpu", f"{model}, {counted(available_cores(), 'core')} for this process (of {os.cpu_count()})")
     yield Check("cpu flags", ", ".join(f for f in FLAGS if f in flags) or "none of " + ", ".join(FLAGS))
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -26,7 +26,7 @@ def info_text(record: Mapping[str, Any]) -> str:
             shape = " × ".join(map(str, array["shape"][1:]))
             lacking = f", {videos - array['videos']} lack it" if array["videos"] < videos else ""
             what = f"{array['role']} of {shape}, {array['dtype']}{_imported(array['identity'])}"
-            rows.append((name, f"{array['videos']} videos{lacking}; {what}"))
+            rows.append((name, f"{counted(array['videos'], 'video')}{lacking}; {what}"))
     rows += [(f"{role} weights", _weights(found)) for role, found in record["weights"].items()]
     low_high = record["score_range"]
     span = f", {low_high[0]:g} to {low_high[1]:g}" if low_high else ""
@@ -80,5 +80,8 @@ def damage_text(store: str, damage: Sequence[Damage]) -> str:
     rows = [f"{printable(d.id) if d.id else '(store)'}  {d.array or '–'}  {printable(d.detail)}" for d in damage]
     # A rerun writes labels and what follows from the videos again; features come from the videos alone.
     again = "what made it (aqa-extract, aqa import-features) again" + (" with --repair" if videos else "")
-    rows.append(f"{name}: damaged ({len(videos)} videos); run {again}, restore a copy, or start over with --overwrite")
+    rows.append(
+        f"{name}: damaged ({counted(len(videos), 'video')}); run {again}, restore a copy, "
+        "or start over with --overwrite"
+    )
     return "\n".join(rows)

@@ -55,7 +55,7 @@ def estimate(
             f"{counted(len(trainings), 'training')}: {epochs} "
             f"× {counted(len({s.fold for s in experiment.splits}), 'fold')} × {counted(seeds, 'seed')}, "
             f"{jobs} at a time on {device}",
-            f"{len(features.ids)} videos of up to {features.segments} segments; {streams}; "
+            f"{counted(len(features.ids), 'video')} of up to {counted(features.segments, 'segment')}; {streams}; "
             f"{features.nbytes / 2**20:.1f} MiB",
             f"fold 0, seed {split.seed}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, "
             f"{len(split.validation)} validation, {len(split.test)} test",

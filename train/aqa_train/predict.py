@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from aqa_shared.console import counted
 from aqa_shared.errors import StoreError, UsageError, did_you_mean
 from aqa_shared.records import ExtractSettings
 from aqa_train import checkpoint
@@ -176,7 +177,7 @@ class Ensemble:
         if len(self.files) == 1:
             split = self.first.meta["split"]
             return f"{self.method}, fold {split['fold']}, seed {split['seed']}, epoch {self.first.meta['epoch']}"
-        return f"{self.method}, the mean of {len(self.files)} models"
+        return f"{self.method}, the mean of {counted(len(self.files), 'model')}"
 
     @property
     def method(self) -> str:
