@@ -47,7 +47,7 @@ class Slurm(Record):
         int, Option(WORK, "How often parts that are missing in the end are submitted again.", metavar="<int>")
     ] = Field(default=3, ge=0, le=100)
     name: Annotated[str, Option(WORK, "Name of the jobs.")] = "aqa"
-    logs: Annotated[str, Option(WORK, "Folder of what the jobs print.", metavar="<path>")] = "slurm-logs"
+    logs: Annotated[str, Option(WORK, "Folder of what the jobs print.", metavar="FOLDER")] = "slurm-logs"
     gpus: Annotated[int, Option(NODE, "GPUs; 0 for none.")] = Field(default=1, ge=0)
     cpus: Annotated[int, Option(NODE, "Processor cores.")] = Field(default=8, ge=1)
     memory: Annotated[str, Option(NODE, "Memory, as 32G; empty leaves it to the site, as where it goes by GPU.")] = (
