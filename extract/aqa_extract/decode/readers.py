@@ -25,7 +25,7 @@ from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.decode.packets import MISMATCH
 from aqa_extract.decode.probe import Probe
 from aqa_extract.decode.seek import PacketTable, next_entry, skipped
-from aqa_extract.decode.shape import turn
+from aqa_extract.decode.shape import pixel_aspect, turn
 from aqa_extract.decode.source import VideoFile, open_video, packets_of
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class _Unchanging:
                 "av",
             )
         # The context's, because PyAV does not show a frame's own: a change is seen some frames early.
-        aspect = stream.codec_context.sample_aspect_ratio or Fraction(1)
+        aspect = pixel_aspect(stream.codec_context) or Fraction(1)
         self.aspect = self.aspect or aspect
         if self.aspect != aspect:
             raise DecodeFailure(

@@ -50,13 +50,19 @@ def turn(rgb: np.ndarray, rotation: int, mirrored: bool) -> np.ndarray:
     return np.rot90(rgb, rotation // 90) if rotation else rgb
 
 
+def pixel_aspect(of: av.VideoStream | av.VideoCodecContext) -> Fraction | None:
+    """Width over height of a stored pixel, if it is said; a Fraction, which PyAV gave before version 19."""
+    said = of.sample_aspect_ratio
+    return Fraction(said.numerator, said.denominator) if said else None
+
+
 def sample_aspect(stream: av.VideoStream) -> tuple[Fraction, str]:
     """Width over height of a stored pixel, and a warning ('' if none).
 
     To be asked once a frame is decoded. As in FFmpeg's players the container's value comes before the codec's, and
     none at all means square.
     """
-    ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
+    ratio = pixel_aspect(stream) or pixel_aspect(stream.codec_context) or Fraction(1)
     if not Fraction(1, WIDEST_PIXEL) <= ratio <= WIDEST_PIXEL:
         said = f"sample aspect ratio {ratio.numerator}:{ratio.denominator} is beyond {WIDEST_PIXEL}:1: taken for square"
         return Fraction(1), said
