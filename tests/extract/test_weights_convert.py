@@ -288,7 +288,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, file: str, data: 
     ("content", "message"),
     [
         ({"fc.weight": torch.ones(2)}, r"no I3D weights that we know; its first parameters are fc\.weight"),
-        ({"Conv3d_1a_7x7.conv3d.weight": torch.ones(2), "epoch": 3}, "no tensors: epoch"),
+        ({"Conv3d_1a_7x7.conv3d.weight": torch.ones(2), "epoch": 3}, "not tensors: epoch"),
         ({"state_dict": {}}, "no parameters"),
         ([torch.ones(2)], "holds a list"),
     ],
