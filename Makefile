@@ -1,4 +1,4 @@
-# make demo   render videos, extract real features, train and compare: the whole path (minutes for the installation, then about four on 2 cores)
+# make demo   render videos, extract real features, train and compare: the whole path (minutes for the installation, then about three on 2 cores)
 # make test   the test suite, style, types and import rules
 # Both make .venv and install into it first; a second call reuses it.
 

@@ -17,8 +17,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 LONG = (
-    *("test_stopping.py", "test_grid.py", "test_device.py", "test_supervised.py", "test_cli.py"),
-    *("test_run.py", "test_run_again.py", "test_run_files.py"),
+    *("test_stopping.py", "test_grid.py", "test_device.py", "test_supervised.py", "test_predict.py"),
+    *("test_run.py", "test_run_data.py", "test_run_again.py", "test_run_files.py"),
 )
 """Files that take minutes."""
 

@@ -139,17 +139,24 @@ def test_a_table_runs_resumes_and_stands_beside_the_published_one(
     assert mine["mean"]
 
 
+def of_mine(folder: Path, rest: str) -> Path:
+    """A table file of one's own."""
+    file = folder / "pipelines" / "mine.toml"
+    file.parent.mkdir()
+    file.write_text(f'title = "Mine"\nsource = "nobody"\ndataset = ""\n{rest}')
+    return file
+
+
 def test_what_a_store_lacks_is_said_and_the_rest_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, out = miniature(tmp_path, "mtl-aqa"), tmp_path / "runs"
-    file = tmp_path / "pipelines" / "mine.toml"
-    file.parent.mkdir()
-    file.write_text(
-        'title = "Mine"\nsource = "nobody"\ndataset = ""\n[run]\nlabelled = 0.5\nseeds = 1\n'
+    file = of_mine(
+        tmp_path,
+        "[run]\nlabelled = 0.5\nseeds = 1\n"
         '[[columns]]\nname = "all"\n[[rows]]\nname = "AA"\nmethod = "aa"\nstreams = ["rgb"]\n'
         '[[rows]]\nname = "of slow motion"\nmethod = "aa"\nstreams = ["mirror-rgb"]\n'
-        '[[rows]]\nname = "theirs"\nwhy = "nobody says how"\npublished = { "all" = 0.5 }\n'
+        '[[rows]]\nname = "theirs"\nwhy = "nobody says how"\npublished = { "all" = 0.5 }\n',
     )
     for more in (["--plan"], []):
         assert aqa("table", file, "--features", store, "--out", out, "--epochs", 1, "--jobs", 1, *more) == 3
@@ -166,13 +173,12 @@ def test_a_row_that_fails_says_so_and_the_others_go_on(
 ) -> None:
     """Ridge has no epochs, which are left to those that do."""
     store, out = miniature(tmp_path, "mtl-aqa"), tmp_path / "runs"
-    file = tmp_path / "pipelines" / "mine.toml"
-    file.parent.mkdir()
-    file.write_text(
-        'title = "Mine"\nsource = "nobody"\ndataset = ""\nstreams = ["rgb"]\nagainst = "ridge"\n'
+    file = of_mine(
+        tmp_path,
+        'streams = ["rgb"]\nagainst = "ridge"\n'
         '[run]\nlabelled = 0.5\nseeds = 2\n[[columns]]\nname = "all"\n'
         '[[rows]]\nname = "astray"\nmethod = "aa"\nsettings = { lr = 1e30 }\n'
-        '[[rows]]\nname = "AA"\nmethod = "aa"\n[[rows]]\nname = "ridge"\nmethod = "ridge"\n'
+        '[[rows]]\nname = "AA"\nmethod = "aa"\n[[rows]]\nname = "ridge"\nmethod = "ridge"\n',
     )
     common = ["table", file, "--features", store, "--out", out, "--epochs", 2, "--jobs", jobs]
     assert aqa(*common, "--plan") == 3

@@ -62,7 +62,7 @@ def logit(share: float) -> float:
 class Dropout(nn.Dropout):
     """nn.Dropout, whose choices cost a CPU a seventh: sixteen random bits decide each, drawn four at a time.
 
-    Torch's draws are a sixth of a step of S4AQA in bf16. The probability is met to within 2^-17.
+    Torch's draws are a seventh of a step of S4AQA in bf16. The probability is met to within 2^-17.
     """
 
     def forward(self, input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -8,7 +8,7 @@ used as networks are. Both are scikit-learn's, whose strength or penalty is chos
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from aqa_train.layers import mean_feature
 from aqa_train.pool import Pool
 
 
-class _Linear(nn.Module):
+class _Linear(nn.Module, ABC):
     """A straight line through mean features."""
 
     Config: Any
