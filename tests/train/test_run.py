@@ -17,11 +17,12 @@ from tests.shims import NO_SEMAPHORES, needs_shims, shim
 from aqa_shared.errors import EnvironmentFault, StoreError, UsageError
 from aqa_shared.records import Sampling
 from aqa_shared.store import FeatureStore
-from aqa_train.experiment import place, prepare
+from aqa_train.experiment import prepare
 from aqa_train.metrics import spearman
 from aqa_train.predict import load_checkpoint, open_ensemble
 from aqa_train.resolve import resolve
 from aqa_train.splits import Split
+from aqa_train.train_one import place
 
 from .conftest import MakeStore
 from .runs import FAST, HELD, HIDING, aqa_train, read_csv, results

@@ -19,7 +19,7 @@ from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from aqa_shared.errors import StoreError, UsageError
-from aqa_shared.files import replacing
+from aqa_shared.files import replace_text, replacing
 
 FORMAT = 1
 _KEY = "aqa"
@@ -34,6 +34,13 @@ def writing(place: Path) -> Iterator[None]:
         full = e.errno in (errno.ENOSPC, errno.EDQUOT)
         fix = "free space, or name another --out" if full else "name another --out: nothing can be written there"
         raise StoreError(f"cannot write {e.filename or place}: {e.strerror or e}", fix=fix) from e
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically, and never with NaN."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True))
 
 
 def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:

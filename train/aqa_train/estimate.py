@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from aqa_shared.console import as_time, counted
 from aqa_shared.errors import UsageError
 from aqa_shared.files import free_bytes, scratch
-from aqa_train import experiment as work
 from aqa_train.checkpoint import writing
 from aqa_train.config import Training
-from aqa_train.experiment import epochs_of
+from aqa_train.method_settings import epochs_of
 from aqa_train.signals import Stopped
+from aqa_train.train_one import place, run_training
 from aqa_train.trainer import Diverged
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def estimate(
     """What the command would do, as a person reads it. Raises what it would raise; writes nothing."""
     with writing(out):
         free = free_bytes(out)
-    placed = work.place(experiment.features, device, in_memory)
+    placed = place(experiment.features, device, in_memory)
     config, features, split = experiment.config, experiment.features, experiment.splits[0]
     streams = ", ".join(f"{n} ({c})" for n, c in features.channels.items())
     seeds = len({training.split.seed for training in experiment.trainings})
@@ -85,7 +85,7 @@ def _seconds_an_epoch(
     ends: list[float] = [time.monotonic()]
     limit = time.monotonic() + TRY_SECONDS
     with scratch("aqa-try-") as folder, suppress(Stopped):
-        work.run_training(
+        run_training(
             trial,
             training,
             features,

@@ -24,6 +24,11 @@ def training_of(config: RunConfig, method: str) -> Training:
         raise UsageError(f"method {method}: {explain(e)}", fix=HELP) from None
 
 
+def epochs_of(config: RunConfig, method: str) -> int:
+    """Epochs that one method takes; one that learns all at once counts as one."""
+    return training_of(config, method).epochs if hasattr(METHODS[method].load(), "losses") else 1
+
+
 def method_config(config: RunConfig, method: str) -> Any:
     """The frozen settings of one method: its defaults, `settings`, and what makes the method what it is."""
     row = METHODS[method]

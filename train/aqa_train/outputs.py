@@ -17,10 +17,10 @@ from typing import Any
 from aqa_shared.errors import AqaError, UsageError
 from aqa_shared.files import replace_text, replacing
 from aqa_train import scores
-from aqa_train.checkpoint import writing
+from aqa_train.checkpoint import write_json, writing
 from aqa_train.comparisons import Compared, compare
 from aqa_train.config import PLACES, RunConfig
-from aqa_train.experiment import Experiment, write_json
+from aqa_train.experiment import Experiment
 from aqa_train.intervals import LEVEL
 from aqa_train.method_settings import as_toml, spelt_out
 from aqa_train.protocol import comparison

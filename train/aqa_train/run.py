@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from aqa_shared.errors import AqaError
-from aqa_train import experiment as work
 from aqa_train.checkpoint import writing
 from aqa_train.experiment import Experiment
 from aqa_train.features import FeatureSet, InMemory
 from aqa_train.grid import Cell
 from aqa_train.outputs import write_places, write_results, write_start
 from aqa_train.signals import Stopped, ended_in_order
+from aqa_train.train_one import place, run_baselines, run_training
 from aqa_train.workers import Executor, Here, Job, Processes, shared_folder
 
 
@@ -53,7 +53,7 @@ def train_cells(
     goes on after a signal.
     """
     with shared_folder(jobs) as folder:
-        placed = work.place(features, device, in_memory, jobs, folder)
+        placed = place(features, device, in_memory, jobs, folder)
         grid = [(cell, replace(experiment, features=placed)) for cell, experiment in grid]
         before()
         for cell, experiment in grid:
@@ -81,8 +81,8 @@ def train_cells(
                 own = out / cell.name
                 failures = {method: error for (folder, method), error in ended.items() if folder == own}
                 whole = [t for t in experiment.trainings if t.method not in failures]
-                results = [work.run_training(experiment, t, placed, own, device) for t in whole]
-                baselines = work.run_baselines(experiment, placed)
+                results = [run_training(experiment, t, placed, own, device) for t in whole]
+                baselines = run_baselines(experiment, placed)
                 with writing(own):
                     summary = write_results(experiment, own, results, baselines, failures)
                 yield Trained(cell, experiment, own, results, baselines, summary, failures)

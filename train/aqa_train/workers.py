@@ -23,9 +23,11 @@ from aqa_shared import console
 from aqa_shared.errors import AqaError, ExitCode, UsageError
 from aqa_shared.files import scratch
 from aqa_shared.machine import available_cores, pick_device
-from aqa_train.experiment import Experiment, OneTraining, epochs_of, run_training
+from aqa_train.experiment import Experiment, OneTraining
 from aqa_train.features import FeatureSet
+from aqa_train.method_settings import epochs_of
 from aqa_train.signals import Stopped, asked_to_stop, starting_workers, worker_asked_to_stop
+from aqa_train.train_one import run_training
 
 
 @dataclass(frozen=True)

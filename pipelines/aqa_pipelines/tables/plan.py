@@ -16,14 +16,14 @@ import torch
 from aqa_pipelines.tables.record import PaperTable, TableColumn, TableRow, settings
 from aqa_shared import console
 from aqa_shared.errors import AqaError, UsageError, did_you_mean
-from aqa_train import experiment as work
 from aqa_train.config import PLACES, RunConfig, absolute
 from aqa_train.estimate import seconds_of
-from aqa_train.experiment import Experiment, OneTraining
+from aqa_train.experiment import Data, Experiment, OneTraining, arrange, open_data
 from aqa_train.folds import source_of_tests
 from aqa_train.methods import METHODS
 from aqa_train.protocol import once
 from aqa_train.splits import role_named
+from aqa_train.train_one import place
 from aqa_train.trainer import Diverged
 
 
@@ -112,7 +112,7 @@ def examine(
     """Open the store and arrange every run; one that lacks something is kept with what it lacks."""
     works = works_of(table, features, given or {}, only)
     say = once(console.warn)
-    opened: dict[tuple[Any, ...], work.Data | UsageError] = {}
+    opened: dict[tuple[Any, ...], Data | UsageError] = {}
     lacking: dict[tuple[str, str], list[Spot]] = {}
     for one in works:
         config = one.config
@@ -120,7 +120,7 @@ def examine(
         key = (config.streams, config.labels, config.score_column, config.dataset, needs)
         if key not in opened:
             try:
-                opened[key] = work.open_data(config, say)
+                opened[key] = open_data(config, say)
             except UsageError as e:
                 opened[key] = e
         try:
@@ -129,14 +129,14 @@ def examine(
                 raise data
             _refuse_other_protocol(config, data)
             one.config = config.model_copy(update={"streams": data.config.streams})
-            one.experiment = work.arrange(one.config, data, say)
+            one.experiment = arrange(one.config, data, say)
         except UsageError as e:
             one.lacks = e
             lacking.setdefault((e.cause, e.fix), []).extend(one.spots)
     return TablePlan(table, works, lacking)
 
 
-def _refuse_other_protocol(config: RunConfig, data: work.Data) -> None:
+def _refuse_other_protocol(config: RunConfig, data: Data) -> None:
     """Tables have published test videos: folds of our own would be other ones."""
     role = np.array([role_named(str(r)) for r in data.features.column("split")], dtype=object)
     if source_of_tests(config, role) == "cross-validation":
@@ -163,7 +163,7 @@ def time_of(plan: TablePlan, out: Path, device: torch.device) -> dict[str, float
         key = tuple(map(str, (method, config.streams, config.settings, config.training)))
         videos = max(len(one.experiment.splits[0].labelled), len(one.experiment.splits[0].unlabelled))
         if key not in tried:
-            placed = work.place(one.experiment.features, device, "auto")
+            placed = place(one.experiment.features, device, "auto")
             try:
                 tried[key] = seconds_of(method, one.experiment, placed, device), videos
             except (UsageError, Diverged) as e:

@@ -16,11 +16,11 @@ from aqa_shared import console
 from aqa_shared.console import as_time, counted
 from aqa_shared.files import replace_text
 from aqa_shared.machine import pick_device
-from aqa_train import experiment as work
 from aqa_train.cli import holds_this_run
 from aqa_train.config import RunConfig
-from aqa_train.experiment import epochs_of
+from aqa_train.experiment import open_data
 from aqa_train.grid import Cell
+from aqa_train.method_settings import epochs_of
 from aqa_train.methods import METHODS
 from aqa_train.outputs import refuse_other_data, refuse_other_digests
 from aqa_train.plots import draw
@@ -69,7 +69,7 @@ def run_table(
         union = RunConfig.model_validate(
             {**works[0].config.model_dump(), "methods": methods, "streams": streams, "settings": {}, "training": {}}
         )
-        features_of_all = work.open_data(union, once(console.warn)).features
+        features_of_all = open_data(union, once(console.warn)).features
         for done in train_cells(
             grid, features_of_all, out, device=where, jobs=number, in_memory=in_memory, go_on=again
         ):
