@@ -1,4 +1,4 @@
-"""Following one actor, on made-up people whose paths, clothes and cameras are known."""
+"""Following one actor through gaps, crossings and changes of camera, and the crops that follow."""
 
 from __future__ import annotations
 
@@ -8,58 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aqa_extract.actor.camera import Motion
-from aqa_extract.actor.track import Looks, Track, follow
+from aqa_extract.actor.track import Looks, follow
 from aqa_shared.records import ActorSettings
 
-LENGTH = 103
-SIZE = (360, 640)
-LOOKS = np.append(np.arange(0, LENGTH, 4), LENGTH - 1)
-COUNT = len(LOOKS)
-TRUTH = np.arange(LENGTH) / (LENGTH - 1)
-
-
-def person(cx: np.ndarray | float, cy: np.ndarray | float, height: np.ndarray | float = 0.3) -> np.ndarray:
-    """(looks, 4) boxes of someone a third as broad (in pixels) as high, at centre (cx, cy)."""
-    cx, cy, height = (np.broadcast_to(v, COUNT) for v in (cx, cy, height))
-    half = height * SIZE[0] / 3 / SIZE[1] / 2
-    return np.stack([cx - half, cy - height / 2, cx + half, cy + height / 2], axis=-1)
-
-
-def along(start: float, end: float) -> np.ndarray:
-    return start + (end - start) * LOOKS / (LENGTH - 1)
-
-
-def during(first: int, end: int, score: float = 0.6) -> np.ndarray:
-    """Scores of someone who is seen on looks first..end-1 only."""
-    return np.where((np.arange(COUNT) >= first) & (np.arange(COUNT) < end), score, 0.0)
-
-
-def looks(
-    *people: tuple[np.ndarray, np.ndarray | float],
-    clothes: tuple[int, ...] | None = None,
-    camera: np.ndarray | None = None,
-    cut: int | None = None,
-) -> Looks:
-    """`clothes` numbers everybody's colours, by default all different; `camera` (looks, 2): where the hall is."""
-    boxes = np.stack([p for p, _ in people], axis=1)
-    scores = np.stack([np.broadcast_to(s, COUNT) for _, s in people], axis=1)
-    colours = np.tile(np.eye(9)[list(clothes or range(len(people)))], (COUNT, 1, 1))
-    cuts = np.arange(COUNT) == (-1 if cut is None else cut)
-    return Looks(LOOKS, boxes, scores, Motion(np.zeros((COUNT, 2)) if camera is None else camera, cuts), colours)
-
-
-def run(seen: Looks, **options: object) -> Track:
-    (track, *_) = follow(seen, LENGTH, SIZE, ActorSettings.model_validate(options))
-    return track
-
-
-def centres(track: Track) -> np.ndarray:
-    return (track.boxes[:, :2] + track.boxes[:, 2:]) / 2
-
-
-def sides(track: Track) -> np.ndarray:
-    """(length, 2) in pixels."""
-    return (track.boxes[:, 2:] - track.boxes[:, :2]) * np.array([SIZE[1], SIZE[0]])
+from .track_cases import COUNT, LENGTH, LOOKS, SIZE, TRUTH, along, centres, during, looks, person, run, sides
 
 
 def test_one_person_who_walks() -> None:
@@ -239,66 +191,6 @@ def test_a_lost_actor_s_crop_moves_with_the_hall() -> None:
     np.testing.assert_allclose(centres(track)[:, 0], np.interp(np.arange(LENGTH), LOOKS, 0.3 + camera[:, 0]), atol=0.01)
 
 
-def test_the_mover_is_the_actor_and_the_sure_bystander_is_not() -> None:
-    judge = person(0.9, 0.7), 0.85
-    diver = person(along(0.2, 0.7), along(0.2, 0.8)), 0.5
-    np.testing.assert_allclose(centres(run(looks(judge, diver)))[50], [0.445, 0.494], atol=0.03)
-
-
-def test_motion_is_motion_against_the_background() -> None:
-    """The camera follows the actor: he stands in the picture, and everybody who stands in the hall rushes by."""
-    camera = np.stack([-0.05 * np.arange(COUNT), np.zeros(COUNT)], axis=-1)
-    actor = person(0.5, 0.5), 0.5
-    crowd = person(np.clip(0.9 + camera[:, 0], 0.05, 1), 0.4), during(0, 16, 0.9)
-    seen = looks(actor, crowd, camera=camera)
-    np.testing.assert_allclose(centres(run(seen)), 0.5, atol=0.0125)
-    still = looks(actor, crowd)
-    assert centres(run(still))[10, 0] > 0.7
-
-
-def test_the_larger_of_two_who_stand_is_the_actor() -> None:
-    track = run(looks((person(0.2, 0.5, 0.15), 0.6), (person(0.7, 0.5, 0.6), 0.6)))
-    np.testing.assert_allclose(centres(track)[:, 0], 0.7, atol=1e-3)
-
-
-def test_a_moment_of_a_stranger_does_not_take_the_track() -> None:
-    scores = np.full(COUNT, 0.5)
-    scores[8:11] = 0
-    track = run(looks((person(0.3, 0.5), scores), (person(0.8, 0.5), during(8, 11, 0.95))))
-    np.testing.assert_allclose(centres(track)[:, 0], 0.3, atol=1e-3)
-
-
-def test_who_walks_through_is_not_the_actor() -> None:
-    """A gymnast who jumps on the spot, and a passer-by who crosses the whole picture, larger and surer, in a second."""
-    jump = 0.5 - 0.15 * np.abs(np.sin(np.arange(COUNT)))
-    passer = person(np.clip(0.1 * (np.arange(COUNT) - 8), 0.02, 0.98), 0.55, 0.4), during(8, 18, 0.7)
-    track = run(looks((person(0.5, jump), 0.6), passer))
-    np.testing.assert_allclose(centres(track)[:, 0], 0.5, atol=0.01)
-    assert track.coverage > 0.9
-
-
-@pytest.mark.parametrize(("select", "x"), [("motion", 0.2), ("longest", 0.5), ("largest", 0.9), ("central", 0.5)])
-def test_select(select: str, x: float) -> None:
-    hops = person(0.2, np.where(np.arange(COUNT) % 2, 0.2, 0.4), 0.25), during(0, 16)
-    stands = person(0.5, 0.5, 0.2), 0.6
-    large = person(0.9, 0.6, 0.5), during(4, 20)
-    track = run(looks(hops, stands, large), select=select)
-    assert centres(track)[40, 0] == pytest.approx(min(x, 1 - sides(track)[40, 0] / 2 / SIZE[1]), abs=0.01)
-
-
-def test_more_actors_are_the_next_best_people_and_nobody_twice() -> None:
-    first = person(along(0.1, 0.9), 0.3), 0.6
-    second = person(0.5, 0.8), 0.6
-    # The same body again, as a box of its upper half.
-    half = first[0] * [1, 1, 1, 0] + np.stack([0 * LOOKS, 0 * LOOKS, 0 * LOOKS, 0.3 + 0 * LOOKS], axis=-1)
-    seen = looks(first, second, (half, 0.45), clothes=(0, 1, 0))
-    tracks = follow(seen, LENGTH, SIZE, ActorSettings(actors=5))
-    assert len(tracks) == 2
-    assert centres(tracks[0])[0, 1] == pytest.approx(0.3, abs=0.01)
-    assert centres(tracks[1])[0] == pytest.approx([0.5, 0.8], abs=0.02)
-    np.testing.assert_array_equal(tracks[0].boxes, run(seen).boxes)
-
-
 @pytest.mark.parametrize("same", [True, False])
 def test_a_change_of_camera_is_followed_without_a_glide_in_the_same_clothes_only(same: bool) -> None:
     half = COUNT // 2
@@ -314,16 +206,6 @@ def test_a_change_of_camera_is_followed_without_a_glide_in_the_same_clothes_only
     assert set(np.round(x, 2)) == {0.25, 0.75}
     assert np.count_nonzero(np.abs(np.diff(x)) > 0.1) == 1
     assert LOOKS[half - 1] < np.flatnonzero(x > 0.5)[0] <= LOOKS[half]
-
-
-def test_one_who_is_seldom_seen_is_no_actor() -> None:
-    seen = looks((person(0.4, 0.5), during(3, 8)))
-    assert follow(seen, LENGTH, SIZE, ActorSettings()) == []
-    assert follow(seen, LENGTH, SIZE, ActorSettings(min_coverage=0.1))[0].coverage == pytest.approx(5 / COUNT)
-
-
-def test_a_single_flash_is_no_track() -> None:
-    assert follow(looks((person(0.2, 0.5), during(5, 6, 0.9))), LENGTH, SIZE, ActorSettings(min_coverage=0)) == []
 
 
 def single(box: np.ndarray, score: float = 0.8) -> Looks:
@@ -396,18 +278,6 @@ def test_whatever_is_found_the_crops_are_squares_in_reach(
             fits = side[:, 0] <= extent
             assert (pixels[fits, low] > -1e-2).all()
             assert (pixels[fits, high] < extent + 1e-2).all()
-
-
-def test_the_people_s_order_in_a_frame_does_not_matter() -> None:
-    rng = np.random.default_rng(0)
-    seen = looks((person(along(0.2, 0.8), 0.4), 0.6), (person(along(0.7, 0.3), 0.6, 0.2), 0.5))
-    order = rng.permuted(np.tile([0, 1], (COUNT, 1)), axis=1)
-
-    def mixed(values: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(values, order.reshape(*order.shape, *[1] * (values.ndim - 2)), axis=1)
-
-    other = Looks(LOOKS, mixed(seen.boxes), mixed(seen.scores), seen.motion, mixed(seen.colours))
-    np.testing.assert_array_equal(run(seen).boxes, run(other).boxes)
 
 
 @pytest.mark.parametrize(

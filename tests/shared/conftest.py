@@ -17,3 +17,9 @@ def tmp_path() -> Iterator[Path]:
     """A fresh folder, on tmpfs where there is one."""
     with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:
         yield Path(folder).resolve()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a store may be made."""
+    return tmp_path / "feats.zarr"

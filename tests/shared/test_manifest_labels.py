@@ -9,7 +9,7 @@ import pytest
 from aqa_shared.errors import UsageError
 from aqa_shared.manifest import Manifest, find_videos
 
-from .test_manifest import files, refused, table
+from .manifest_cases import files, refused, table
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
-"""CoRe: groups and losses by hand and against the authors' formulas, exemplars, and that it learns."""
+"""CoRe: groups, tree and losses by hand and against the authors' formulas."""
 
 from __future__ import annotations
 
 import math
 import os
 import pickle
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aqa_shared.errors import UsageError
-from aqa_shared.store import FeatureStore
-from aqa_train.batch import Batch, Inputs, ScoreScale
-from aqa_train.config import Training
-from aqa_train.features import FeatureSet
-from aqa_train.methods import METHODS
+from aqa_train.batch import Batch
 from aqa_train.methods.core import GART, CoRe, CoReConfig, _Nodes
 from aqa_train.methods.exemplars import pairs
 from aqa_train.methods.groups import cut, cut_mirrored, group_of
-from aqa_train.metrics import spearman
 from aqa_train.pool import Pool, PoolPart
-from aqa_train.predict import load_checkpoint
-from aqa_train.signals import Stopped
-from aqa_train.trainer import Task, fit, predict
 
-from .conftest import MakeStore, inputs, synthetic
-from .runs import aqa_train
+from .conftest import inputs
+from .core_cases import CPU, SMALL, fitted, labelled_of, task_for
 
-CPU = torch.device("cpu")
 ANNOTATIONS = Path(os.environ.get("AQA_SHARED", Path(__file__).parents[3] / "shared")) / "annotations" / "mtl-aqa"
-SMALL = {"width": 8, "depth": 3, "mlp_widths": (8,)}
-SCALE = ScoreScale(0.0, 100.0)
-
-
-def task_for(
-    videos: int = 12, labelled: int = 8, row: str = "core", scale: ScoreScale = SCALE, **columns: Any
-) -> tuple[Task, Inputs]:
-    x, scores = synthetic(videos, 3, 6)
-    found = FeatureSet.from_arrays({"rgb": x}, {n: np.array(v, dtype=object) for n, v in columns.items()})
-    rows = np.arange(labelled)
-    method = METHODS[row]
-    wanted = {**method.columns, **{n: k for n, k in method.optional.items() if n in columns}}
-    read, shape = found.place(CPU, "yes").prepared(wanted, {}, np.arange(videos), rows, "none")
-    task = Task(read, rows, np.arange(labelled, videos), np.arange(0), scale.to_training(scores))
-    return task, replace(shape, scale=scale)
-
-
-def fitted(task: tuple[Task, Inputs], epochs: int = 1, **settings: Any) -> Any:
-    config = CoReConfig(**{**SMALL, **settings})  # type: ignore[arg-type]
-    training = Training(epochs=epochs, batch=8, lr=5e-3, weight_decay=0)
-    return fit(lambda: CoRe(task[1], config), task[0], training, seed=[1], device=CPU)
-
-
-def labelled_of(task: tuple[Task, Inputs], rows: Any) -> Batch:
-    read, scores = task[0].features, task[0].scores
-    return replace(read.load(np.array(rows), CPU), scores=torch.tensor(scores[rows], dtype=torch.float32))
 
 
 # ---- groups
@@ -293,205 +256,3 @@ def test_each_loss_trains_exactly_its_parts() -> None:
     model.zero_grad()
     model.losses(batch, batch)["group"].backward()
     assert model.head.split[-1].weight.grad is None or not model.head.split[-1].weight.grad.any()
-
-
-# ---- exemplars
-
-
-def test_exemplars_have_the_category_and_the_nearest_difficulty() -> None:
-    category = list("aaaabbbb") + list("aabb")
-    difficulty = [2, 2, 3, 3, 2, 2, 2.5, 3, 2, 2.6, 2.5, 9]
-    task = task_for(row="core-dd", category=category, difficulty=difficulty)
-    model = fitted(task, difficulty=True, voters=2).model
-    assert len(model.exemplars.known) == 8
-
-    def chosen(video: int, **settings: Any) -> set[tuple[str, float]]:
-        model.exemplars.config = replace(model.config, **settings)
-        batch = task[0].features.load(np.array([video]), CPU)
-        places, counts = model.exemplars.voters(batch, batch.streams["rgb"].mean(dim=1))
-        words = task[1].columns["category"].words
-        found = [int(p) for p, c in zip(places[0], counts[0], strict=True) if c]
-        return {
-            (words[int(model.exemplars.categories[p])], round(float(model.exemplars.difficulties[p]), 1)) for p in found
-        }
-
-    assert chosen(8) == {("a", 2.0)}
-    # Of 2.6 there is none: of the four of the category the nearest two.
-    assert chosen(9) == {("a", 3.0)}
-    # One has the same difficulty, and is alone asked though two might.
-    assert chosen(10) == {("b", 2.5)}
-    assert chosen(11, voters=3) == {("b", 3.0), ("b", 2.5), ("b", 2.0)}
-
-
-def test_a_video_is_never_its_own_exemplar_in_training() -> None:
-    task = task_for(row="core", category=list("aaabbbbb") + list("abab"))
-    model = fitted(task).model
-    batch = labelled_of(task, np.arange(8))
-    torch.manual_seed(0)
-    drawn = torch.stack([model.exemplars.draw(batch, batch.streams["rgb"].mean(dim=1)) for _ in range(300)])
-    for i in range(8):
-        own = {round(float(v), 4) for v in model.exemplars.known[drawn[:, i]]}
-        others = range(3) if i < 3 else range(3, 8)
-        assert own == {round(float(batch.scores[j]), 4) for j in others if j != i}
-
-
-def test_voters_are_drawn_by_the_seed_and_the_mean_of_what_they_say_counts() -> None:
-    task = task_for(16, 12)
-    model = fitted(task, voters=4).model
-    batch = task[0].features.load(np.array([13]), CPU)
-    x = batch.streams["rgb"].mean(dim=1)
-    places, counts = model.exemplars.voters(batch, x)
-    assert places.shape == (1, 4)
-    assert counts.all()
-    said = [
-        model._read(model.pair(model.exemplars.x[p][None], x, model.exemplars.known[p][None]))
-        + model.exemplars.known[p]
-        for p in places[0]
-    ]
-    torch.testing.assert_close(model(batch)[0], torch.cat(said).mean())
-    again = fitted(task, voters=4).model
-    assert torch.equal(model.exemplars.known, again.exemplars.known)
-    with torch.no_grad():
-        assert torch.equal(model(batch), again(batch))
-    config = CoReConfig(**SMALL)  # type: ignore[arg-type]
-    other = fit(lambda: CoRe(task[1], config), task[0], Training(epochs=1), seed=[2], device=CPU).model
-    assert not torch.equal(model.exemplars.known, other.exemplars.known)  # type: ignore[arg-type]
-
-
-def test_scores_are_compared_divided_by_difficulty() -> None:
-    """Head says 0: every video is as good as its exemplars, and its score is that times its own difficulty."""
-    difficulty = [2, 2, 2, 2, 4, 4, 4, 4, 2, 4, 3, 3]
-    scale = ScoreScale(10.0, 90.0)
-    task = task_for(row="core-dd", scale=scale, difficulty=difficulty)
-    raw = scale.to_scores(task[0].scores)
-    model = fitted(task, difficulty=True, head="mlp", quality_max=30.0).model
-    for p in model.head.parameters():
-        nn.init.zeros_(p)
-    told = scale.to_scores(predict(model, task[0].features, np.arange(8, 12), CPU))
-    quality = raw[:8] / difficulty[:8]
-    expected = [2 * quality[:4].mean(), 4 * quality[4:].mean(), *[3 * quality.mean()] * 2]
-    np.testing.assert_allclose(told, expected, rtol=1e-5)
-    # 30 is 5 in training units.
-    np.testing.assert_allclose(sorted(model.exemplars.known), sorted(quality / 6), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("columns", "settings", "message", "fix"),
-    [
-        ({"category": list("aaaaaaab") + list("aaaa")}, {}, "000007 .*only labelled video of the category b", "across"),
-        ({"category": list("aaaaaaaa") + list("aaba")}, {}, "000010 .*no labelled video is of the category", "across"),
-        ({"category": [None, *"aaaaaaa", *"aaaa"]}, {}, "000000 .*category is not known", "correct it in the labels"),
-        ({"difficulty": [2.0] * 11 + [None]}, {"difficulty": True}, "000011 has the difficulty nan", "--labels FILE"),
-        ({"difficulty": [0.0] + [2.0] * 11}, {"difficulty": True}, "000000 has the difficulty 0", "--labels FILE"),
-    ],
-)  # fmt: skip
-def test_a_video_without_exemplar_is_refused_before_training(
-    columns: dict[str, Any], settings: dict[str, Any], message: str, fix: str
-) -> None:
-    task = task_for(row="core-dd" if settings else "core", **columns)
-    with pytest.raises(UsageError, match=message) as e:
-        fitted(task, **settings)
-    assert fix in e.value.fix
-    if "category" in columns:
-        assert np.isfinite(predict(fitted(task, across=True).model, task[0].features, np.arange(12), CPU)).all()
-
-
-@pytest.mark.parametrize("last", [{"category": [*"aaaaaaaaaaac"]}, {"difficulty": [2.0] * 11 + [0.0]}])
-def test_a_test_video_that_cannot_be_scored_is_refused_before_the_first_epoch(last: dict[str, Any]) -> None:
-    task, shape = task_for(row="core-dd" if "difficulty" in last else "core", **last)
-    tested = replace(task, unlabelled=np.arange(0), scored=np.arange(12))
-    config = CoReConfig(**SMALL, difficulty="difficulty" in last)  # type: ignore[arg-type]
-
-    def begun(*_: object) -> None:
-        pytest.fail("an epoch was trained")
-
-    with pytest.raises(UsageError, match="000011"):
-        fit(lambda: CoRe(shape, config), tested, Training(epochs=2), seed=[1], device=CPU, on_epoch=begun)
-
-
-def test_one_labelled_video_is_too_few() -> None:
-    with pytest.raises(UsageError, match="the only labelled video") as e:
-        fitted(task_for(4, 1))
-    assert "label at least two" in e.value.fix
-
-
-# ---- invariance, learning, and the command
-
-
-def test_a_stopped_training_goes_on_to_the_bit(tmp_path: Path) -> None:
-    """Also the exemplars, their order and the groups, which are made before the first step alone."""
-    task = task_for(12, 8, "core-dd", category=list("aabb" * 3), difficulty=[2.0, 2.5, 3.0] * 4)
-    config = CoReConfig(**SMALL, difficulty=True)  # type: ignore[arg-type]
-
-    def trained(**options: Any) -> Any:
-        how = Training(epochs=3, batch=4)
-        return fit(lambda: CoRe(task[1], config), task[0], how, seed=[1], device=CPU, **options)
-
-    whole, left = trained(), iter([0, 0, 0, 15])
-    with pytest.raises(Stopped):
-        trained(state=tmp_path / "state", stop=lambda: next(left))
-    resumed = trained(state=tmp_path / "state")
-    assert resumed.history == whole.history
-    state = resumed.model.state_dict()
-    assert all(torch.equal(v, state[k]) for k, v in whole.model.state_dict().items())
-
-
-FORMS = {"i3d+mlp": (False, "mlp"), "i3d+gart": (False, "gart"), "core+mlp": (True, "mlp"), "core": (True, "gart")}
-
-
-@pytest.mark.parametrize("name", list(FORMS))
-def test_a_video_scores_the_same_alone_shuffled_and_padded(name: str) -> None:
-    compare, head = FORMS[name]
-    task = task_for(14, 8)
-    model = fitted(task, epochs=3, compare=compare, head=head).model
-    batch = task[0].features.load(np.arange(14), CPU)
-    with torch.no_grad():
-        whole = model(batch)
-        turned = model(batch.take(torch.arange(13, -1, -1)))
-        alone = torch.cat([model(batch.take(torch.tensor([i]))) for i in range(14)])
-        padded = model(
-            Batch({"rgb": F.pad(batch.streams["rgb"], (0, 0, 0, 2))}, batch.scores, torch.arange(5).expand(14, 5) < 3)
-        )
-        order = batch.streams["rgb"][:, [2, 0, 1]]
-        permuted = model(replace(batch, streams={"rgb": order}))
-    for other in (turned.flip(0), alone, padded, permuted):
-        torch.testing.assert_close(other, whole, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("name", "variant"), [*((name, "code") for name in FORMS), ("core", "paper")])
-def test_eight_videos_are_learned(name: str, variant: str) -> None:
-    compare, head = FORMS[name]
-    x, scores = synthetic(8, 3, 48)
-    found = FeatureSet.from_arrays({"rgb": x}, {}).place(CPU, "yes")
-    rows = np.arange(8)
-    read, shape = found.prepared({}, {}, rows, rows, "none")
-    task = Task(read, rows, np.arange(0), np.arange(0), SCALE.to_training(scores))
-    config = CoReConfig(
-        width=32, depth=3 if variant == "code" else 2, mlp_widths=(32,), compare=compare, head=head, variant=variant
-    )  # type: ignore[arg-type]
-    training = Training(epochs=250, batch=8, lr=1e-2, weight_decay=0, schedule="cosine")
-    model = fit(lambda: CoRe(replace(shape, scale=SCALE), config), task, training, seed=[0], device=CPU).model
-    value = spearman(predict(model, read, rows, CPU), scores)
-    assert value is not None
-    assert value > 0.95
-
-
-def test_all_rows_are_trained_saved_and_predicted_with(make_store: MakeStore, tmp_path: Path) -> None:
-    labels = [{"difficulty": 2.0 + 0.5 * (i % 2), "category": "ab"[i // 2 % 2]} for i in range(24)]
-    store, out = make_store(videos=24, labels=labels), tmp_path / "run"
-    methods = [f + dd for dd in ("", "-dd") for f in FORMS if f + dd != "i3d+mlp"]
-    aqa_train("--features", store, "--method", ",".join(methods), "--labelled", 0.8, "--seeds", 1, "--test-fraction",
-              0.25, "--epochs", 2, "--jobs", 1, "--device", "cpu", "--set", "width=8", "--set", "mlp_widths=8",
-              "--out", out)  # fmt: skip
-    opened = FeatureStore.open(store)
-    for name in methods:
-        model = load_checkpoint(out / "models" / name / "fold0-seed0")
-        assert model.meta["training"]["lr"] == 1e-3
-        assert model.meta["training"]["weight_decay"] == 0
-        whole = model.score(opened)
-        columns = {n: np.array([labels[5][n]], dtype=object) for n in ("difficulty", "category")}
-        alone = model.score({"rgb": opened.read("rgb").reshape(24, 4, 16)[5:6], **columns})
-        assert alone[0] == pytest.approx(whole[5], rel=1e-4)
-        if name.startswith("core"):
-            with pytest.raises(UsageError, match="its category is not known"):
-                model.score({"rgb": opened.read("rgb").reshape(24, 4, 16)[5:6], **columns, "category": np.array(["c"])})

@@ -19,8 +19,10 @@ from aqa_shared.store import FeatureStore
 from aqa_train import features as module
 from aqa_train.config import RunConfig
 from aqa_train.experiment import prepare
-from aqa_train.features import FeatureSet, enough_memory
+from aqa_train.features import FeatureSet
+from aqa_train.memory import enough_memory
 from aqa_train.order import blocks_of, windows
+from aqa_train.standardise import moments
 
 from .conftest import MakeStore, synthetic
 
@@ -160,7 +162,7 @@ def test_loading_takes_the_memory_of_the_features_once() -> None:
     finally:
         tracemalloc.stop()
     assert placed.resident is not None
-    np.testing.assert_array_equal(torch.cat(list(placed.resident[0].values()), dim=-1).numpy(), x)
+    np.testing.assert_array_equal(torch.cat(list(placed.resident.streams.values()), dim=-1).numpy(), x)
     assert passing < 0.5 * found.nbytes
 
 
@@ -168,17 +170,17 @@ def test_moments_are_the_same_bits_however_they_are_read() -> None:
     x, _ = synthetic(40, 3, 5)
     found = FeatureSet.from_arrays({"rgb": x}, {})
     rows = np.arange(2, 33)
-    mean, deviation = found.place(CPU, "yes").moments(rows)["rgb"]
+    mean, deviation = moments(found.place(CPU, "yes"), rows)["rgb"]
     np.testing.assert_allclose(mean, x[rows].mean((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(deviation, x[rows].std((0, 1)), rtol=1e-4)
-    again = in_blocks(found, 6, 1).moments(rows)["rgb"]
+    again = moments(in_blocks(found, 6, 1), rows)["rgb"]
     assert (again[0] == mean).all()
     assert (again[1] == deviation).all()
 
 
 def test_moments_do_not_count_padding(make_store: MakeStore) -> None:
     store = FeatureStore.open(make_store(videos=4, lengths=[4, 1, 2, 4]))
-    mean, _ = FeatureSet.from_store(store).moments(np.arange(4))["rgb"]
+    mean, _ = moments(FeatureSet.from_store(store), np.arange(4))["rgb"]
     np.testing.assert_allclose(mean, store.read("rgb").mean(axis=0), rtol=1e-5)
 
 
@@ -192,13 +194,13 @@ def test_auto_streams_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None
     x, _ = synthetic(10, 2, 3)
     found = FeatureSet.from_arrays({"rgb": x}, {})
     room = found.nbytes / module.MEMORY_SHARE + 1
-    monkeypatch.setattr(module, "_available", lambda device: room)
+    monkeypatch.setattr(module, "available", lambda device: room)
     assert found.place(CPU).resident is not None
     assert found.place(CPU, copies=2).resident is None
-    monkeypatch.setattr(module, "_available", lambda device: 2 * room)
+    monkeypatch.setattr(module, "available", lambda device: 2 * room)
     assert found.place(CPU, copies=2).resident is not None
     # A GPU with room is of no use when the way there is too narrow.
-    monkeypatch.setattr(module, "_available", lambda device: room if device.type == "cuda" else room / 2)
+    monkeypatch.setattr(module, "available", lambda device: room if device.type == "cuda" else room / 2)
     assert found.place(CPU).resident is None
     assert found.place(CPU, "yes", copies=2).resident is not None
     assert found.place(CPU, "no").resident is None

@@ -17,10 +17,11 @@ from aqa_shared.records import ExtractSettings, Sampling, Video
 from aqa_shared.store import ArraySpec, StoreWriter
 from aqa_train.batch import Batch, Inputs
 from aqa_train.config import Training
-from aqa_train.features import FeatureSet, adds_streams
+from aqa_train.features import FeatureSet
 from aqa_train.methods.tsa_net import TSANet, TSANetConfig, seen_in_crop
 from aqa_train.methods.usdl import divergence, soft_label
 from aqa_train.metrics import spearman
+from aqa_train.stream_names import adds_streams
 from aqa_train.trainer import Task, fit, predict
 
 from .method_checks import CPU, SCALE, part, prepared, say_the_same_when_loaded, trained_by

@@ -1,0 +1,72 @@
+"""Layers that methods share: by hand, and equal to torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from aqa_train.layers import Dropout, TemporalConv, pool_time, reverse_gradient
+
+
+def test_reversed_gradient_is_minus_scale_times_the_gradient() -> None:
+    x = torch.tensor([1.0, -2.0, 3.0], requires_grad=True)
+    y = reverse_gradient(x, 0.5)
+    assert torch.equal(y, x)
+    (y * torch.tensor([1.0, 10.0, 100.0])).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [-0.5, -5.0, -50.0]
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_temporal_conv_is_conv1d(norm_first: bool) -> None:
+    torch.manual_seed(0)
+    block = TemporalConv(3, 7, kernel=5, dropout=0.0, norm_first=norm_first)
+    conv = nn.Conv1d(3, 7, 5, padding=2)
+    with torch.no_grad():
+        block.linear.weight.copy_(conv.weight.permute(0, 2, 1).reshape(7, -1))
+        assert conv.bias is not None
+        block.linear.bias.copy_(conv.bias)
+    x = torch.randn(4, 6, 3)
+    y = conv(x.transpose(1, 2))
+    norm = nn.BatchNorm1d(7)
+    y = F.relu(norm(y)) if norm_first else norm(F.relu(y))
+    torch.testing.assert_close(block(x), y.transpose(1, 2), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(block.norm.running_var, norm.running_var)
+
+
+def test_temporal_conv_starts_as_widely_as_conv1d() -> None:
+    torch.manual_seed(0)
+    block, conv = TemporalConv(64, 128, kernel=3, dropout=0.0), nn.Conv1d(64, 128, 3)
+    assert block.linear.weight.abs().max().item() == pytest.approx(conv.weight.abs().max().item(), rel=0.01)
+    assert block.linear.weight.std().item() == pytest.approx(conv.weight.std().item(), rel=0.02)
+
+
+def test_dropout_is_torchs_with_other_draws() -> None:
+    layer, x = Dropout(0.3), torch.rand(401, 499) + 0.5  # not a multiple of the four choices of one draw
+    x.requires_grad_()
+    torch.manual_seed(0)
+    y = layer(x)
+    y.sum().backward()
+    kept = y != 0
+    torch.testing.assert_close(y[kept], x[kept] / 0.7)
+    torch.testing.assert_close(x.grad, kept / 0.7)
+    # Four standard deviations of a share of so many independent choices, and of their correlation with neighbours.
+    n = x.numel()
+    assert kept.float().mean().item() == pytest.approx(0.7, abs=4 * (0.3 * 0.7 / n) ** 0.5)
+    flat = (kept.flatten().float() - 0.7) / (0.3 * 0.7) ** 0.5
+    for lag in (1, 2, 3, 4, 499):
+        assert abs((flat[lag:] * flat[:-lag]).mean().item()) < 4 / n**0.5
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), y)
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_pooling_by_hand() -> None:
+    x = torch.tensor([[[1.0], [5.0], [0.0]]])
+    present = torch.tensor([[True, True, False]])
+    assert pool_time(x, present, "mean").item() == 3
+    assert pool_time(-x, present, "max").item() == -1
+    assert pool_time(x, None, "mean").item() == 2
+    assert pool_time(x, None, "flatten").tolist() == [[1, 5, 0]]
