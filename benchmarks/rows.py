@@ -25,10 +25,11 @@ from pydantic import TypeAdapter
 from aqa_shared.console import counted
 from aqa_train.batch import ScoreScale
 from aqa_train.config import Training
-from aqa_train.features import FeatureSet, array_of
+from aqa_train.features import FeatureSet
 from aqa_train.methods import METHODS
 from aqa_train.metrics import fisher_mean, mean_absolute_error, spearman
 from aqa_train.splits import label
+from aqa_train.stream_names import array_of
 from aqa_train.trainer import Task, fit, predict
 
 CPU = torch.device("cpu")

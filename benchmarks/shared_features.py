@@ -40,7 +40,7 @@ def _work(what: Any, parent: Connection) -> None:
     features = opened(what) if isinstance(what, str) else what
     assert features.resident is not None
     seconds = time.perf_counter() - started
-    total = sum(float(x.sum()) for x in features.resident[0].values())
+    total = sum(float(x.sum()) for x in features.resident.streams.values())
     parent.send((seconds, total))
     parent.recv()  # when all have read
     parent.send(_memory() - before)

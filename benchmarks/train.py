@@ -99,7 +99,7 @@ def plain(videos: int, epochs: int, threads: int) -> Rate:
     torch.set_num_threads(threads)
     task = make_task(videos, torch.device("cpu"))
     assert task.features.resident is not None
-    x = task.features.resident[0]["rgb"]
+    x = task.features.resident.streams["rgb"]
     scores = torch.as_tensor(task.scores, dtype=torch.float32)
     labelled = TensorDataset(x[task.labelled], scores[task.labelled])
     unlabelled = TensorDataset(x[task.unlabelled])

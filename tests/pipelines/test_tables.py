@@ -15,7 +15,7 @@ from aqa_pipelines.tables.record import PaperTable, read_table
 from aqa_shared.errors import UsageError
 from aqa_shared.records import ExtractSettings, FlowSettings, Sampling, Video
 from aqa_shared.store import ArraySpec, StoreWriter
-from aqa_train.features import array_of
+from aqa_train.stream_names import array_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "pipelines").glob("*/*.toml"))

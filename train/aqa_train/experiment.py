@@ -20,10 +20,11 @@ from aqa_shared.files import temporary_folder
 from aqa_shared.records import ExtractSettings
 from aqa_train import protocol
 from aqa_train.config import RunConfig
-from aqa_train.features import FeatureSet, adds_streams, array_of
+from aqa_train.features import FeatureSet
 from aqa_train.methods import ALL, LINEAR, METHODS, VIEWS
 from aqa_train.needs import unmet, without_streams
 from aqa_train.splits import Split
+from aqa_train.stream_names import adds_streams, array_of
 
 Say = Callable[[str], None]
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +21,13 @@ from torch import Tensor
 from aqa_shared import console
 from aqa_shared.console import counted
 from aqa_shared.errors import EnvironmentFault, StoreError, UsageError
-from aqa_shared.machine import available_memory
 from aqa_train.batch import Batch, Inputs
 from aqa_train.columns import ColumnEncoder, Kind
+from aqa_train.feature_checks import refuse_unusable, sizes_by_video
+from aqa_train.memory import Loaded, available
 from aqa_train.order import Blocks, Rows, blocks_of, read_ahead, windows
-from aqa_train.standardise import Moments, Standardiser
+from aqa_train.standardise import Standardiser, moments
+from aqa_train.stream_names import adds_streams, array_of
 
 InMemory = Literal["auto", "yes", "no"]
 MEMORY_SHARE = 0.4
@@ -37,27 +36,6 @@ BLOCK_BYTES = 64 * 2**20
 """Least size of a streamed block; blocks begin and end with Dask's chunks, so none is read twice an epoch."""
 WINDOW_BLOCKS = 4
 """Blocks shuffled together when streaming; the next window is read while one is used (two are in memory)."""
-
-LARGEST_SUM = 1e15
-"""Of the absolute features of one video: squares of what is larger overflow in float32 while a method learns."""
-_CHECKED = 4096
-"""Segments checked at a time, so that the check needs no memory worth naming."""
-
-Loaded = tuple[dict[str, Tensor], Tensor | None]
-"""Features (batch, time, …) by stream, and which segments exist (None: all)."""
-
-
-@contextmanager
-def enough_memory(fix: str) -> Iterator[None]:
-    """Running out of memory is the machine's fault, not ours: say what needs less."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as e:
-        # Torch has a class for a GPU's memory only; main memory's allocator says its name.
-        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(e):
-            raise
-        cause = (str(e) or "main memory is full").splitlines()[0]
-        raise EnvironmentFault(f"not enough memory: {cause}", fix=fix) from e
 
 
 @dataclass(frozen=True)
@@ -213,14 +191,14 @@ class FeatureSet:
     def select(self, streams: Sequence[str]) -> FeatureSet:
         """These streams alone; what is in memory is shared. The order of reading is that of a store of these alone."""
         width = sum(self.channels[n] for n in streams) * 4
-        resident = self.resident and ({n: self.resident[0][n] for n in streams}, self.resident[1])
+        held = self.resident
         return replace(
             self,
             shapes={n: self.shapes[n] for n in streams},
             chunks={n: self.chunks[n] for n in streams},
             blocks=blocks_of(self.offsets, self.chunks[streams[0]], BLOCK_BYTES // width),
             arrays={n: self.arrays[n] for n in streams if n in self.arrays},
-            resident=resident,
+            resident=None if held is None else Loaded({n: held.streams[n] for n in streams}, held.present),
         )
 
     def prepared(
@@ -235,7 +213,7 @@ class FeatureSet:
             for name, kind in names.items():
                 cells = self.cells(name)
                 specs[name] = replace(ColumnEncoder.fit(name, kind, [cells[r] for r in rows]), label=label)
-        scaled = None if standardise == "none" else Standardiser.of(self.moments(seen), standardise)
+        scaled = None if standardise == "none" else Standardiser.of(moments(self, seen), standardise)
         inputs = Inputs(dict(self.shapes), self.segments, specs)
         return replace(self.with_columns(inputs, labelled), standardise=scaled), inputs
 
@@ -261,7 +239,7 @@ class FeatureSet:
         that is sent to one brings the place along and not the numbers.
         """
         # On a GPU they pass through main memory.
-        room = min(_available(device), _available(torch.device("cpu")))
+        room = min(available(device), available(torch.device("cpu")))
         fits = self.nbytes <= MEMORY_SHARE * room / copies
         if in_memory == "no" or (in_memory == "auto" and not fits):
             return self
@@ -275,11 +253,11 @@ class FeatureSet:
                 f"no room in {folder} for {self.nbytes / 1e9:.2g} GB of features that processes share: {e.strerror}",
                 fix="set TMPDIR to a folder with room, or use --jobs 1",
             ) from e
-        return replace(self, resident=_to(loaded, device), mapped=folder)
+        return replace(self, resident=loaded.to(device), mapped=folder)
 
     def on(self, device: torch.device) -> FeatureSet:
         """With what is in memory on `device`."""
-        return self if self.resident is None else replace(self, resident=_to(self.resident, device))
+        return self if self.resident is None else replace(self, resident=self.resident.to(device))
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "say": _silent}  # who opened it has said what there is to say
@@ -291,40 +269,18 @@ class FeatureSet:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.mapped is not None:
-            self.__dict__["resident"] = self._room(len(self.ids), self.mapped, "c")
+            self.__dict__["resident"] = self._room(len(self.ids), self.mapped, new=False)
 
-    def _room(self, videos: int, folder: Path | None, mode: Literal["r+", "c"]) -> Loaded:
-        """Zeros, or what the files in `folder` hold, for so many videos."""
-
-        def tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            if folder is None or 0 in shape:
-                return torch.zeros(shape, dtype=dtype)
-            if mode == "r+":
-                size = math.prod(shape) * dtype.itemsize
-                with (folder / f"{name}.raw").open("wb") as reserved:
-                    reserved.truncate(size)
-                    # A map of a file that has no room ends the process at the first touch.
-                    if hasattr(os, "posix_fallocate"):
-                        os.posix_fallocate(reserved.fileno(), 0, size)
-            file = np.memmap(
-                folder / f"{name}.raw",
-                torch.empty(0, dtype=dtype).numpy().dtype,
-                "r+" if mode == "w+" else mode,
-                shape=shape,
-            )
-            return torch.from_numpy(file)
-
-        streams = {n: tensor(n, (videos, self.segments, *s), torch.float32) for n, s in self.shapes.items()}
-        return streams, tensor("present", (videos, self.segments), torch.bool) if self.ragged else None
+    def _room(self, videos: int, folder: Path | None, new: bool = True) -> Loaded:
+        return Loaded.room(videos, self.segments, self.shapes, self.ragged, folder, new)
 
     # ---- reading
 
     def load(self, rows: Rows, device: torch.device) -> Batch:
         """These videos, in this order; scores are NaN."""
         if self.resident is not None:
-            features, present = self.resident
-            at = torch.as_tensor(rows, device=next(iter(features.values())).device)
-            return self._batch(rows, ({n: x[at] for n, x in features.items()}, _at(present, at)), device)
+            at = torch.as_tensor(rows, device=next(iter(self.resident.streams.values())).device)
+            return self._batch(rows, self.resident.take(at), device)
         return self._batch(rows, self._gather(rows), device)
 
     def parts(self, rows: Rows, size: int = 256) -> Iterator[Rows]:
@@ -351,36 +307,19 @@ class FeatureSet:
         held: list[tuple[int, Loaded]] = []
         try:
             for a, b in spans:
-                while not held or held[-1][0] + _count(held[-1][1]) < b:
+                while not held or held[-1][0] + len(held[-1][1]) < b:
                     held.append(next(reading))
-                held = [h for h in held if h[0] + _count(h[1]) > a]
-                pieces = [_at(h[1], slice(max(a - h[0], 0), b - h[0])) for h in held]
-                streams = {n: torch.cat([p[0][n] for p in pieces]) for n in self.shapes}
-                masks = [p[1] for p in pieces if p[1] is not None]
-                yield flat[a:b], self._batch(flat[a:b], (streams, torch.cat(masks) if masks else None), device)
+                held = [h for h in held if h[0] + len(h[1]) > a]
+                pieces = [h[1].take(slice(max(a - h[0], 0), b - h[0])) for h in held]
+                streams = {n: torch.cat([p.streams[n] for p in pieces]) for n in self.shapes}
+                masks = [p.present for p in pieces if p.present is not None]
+                yield flat[a:b], self._batch(flat[a:b], Loaded(streams, torch.cat(masks) if masks else None), device)
         finally:
             reading.close()
 
-    def moments(self, rows: Rows) -> Moments:
-        """Mean and deviation of every number of a segment over all segments of these videos, by stream."""
-        # Summed video by video, so that streamed and resident features give the same bits.
-        total = {n: np.zeros(s) for n, s in self.shapes.items()}
-        square = {n: np.zeros(s) for n, s in self.shapes.items()}
-        count = max(int(self.lengths[rows].sum()), 1)
-        for part in self.parts(np.sort(rows)):
-            for name, x in self.load(part, torch.device("cpu")).streams.items():
-                for video in x.numpy().astype(np.float64):
-                    total[name] += video.sum(axis=0)
-                    square[name] += np.square(video).sum(axis=0)
-        found = {}
-        for name in self.shapes:
-            mean = total[name] / count
-            variance = np.maximum(square[name] / count - np.square(mean), 0.0)
-            found[name] = mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
-        return found
-
     def _batch(self, rows: Rows, loaded: Loaded, device: torch.device) -> Batch:
-        streams, present = _to(loaded, device)
+        loaded = loaded.to(device)
+        streams, present = loaded.streams, loaded.present
         if self.standardise is not None:
             streams = {n: self.standardise(n, x, present) for n, x in streams.items()}
         unknown = torch.full((len(rows),), torch.nan, device=device)
@@ -390,19 +329,19 @@ class FeatureSet:
 
     def _gather(self, rows: Rows, folder: Path | None = None) -> Loaded:
         """Any videos in any order: every block they touch is read once, as one slice."""
-        features, present = self._room(len(rows), folder, "r+")
+        found = self._room(len(rows), folder)
         for first, last in self.blocks:
             at = np.flatnonzero((rows >= first) & (rows < last))
             if not len(at):
                 continue
             low, high = int(rows[at].min()), int(rows[at].max()) + 1
-            x, mask = self._read(low, high)
-            where, inside = torch.as_tensor(at), torch.as_tensor(rows[at] - low)
-            for name in features:
-                features[name][where] = x[name][inside]
-            if present is not None and mask is not None:
-                present[where] = mask[inside]
-        return features, present
+            read = self._read(low, high).take(torch.as_tensor(rows[at] - low))
+            where = torch.as_tensor(at)
+            for name, x in found.streams.items():
+                x[where] = read.streams[name]
+            if found.present is not None and read.present is not None:
+                found.present[where] = read.present
+        return found
 
     def _read(self, first: int, last: int) -> Loaded:
         """Videos [first, last), checked."""
@@ -413,42 +352,22 @@ class FeatureSet:
         read = dask.compute(*[self.arrays[n][begin:end] for n in self.shapes], scheduler="threads")
         flat = {n: np.asarray(a, dtype=np.float32) for n, a in zip(self.shapes, read, strict=True)}
         del read
-        self._check(flat, first, last, begin)
+        sizes = sizes_by_video(flat.values(), self.offsets[first:last] - begin)
+        refuse_unusable(sizes, self.ids[first:last])
+        self._warn_of_zeros(sizes, first)
         if not self.ragged:
             shape = (last - first, self.segments)
-            return {n: torch.from_numpy(a.reshape(*shape, *a.shape[1:])) for n, a in flat.items()}, None
+            return Loaded({n: torch.from_numpy(a.reshape(*shape, *a.shape[1:])) for n, a in flat.items()}, None)
         present = np.arange(self.segments) < lengths[:, None]
         features = {}
         for name, a in flat.items():
             padded = np.zeros((last - first, self.segments, *a.shape[1:]), dtype=np.float32)
             padded[present] = a
             features[name] = torch.from_numpy(padded)
-        return features, torch.from_numpy(present)
+        return Loaded(features, torch.from_numpy(present))
 
-    def _check(self, flat: Mapping[str, NDArray[np.float32]], first: int, last: int, begin: int) -> None:
-        # One pass over the sum finds NaN and inf: both survive every addition.
-        starts = self.offsets[first:last] - begin
-        by_video = np.zeros(last - first)
-        for array in flat.values():
-            sums = np.empty(len(array))
-            for i in range(0, len(array), _CHECKED):
-                part = array[i : i + _CHECKED]
-                sums[i : i + _CHECKED] = np.abs(part).reshape(len(part), -1).sum(axis=1, dtype=np.float64)
-            by_video += np.add.reduceat(sums, starts)
-        broken = [self.ids[first + i] for i in np.flatnonzero(~np.isfinite(by_video))]
-        if broken:
-            raise StoreError(
-                f"NaN or infinite features in {counted(len(broken), 'video')}: {', '.join(broken[:5])}",
-                fix="run aqa verify on the store, then extract these videos again",
-            )
-        huge = [f"{self.ids[first + i]} ({by_video[i]:.3g})" for i in np.flatnonzero(by_video > LARGEST_SUM)]
-        if huge:
-            raise StoreError(
-                f"features whose absolute values add up to more than {LARGEST_SUM:g} in {counted(len(huge), 'video')}: "
-                f"{', '.join(huge[:5])}",
-                fix="bring the features to a usual scale, or extract these videos again",
-            )
-        empty = [i for i in (self.ids[first + at] for at in np.flatnonzero(by_video == 0)) if i not in self.said]
+    def _warn_of_zeros(self, sizes: NDArray[np.float64], first: int) -> None:
+        empty = [i for i in (self.ids[first + at] for at in np.flatnonzero(sizes == 0)) if i not in self.said]
         if empty:
             self.said.update(empty)
             self.say(f"features that are all zero in {counted(len(empty), 'video')}: {', '.join(empty[:5])}")
@@ -456,37 +375,3 @@ class FeatureSet:
 
 def _silent(message: str) -> None:
     pass
-
-
-def array_of(stream: str) -> str:
-    """Name of a stream's array in a store: `actor-rgb:map` is `actor_rgb_map`."""
-    return stream.replace("-", "_").replace(":", "_").replace("@", "_")
-
-
-def adds_streams(store: Any, streams: Sequence[str]) -> str:
-    """The command that extracts `streams`."""
-    asked = ["actor-rgb" if s == "actor_box" else s for s in streams]  # boxes come with what is cut by them
-    wanted = ",".join(dict.fromkeys(s if "@" in s or ":" in s else s.replace("_", "-") for s in asked))
-    return f"aqa-extract VIDEOS --streams {wanted} --out {shlex.quote(str(store))}"
-
-
-def _at(value: Any, rows: Any) -> Any:
-    """`rows` of every tensor in what was loaded."""
-    if isinstance(value, tuple):
-        return {n: x[rows] for n, x in value[0].items()}, _at(value[1], rows)
-    return None if value is None else value[rows]
-
-
-def _to(loaded: Loaded, device: torch.device) -> Loaded:
-    return {n: x.to(device) for n, x in loaded[0].items()}, None if loaded[1] is None else loaded[1].to(device)
-
-
-def _count(loaded: Loaded) -> int:
-    return len(next(iter(loaded[0].values())))
-
-
-def _available(device: torch.device) -> int:
-    """Bytes that may be used on the device, or in main memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return available_memory()

@@ -13,11 +13,13 @@ from aqa_train import protocol
 from aqa_train.batch import Batch, Inputs
 from aqa_train.columns import Kind
 from aqa_train.config import RunConfig
-from aqa_train.features import FeatureSet, adds_streams, array_of, enough_memory
+from aqa_train.features import FeatureSet
+from aqa_train.memory import enough_memory
 from aqa_train.method_settings import method_config
 from aqa_train.methods import DEFAULT, METHODS
 from aqa_train.order import Rows
 from aqa_train.splits import Split
+from aqa_train.stream_names import adds_streams, array_of
 
 
 def what_it_reads(

@@ -21,11 +21,13 @@ from aqa_shared.errors import StoreError, UsageError, did_you_mean
 from aqa_shared.records import ExtractSettings
 from aqa_train import checkpoint
 from aqa_train.batch import Inputs
-from aqa_train.features import FeatureSet, array_of, enough_memory
+from aqa_train.features import FeatureSet
+from aqa_train.memory import enough_memory
 from aqa_train.methods import METHODS
 from aqa_train.scores import Combined, combine, identities
 from aqa_train.standardise import Standardiser
 from aqa_train.storage import load_state, packed
+from aqa_train.stream_names import array_of
 from aqa_train.trainer import predict
 
 

@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aqa_train.order import Rows
+
+if TYPE_CHECKING:
+    from aqa_train.features import FeatureSet
+
 Moments = dict[str, tuple[NDArray, NDArray]]
 """Mean and deviation of every number of a segment, by stream."""
+
+
+def moments(features: FeatureSet, rows: Rows) -> Moments:
+    """Of all segments of these videos."""
+    # Summed video by video, so that streamed and resident features give the same bits.
+    total = {n: np.zeros(s) for n, s in features.shapes.items()}
+    square = {n: np.zeros(s) for n, s in features.shapes.items()}
+    count = max(int(features.lengths[rows].sum()), 1)
+    for part in features.parts(np.sort(rows)):
+        for name, x in features.load(part, torch.device("cpu")).streams.items():
+            for video in x.numpy().astype(np.float64):
+                total[name] += video.sum(axis=0)
+                square[name] += np.square(video).sum(axis=0)
+    found = {}
+    for name in features.shapes:
+        mean = total[name] / count
+        variance = np.maximum(square[name] / count - np.square(mean), 0.0)
+        found[name] = mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+    return found
 
 
 @dataclass(frozen=True)

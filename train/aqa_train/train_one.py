@@ -19,7 +19,8 @@ from aqa_train import metrics, protocol
 from aqa_train.batch import Inputs
 from aqa_train.checkpoint import write_json
 from aqa_train.experiment import Experiment, OneTraining
-from aqa_train.features import FeatureSet, InMemory, enough_memory
+from aqa_train.features import FeatureSet, InMemory
+from aqa_train.memory import enough_memory
 from aqa_train.method_settings import method_config, training_of
 from aqa_train.methods import METHODS
 from aqa_train.needs import what_it_reads
