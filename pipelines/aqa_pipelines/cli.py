@@ -138,7 +138,9 @@ def import_features(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SOURCE", help="Folder of .npy, .npz, .pkl or .mat files, or one such file.", show_default=False
+            metavar="SOURCE",
+            help="Folder of .npy, .npz, .pkl, .mat or .h5 files, or one such file.",
+            show_default=False,
         ),
     ],
     out: Annotated[

@@ -27,6 +27,8 @@ def read_tree(path: Path) -> Nested:
     read, fix = READERS[path.suffix.lower()]
     try:
         return read(path)
+    except UsageError:
+        raise
     except MemoryError as e:
         raise UsageError(f"{shown(path)}: {e or 'it needs more memory than there is'}", fix="split it") from e
     except Exception as e:
@@ -99,6 +101,12 @@ def _cells(cells: np.ndarray) -> Nested:
     return _tree([c.item() if c.size == 1 else c for c in cells.ravel().tolist()])
 
 
+def _hdf5(path: Path) -> Nested:
+    from aqa_pipelines.import_hdf5 import read_hdf5
+
+    return read_hdf5(path, _refuse_large)
+
+
 def _tree(value: Any) -> Nested:
     left = MANY
 
@@ -135,12 +143,15 @@ def _key(key: Any) -> str:
 
 _AGAIN = "save it again, as with numpy.save, or remove it"
 _NEWER = "MATLAB: save it with -v7; NumPy: save it as .npz"
+_PLAIN = "save its arrays in one file, as groups and arrays of numbers"
 READERS: dict[str, tuple[Callable[[Path], Nested], str]] = {
     ".npy": (_npy, _AGAIN),
     ".npz": (_npz, _AGAIN),
     ".pkl": (_pickle, "save its arrays with numpy.savez, or as a pickle of a dictionary of NumPy arrays"),
     ".pickle": (_pickle, "save its arrays with numpy.savez, or as a pickle of a dictionary of NumPy arrays"),
     ".mat": (_mat, _NEWER),
+    ".h5": (_hdf5, _PLAIN),
+    ".hdf5": (_hdf5, _PLAIN),
 }
 """By suffix: how a file is read, and what to do where it cannot be."""
 

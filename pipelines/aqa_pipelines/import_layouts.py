@@ -1,8 +1,8 @@
 """How people lay out features: which array of which file is which stream of which video.
 
     a folder ──┬─ a file a video and stream    NAME_rgb.npy + NAME_flow.npy, rgb/NAME.npy, or NAME.npy alone
-               ├─ a file a video               NAME.npz with the arrays rgb and flow
-               └─ a file of many videos        Ball_rgb_VST.npy, a dictionary of ids
+               ├─ a file a video               NAME.npz or NAME.h5 with the arrays rgb and flow
+               └─ a file of many videos        Ball_rgb_VST.npy or .h5, a dictionary of ids
     a file ────┬─ a table                      features (videos, time, channels), or data + offset; id, score, …
                ├─ a dictionary                 id → array, id → stream → array, or stream → id → array
                └─ one video
@@ -28,8 +28,10 @@ COMPANIONS = ("_fps", "_timestamps_ms")
 """What video_features writes beside the features of a video, and no feature."""
 DEFAULT = "features"
 """Name of the stream where nothing says another."""
-NAMED = (".npz", ".mat")
-"""In these an array always has a name, which says nothing of ids."""
+NAMED = (".npz", ".mat", ".h5", ".hdf5")
+"""In these an array always has a name: that of the only one says nothing of ids."""
+ONE_VIDEO = (".npz", ".mat")
+"""Such a file of a folder is of one video; the others may be dictionaries of ids."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class ArrayFiles:
             if (other := first.setdefault((item.id, item.stream), item)) is not item:
                 raise UsageError(
                     f"the id {item.id} would mean two arrays of {item.stream}: {other.where} and {item.where}",
-                    fix="take one of them away, or say which files are which stream, with --stream NAME=_END",
+                    fix="take one of them away, or say which is which stream, with --stream NAME=_END or NAME=KEY",
                 )
             yield item
 
@@ -173,9 +175,9 @@ class ArrayFiles:
                 for id in inner if isinstance(inner, dict) else [None]:
                     keys = (key,) if id is None else (key, id)
                     yield Item(printable_id(name if id is None else id), known[key], path, keys)
-        elif len(tree) == 1 and (path.suffix.lower() in NAMED or set(tree) <= set(ANY)):
+        elif not _groups(tree) and len(tree) == 1 and (path.suffix.lower() in NAMED or set(tree) <= set(ANY)):
             yield Item(printable_id(name), only(), path, tuple(tree))
-        elif path.suffix.lower() in NAMED and not alone:
+        elif path.suffix.lower() in ONE_VIDEO and not alone:
             raise UsageError(f"which of {some(tree)} is meant?", fix=f"{_SAY}; a table of many videos is given itself")
         else:
             for id, inner in tree.items():
@@ -209,6 +211,10 @@ def _only(path: Path, streams: Mapping[str, str]) -> Callable[[], str]:
         return next(iter(streams), DEFAULT)
 
     return name
+
+
+def _groups(tree: Mapping[str, Nested]) -> bool:
+    return any(isinstance(inner, dict) for inner in tree.values())
 
 
 def _rest(name: str, where: str) -> str:

@@ -1,0 +1,130 @@
+"""HDF5 files of arrays: groups are dictionaries by name.
+
+What a file says of other files is refused: external links, virtual arrays and arrays with external storage would read
+anything that the user may read. A soft link is followed to an array of the same file.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aqa_shared.errors import UsageError
+from aqa_shared.manifest_files import printable_id, shown
+from aqa_shared.pickles import MANY
+
+if TYPE_CHECKING:
+    import h5py  # type: ignore[import-untyped]
+
+    from aqa_pipelines.import_files import Nested
+
+DEEPEST = 8
+"""Groups within groups; a group may hold itself."""
+_AT_ONCE = 64 << 20
+"""Bytes of text that are read at a time."""
+
+
+def read_hdf5(path: Path, refuse_large: Callable[[int], None]) -> Nested:
+    """What the file holds. `refuse_large` is told how many bytes that is before any are read.
+
+    Raises ValueError for what is not an array, and UsageError where h5py is not installed.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise UsageError(
+            f"{shown(path)}: h5py, which reads {path.suffix} files, is not installed",
+            fix="pip install h5py (the extra h5 of aqa)",
+        ) from None
+    with h5py.File(path, "r", locking=False) as file:
+        arrays, links = _arrays(file)
+        refuse_large(sum(map(_claimed, arrays.values())))
+        read = {name: _values(array, path.stat().st_size, refuse_large) for name, array in arrays.items()}
+    for name, target in links.items():
+        if target not in read:
+            raise ValueError(f"{printable_id(name)} is a link to {printable_id(target)}, which is no array in it")
+        read[name] = read[target]
+    return _nested(read)
+
+
+def _arrays(file: h5py.File) -> tuple[dict[str, h5py.Dataset], dict[str, str]]:
+    """The arrays by path, and the paths of soft links with where they lead. Raises ValueError for anything else."""
+    import h5py
+
+    arrays: dict[str, h5py.Dataset] = {}
+    links: dict[str, str] = {}
+    left = MANY
+    groups: list[tuple[h5py.Group, int]] = [(file, 0)]
+    for group, depth in groups:  # grows meanwhile
+        for key in group:
+            left -= 1
+            if left < 0:
+                raise ValueError(f"it holds more than {MANY} arrays and groups")
+            name, link = posixpath.join(group.name, key), group.get(key, getlink=True)
+            if isinstance(link, h5py.SoftLink):
+                links[name] = posixpath.join(group.name, link.path)
+                continue
+            if not isinstance(link, h5py.HardLink):
+                raise ValueError(f"{printable_id(name)} is a link to another file, which is not followed")
+            found = group[key]
+            if isinstance(found, h5py.Dataset):
+                _refuse_other_files(name, found)
+                arrays[name] = found
+            elif not isinstance(found, h5py.Group):
+                raise ValueError(f"{printable_id(name)} is a {type(found).__name__}, and only arrays are read")
+            elif depth == DEEPEST:
+                raise ValueError(f"{printable_id(name)} lies more than {DEEPEST} groups deep, or holds itself")
+            else:
+                groups.append((found, depth + 1))
+    return arrays, links
+
+
+def _refuse_other_files(name: str, array: h5py.Dataset) -> None:
+    import h5py
+
+    if array.is_virtual or array.external:
+        raise ValueError(f"{printable_id(name)} has its values in another file, which is not read")
+    if array.dtype.hasobject and h5py.check_string_dtype(array.dtype) is None:
+        raise ValueError(f"{printable_id(name)} holds objects or references, and only numbers and text are read")
+
+
+def _claimed(array: h5py.Dataset) -> int:
+    """Bytes in memory; a chunk is unpacked whole, however little of it belongs to the array."""
+    return max(math.prod(array.shape or (0,)), math.prod(array.chunks or (0,))) * array.dtype.itemsize
+
+
+def _values(array: h5py.Dataset, file_size: int, refuse_large: Callable[[int], None]) -> np.ndarray:
+    import h5py
+
+    if array.shape is None:
+        return np.empty(0)
+    if h5py.check_string_dtype(array.dtype) is None:
+        return np.asarray(array[()])
+    texts = array.asstr(errors="replace")
+    if array.ndim == 0:
+        return np.array(texts[()])
+    # Many entries may be one text of the file, so what they take is known only while they are read.
+    row = math.prod(array.shape[1:])
+    refuse_large(row * file_size)
+    step = max(1, _AT_ONCE // max(1, row * file_size))
+    read = [np.empty((0, *array.shape[1:]), dtype=str)]
+    for first in range(0, len(array), step):
+        read.append(np.asarray(texts[first : first + step], dtype=str))
+        refuse_large(array.size * max(part.itemsize for part in read))
+    return np.concatenate(read)
+
+
+def _nested(arrays: dict[str, np.ndarray]) -> Nested:
+    tree: dict[str, Nested] = {}
+    for name, values in arrays.items():
+        *folders, last = name.strip("/").split("/")
+        inner = tree
+        for folder in folders:
+            inner = inner.setdefault(folder, {})  # type: ignore[assignment]
+        inner[last] = values
+    return tree

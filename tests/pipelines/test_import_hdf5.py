@@ -1,0 +1,220 @@
+"""`aqa import-features` of HDF5: the layouts, and what of a file is refused."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from tests.pipelines.import_cases import IDS, bring, expect, problem, save, signal
+
+from aqa_shared.errors import ExitCode, NoInputError, UsageError
+from aqa_shared.store import FeatureStore
+
+
+def write(path: Path, tree: dict[str, Any], **how: Any) -> Path:
+    """Arrays by path in the file; None is an array without values."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, values in tree.items():
+            many = getattr(values, "size", 1) > 1
+            file.create_dataset(name, data=h5py.Empty("f4") if values is None else values, **(how if many else {}))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".hdf5"])
+def test_a_file_a_video_with_one_array(tmp_path: Path, labels: Path, suffix: str) -> None:
+    for id in IDS:
+        write(tmp_path / "f" / f"{id}{suffix}", {"i3d": signal(id)}, chunks=True, compression="gzip")
+    report = bring(tmp_path / "f", tmp_path / "s.zarr", labels=labels)
+    assert (report.exit_code, report.labelled) == (ExitCode.OK, 12)
+    expect(tmp_path / "s.zarr", "features", {id: signal(id) for id in IDS})
+    assert bring(tmp_path / "f", tmp_path / "s.zarr", labels=labels).already == 12
+
+
+def test_a_file_a_video_with_streams(tmp_path: Path) -> None:
+    """Under their names, or under others that the command says; numbers beside them are no features."""
+    for id in IDS[:3]:
+        values = signal(id)
+        write(tmp_path / "f" / f"{id}.h5", {"rgb": values, "flow": values[:, :2], "fps": np.float32(25)})
+        write(tmp_path / "g" / f"{id}.h5", {"net/dynamic": values, "net/static": values[:, :2]})
+    bring(tmp_path / "f", tmp_path / "f.zarr")
+    store = expect(tmp_path / "f.zarr", "flow", {id: signal(id)[:, :2] for id in IDS[:3]})
+    assert store.streams == ("flow", "rgb")
+    with pytest.raises(NoInputError, match=r"which of dynamic, static of net is meant\?"):
+        bring(tmp_path / "g", tmp_path / "g.zarr")
+
+
+def test_one_file_of_many_videos(tmp_path: Path, labels: Path) -> None:
+    """An array a video; groups of streams; groups of videos, as in TVSum's and SumMe's files."""
+    values = {id: signal(id) for id in IDS}
+    write(tmp_path / "ids.h5", values)
+    write(tmp_path / "streams.h5", {f"{stream}/{id}": x for id, x in values.items() for stream in ("rgb", "flow")})
+    groups = {f"{id}/{name}": x for id, x in values.items() for name, x in (("features", x), ("n_frames", 120))}
+    write(tmp_path / "videos.h5", groups | {f"{id}/video_name": id for id in IDS})
+    for name, stream, more in (
+        ("ids", "features", {}),
+        ("streams", "flow", {}),
+        ("videos", "features", {"streams": ["features=features"]}),
+    ):
+        report = bring(tmp_path / f"{name}.h5", tmp_path / f"{name}.zarr", labels=labels, **more)
+        assert (report.exit_code, report.labelled) == (ExitCode.OK, 12)
+        expect(tmp_path / f"{name}.zarr", stream, values)
+    problem(
+        lambda: bring(tmp_path / "videos.h5", tmp_path / "v.zarr"),
+        UsageError,
+        r"which of features, n_frames, video_name of Ball_001 is meant\?",
+    )
+    # Of one video, too: its group is its id.
+    write(tmp_path / "one.h5", {"dive/rgb": signal("dive"), "dive/flow": signal("dive", "flow")[:3]})
+    bring(tmp_path / "one.h5", tmp_path / "one.zarr")
+    expect(tmp_path / "one.zarr", "rgb", {"dive": signal("dive")})
+
+
+def test_files_of_many_videos_by_the_ends_of_their_names(tmp_path: Path) -> None:
+    for part, ids in (("Ball", IDS[:6]), ("Hoop", IDS[6:])):
+        write(tmp_path / "f" / f"{part}_rgb_VST.h5", {id: signal(id) for id in ids})
+    bring(tmp_path / "f", tmp_path / "s.zarr", streams=["rgb=_rgb_VST"])
+    expect(tmp_path / "s.zarr", "rgb", {id: signal(id) for id in IDS})
+
+
+@pytest.mark.parametrize("kind", [object, bytes, "column"])
+def test_a_table_with_texts_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    ids = [f"{id}é" if kind is object else id for id in IDS]
+    texts: Any = np.array(ids, dtype=object) if kind is object else np.array([id.encode() for id in ids])
+    if kind == "column":
+        texts = np.array(ids, dtype=object)[:, None]
+    monkeypatch.setattr("aqa_pipelines.import_hdf5._AT_ONCE", 50_000)  # a few texts at a time
+    features = np.stack([signal(id, rows=5) for id in IDS])
+    write(tmp_path / "t.h5", {"id": texts, "features": features, "score": np.arange(12.0), "note": None})
+    assert bring(tmp_path / "t.h5", tmp_path / "s.zarr").labelled == 12
+    store = expect(tmp_path / "s.zarr", "features", dict(zip(ids, features, strict=True)))
+    assert store.table["score"][3] == 3
+
+
+def outside(file: h5py.File, folder: Path) -> None:
+    file["a"] = h5py.ExternalLink(str(folder / "secret.h5"), "/x")
+
+
+def virtual(file: h5py.File, folder: Path) -> None:
+    layout = h5py.VirtualLayout((4, 2), "f8")
+    layout[:] = h5py.VirtualSource(str(folder / "secret.h5"), "x", (4, 2))
+    file.create_virtual_dataset("a", layout)
+
+
+def raw(file: h5py.File, folder: Path) -> None:
+    file.create_dataset("a", (4, 2), "f8", external=[(str(folder / "secret.h5"), 0, 64)])
+
+
+def soft_outside(file: h5py.File, folder: Path) -> None:
+    file["b/c"] = np.ones((4, 2))
+    file["a"] = h5py.SoftLink("/b/nothing")
+
+
+def soft_through(file: h5py.File, folder: Path) -> None:
+    file["a"] = h5py.SoftLink("/b/x")
+    file["b"] = h5py.ExternalLink(str(folder / "secret.h5"), "/")
+
+
+def references(file: h5py.File, folder: Path) -> None:
+    file["b"] = np.ones((4, 2))
+    file.create_dataset("a", data=np.array([file["b"].ref]), dtype=h5py.ref_dtype)
+
+
+def lists(file: h5py.File, folder: Path) -> None:
+    file.create_dataset("a", (2,), h5py.vlen_dtype(np.float32))
+
+
+def kinds(file: h5py.File, folder: Path) -> None:
+    file["a"] = np.dtype("f8")
+
+
+def itself(file: h5py.File, folder: Path) -> None:
+    group = file.create_group("a")
+    group["again"] = group
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (outside, r"/a is a link to another file, which is not followed"),
+        (virtual, r"/a has its values in another file, which is not read"),
+        (raw, r"/a has its values in another file, which is not read"),
+        (soft_outside, r"/a is a link to /b/nothing, which is no array in it"),
+        (soft_through, r"is a link to "),
+        (references, r"/a holds objects or references"),
+        (lists, r"/a holds objects or references"),
+        (kinds, r"/a is a Datatype, and only arrays are read"),
+        (itself, r"/a/again.*/again lies more than 8 groups deep, or holds itself"),
+    ],
+)
+def test_what_is_not_an_array_of_the_file_is_refused(
+    tmp_path: Path, make: Callable[[h5py.File, Path], None], said: str
+) -> None:
+    write(tmp_path / "secret.h5", {"x": np.ones((4, 2))})
+    save(tmp_path / "f" / "good.npy", np.ones((3, 2)))
+    with h5py.File(tmp_path / "f" / "bad.h5", "w") as file:
+        make(file, tmp_path)
+    report = bring(tmp_path / "f", tmp_path / "s.zarr")
+    assert report.exit_code == ExitCode.QUARANTINED
+    ((where, cause, fix),) = report.problems
+    assert where == str(tmp_path / "f" / "bad.h5")
+    assert cause.startswith("cannot be read as .h5: ")
+    assert re.search(said, cause), cause
+    assert fix
+    expect(tmp_path / "s.zarr", "features", {"good": np.ones((3, 2))})
+
+
+def test_a_soft_link_within_the_file_is_its_array(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["all/first"] = signal("first")
+        file["rgb/dive"] = h5py.SoftLink("/all/first")
+        file["rgb/jump"] = h5py.SoftLink("../all/first")
+        file["rgb/twin"] = file["all/first"]
+    # As HDF5 reads paths, there is no "..".
+    with pytest.raises(UsageError, match=r"/rgb/jump"):
+        bring(tmp_path / "a.h5", tmp_path / "s.zarr")
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["rgb/jump"]
+    bring(tmp_path / "a.h5", tmp_path / "s.zarr")
+    expect(tmp_path / "s.zarr", "rgb", {"dive": signal("first"), "twin": signal("first")})
+
+
+def test_what_would_not_fit_into_memory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "f"
+    write(folder / "a.h5", {"x": np.zeros((2000, 100))}, chunks=True, compression="gzip")
+    with h5py.File(folder / "b.h5", "w") as file:  # nothing was written, and reading gives zeros
+        file.create_dataset("x", (10**9, 1000), "f8", chunks=(1000, 1000))
+    with h5py.File(folder / "c.h5", "w") as file:  # a small array in a large chunk
+        file.create_dataset("x", (1, 1), "f8", chunks=(10**4, 1000), maxshape=(None, None))
+    with h5py.File(folder / "d.h5", "w") as file:  # one long text, and many short ones that take as much room
+        texts = file.create_dataset("id", (3000,), h5py.string_dtype())
+        texts[0], texts[1:] = "x" * 1000, "y"
+    monkeypatch.setattr("aqa_pipelines.import_files.available_memory", lambda: 1 << 20)
+    with pytest.raises(NoInputError) as caught:
+        bring(folder, tmp_path / "s.zarr")
+    assert caught.value.cause.count("MiB, and 0 MiB may be used for it") == 4
+
+
+def test_a_damaged_file_is_left_out(tmp_path: Path) -> None:
+    save(tmp_path / "f" / "good.npy", np.ones((3, 2)))
+    whole = write(tmp_path / "f" / "a.h5", {"x": np.ones((300, 2))}).read_bytes()
+    for damage in (whole[:-900], b"\x89HDF\r\n\x1a\n" + b"\xff" * 500, b"nothing of the kind"):
+        (tmp_path / "f" / "a.h5").write_bytes(damage)
+        report = bring(tmp_path / "f", tmp_path / "s.zarr")
+        ((where, cause, _),) = report.problems
+        assert where == str(tmp_path / "f" / "a.h5")
+        assert "cannot be read as .h5" in cause
+    assert FeatureStore.open(tmp_path / "s.zarr").ids == ["good"]
+
+
+def test_without_h5py_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.h5", {"x": np.ones((3, 2))})
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    error = problem(lambda: bring(path, tmp_path / "s.zarr"), UsageError, r"h5py, which reads \.h5 files, is not inst")
+    assert "pip install h5py" in error.fix
