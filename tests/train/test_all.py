@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .runs import FAST, read_csv
 
 KEPT = (
     *("auto", "s4aqa", "aa", "keep-first-frame", "core", "sap-net", "ridge"),
-    *("mean-score", "difficulty-only", "duration-only", "category-mean"),
+    *("mean-score", "random", "difficulty-only", "duration-only", "category-mean"),
 )
 
 
@@ -49,6 +50,12 @@ def record(out: Path) -> tuple[list[str], dict[str, Any]]:
     return [r["method"] for r in summary["rows"]], {r["method"]: r for r in summary["left_out"]}
 
 
+def assert_bar_is_full(said: str) -> None:
+    """Whatever was left out or failed counts as over."""
+    done, total = re.findall(r"epochs: (\d+)/(\d+)", said)[-1]
+    assert done == total
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_what_refuses_is_left_out_and_the_others_are_trained(
     few_methods: None, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], jobs: int
@@ -56,7 +63,7 @@ def test_what_refuses_is_left_out_and_the_others_are_trained(
     out = tmp_path / "run"
     assert train("--features", store, "--method", "all", "--out", out, "--jobs", jobs) == 0
     rows, left = record(out)
-    assert rows == ["mean-score", "duration-only", "category-mean", "ridge", "auto", "s4aqa", "aa"]
+    assert rows == ["mean-score", "random", "duration-only", "category-mean", "ridge", "auto", "s4aqa", "aa"]
     assert left.keys() == {"keep-first-frame", "sap-net", "difficulty-only", "core"}
     assert not any(r["failed"] for r in left.values())
     assert "still-rgb" in left["keep-first-frame"]["why"]
@@ -65,6 +72,7 @@ def test_what_refuses_is_left_out_and_the_others_are_trained(
     said = capsys.readouterr()
     assert "core is left out: 005.mp4 cannot be compared" in said.out
     assert "sap-net is left out" in said.err
+    assert_bar_is_full(said.err)
     assert {r["method"] for r in read_csv(out / "results.csv")} == set(rows)
     # The same command and --resume find it done; what was refused is refused again.
     done = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
@@ -82,11 +90,12 @@ def test_what_fails_while_it_learns_says_so_and_the_others_go_on(
     common = ["--features", store, "--method", "all", "--out", out, "--jobs", jobs, "--set", "aa.lr=1e30"]
     assert train(*common) == 3
     rows, left = record(out)
-    assert rows == ["mean-score", "duration-only", "category-mean", "ridge", "auto", "s4aqa"]
+    assert rows == ["mean-score", "random", "duration-only", "category-mean", "ridge", "auto", "s4aqa"]
     assert left["aa"]["failed"]
     said = capsys.readouterr()
     assert f"aa failed: {left['aa']['why']}" in said.out
     assert "failed, and not in the table: aa" in said.err
+    assert_bar_is_full(said.err)
 
 
 def test_what_was_named_and_refuses_ends_the_run(store: Path, tmp_path: Path) -> None:
@@ -104,7 +113,7 @@ def test_a_dry_run_names_what_would_be_left_out(
     assert train("--features", store, "--method", "all", "--out", tmp_path / "run", "--dry-run") == 0
     said = capsys.readouterr().out
     assert "core is left out: 005.mp4 cannot be compared" in said
-    assert "14 trainings" in said
+    assert "16 trainings" in said
     assert not (tmp_path / "run").exists()
 
 

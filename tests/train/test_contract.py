@@ -23,7 +23,8 @@ from aqa_train.features import FeatureSet
 from aqa_train.methods import METHODS
 from aqa_train.methods.linear import SVR, Ridge
 from aqa_train.methods.mean_teacher import MeanTeacher, MeanTeacherConfig
-from aqa_train.methods.trivial import CategoryMean, Constant, Line
+from aqa_train.methods.trivial import CategoryMean, Constant, Line, Random
+from aqa_train.metrics import spearman
 from aqa_train.predict import load_checkpoint, open_ensemble
 from aqa_train.signals import Stopped
 from aqa_train.storage import load_state
@@ -31,6 +32,7 @@ from aqa_train.trainer import Task, fit, predict
 
 from .conftest import MakeStore, inputs, synthetic
 from .doubles import Pairs, States
+from .method_checks import alone_as_together, part, prepared, shape, videos
 from .runs import aqa_train, read_csv
 
 CPU = torch.device("cpu")
@@ -208,6 +210,25 @@ def test_trivial_methods_by_hand() -> None:
     assert told(CategoryMean, category="category") == pytest.approx([2, 2, 6, 6, 4, 4])
 
 
+def test_chance_is_the_same_for_the_same_video_and_knows_nothing_of_its_score() -> None:
+    torch.manual_seed(0)
+    batch = videos(600, segments=3, channels=5)
+    first, second = (prepared(Random(shape(3, 5)), part(batch, slice(0, 40))) for _ in range(2))
+    drawn = first(batch)
+    alone_as_together(first, part(batch, slice(0, 8)))
+    # Every labelled score comes about as often (expected 15 times; 40 is beyond six deviations), and others never.
+    labelled = set(batch.scores[:40].tolist())
+    counts = [int((drawn.float() == level).sum()) for level in labelled]
+    assert set(drawn.float().tolist()) == labelled
+    assert max(counts) < 40
+    # Of 560 videos three standard errors are .13, between draws as well.
+    assert abs(spearman(drawn[40:].numpy(), batch.scores[40:].numpy()) or 0) < 0.13
+    assert abs(spearman(drawn.numpy(), second(batch).numpy()) or 0) < 0.13
+    copied = Random(shape(3, 5))
+    load_state(copied, first.state_dict())
+    assert torch.equal(copied(batch), drawn)
+
+
 # ---- columns
 
 
@@ -271,7 +292,7 @@ def test_every_kind_of_method_is_trained_saved_and_predicted_with(store: Path, t
               "--out", out)  # fmt: skip
     summary = json.loads((out / "metrics.json").read_text())
     assert {r["method"]: r["uses_difficulty"] for r in summary["rows"]} == {
-        **dict.fromkeys([*methods, "mean-score"], False), "pairs": True, "difficulty-only": True,
+        **dict.fromkeys([*methods, "mean-score", "random"], False), "pairs": True, "difficulty-only": True,
     }  # fmt: skip
     assert {r["method"] for r in summary["rows"] if "beats" in (r["verdict"] or "") or r["against"]} >= {*methods}
     opened = FeatureStore.open(store)

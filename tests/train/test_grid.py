@@ -59,7 +59,7 @@ def test_a_grid_killed_half_way_gives_the_same_table(make_store: MakeStore, tmp_
     # What does not read the variant comes once.
     expected = {
         (m, f, s, k, v)
-        for m in ("s4aqa", "aa", "ridge", "mean-score", "difficulty-only")
+        for m in ("s4aqa", "aa", "ridge", "mean-score", "random", "difficulty-only")
         for f, s, k, v in product(("0.4", "0.8"), "01", "01", ("1", "40") if m == "s4aqa" else ("",))
     }
     axes = [(r["method"], r["labelled"], r["seed"], r["fold"], r["recovery_weight"]) for r in rows]

@@ -58,6 +58,7 @@ def test_run_folder_is_complete(finished: Path, capsys: pytest.CaptureFixture[st
         ("s4aqa", "last"),
         ("s4aqa", "best-on-validation"),
         ("mean-score", "baseline"),
+        ("random", "baseline"),
         ("ridge", "baseline"),
         ("difficulty-only", "baseline"),
     }

@@ -100,11 +100,12 @@ class Here:
         failures: Failures = {}
         with console.progress("epochs", sum(j.epochs for j in self.jobs)) as advance, asked_to_stop() as stop:
             for job in self.jobs:
-                if job.key in failures:
-                    continue
-                show = _shown(job.name, job.epochs, advance)
-                if (error := _train(job, self.features, self.device, stop, show)) is not None:
-                    _note(failures, job, error)
+                counted = _Counted(advance, job)
+                if job.key not in failures:
+                    show = _shown(job.name, job.epochs, counted)
+                    if (error := _train(job, self.features, self.device, stop, show)) is not None:
+                        _note(failures, job, error)
+                counted.over()
         return failures
 
 
@@ -164,7 +165,8 @@ class Processes:
         failure: AqaError | None = None
         stopping = False
         waiting = list(range(len(self.jobs)))
-        working: dict[Connection, Job] = {}
+        working: dict[Connection, int] = {}
+        counted = [_Counted(advance, j) for j in self.jobs]
         lost: list[str] = []
         workers = list(talking.values())
         while talking:
@@ -173,16 +175,19 @@ class Processes:
                 try:
                     kind, *rest = pipe.recv()
                     if kind == "ready":
+                        if pipe in working:
+                            counted[working.pop(pipe)].over()
                         job = waiting.pop(0) if waiting and not stopping and not stop() else None
                         if job is not None:
-                            working[pipe] = self.jobs[job]
+                            working[pipe] = job
                         pipe.send(job)
                 except (EOFError, OSError):  # all that it said has been heard
                     worker = talking.pop(pipe)
                     worker.join()
                     if not worker.exitcode:
                         continue
-                    lost += _lost(worker, working.get(pipe))
+                    if pipe in working:
+                        lost += _lost(worker, self.jobs[working[pipe]])
                     if failure is None and not stopping and not stop():
                         failure = AqaError(
                             f"a training process ended with code {worker.exitcode}"
@@ -191,10 +196,12 @@ class Processes:
                         )
                     continue
                 if kind == "epoch":
-                    advance(rest[0], note=rest[1], before=rest[2])
+                    counted[working[pipe]](rest[0], note=rest[1], before=rest[2])
                 elif kind == "failed":
-                    _note(failures, working[pipe], rest[0])
-                    waiting = [n for n in waiting if self.jobs[n].key not in failures]
+                    _note(failures, self.jobs[working[pipe]], rest[0])
+                    for n in [n for n in waiting if self.jobs[n].key in failures]:
+                        waiting.remove(n)
+                        counted[n].over()
                 elif kind == "error" and failure is None:
                     failure = rest[0]
             if (failure is not None or stop()) and not stopping:
@@ -205,8 +212,23 @@ class Processes:
         return lost, failure
 
 
-def _lost(worker: BaseProcess, job: Job | None) -> list[str]:
-    if job is None or job.done:
+class _Counted:
+    """`advance` of one job, all of whose epochs count once it is over, however it ended."""
+
+    def __init__(self, advance: Callable[..., None], job: Job) -> None:
+        self.advance, self.left = advance, job.epochs
+
+    def __call__(self, n: int, note: str = "", before: int = 0) -> None:
+        self.left -= n + before
+        self.advance(n, note=note, before=before)
+
+    def over(self) -> None:
+        if self.left:
+            self(0, before=self.left)
+
+
+def _lost(worker: BaseProcess, job: Job) -> list[str]:
+    if job.done:
         return []
     return [f"a process ended with code {worker.exitcode}, and what it did since its last save is lost: {job.name}"]
 

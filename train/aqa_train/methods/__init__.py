@@ -338,6 +338,7 @@ METHODS: Methods = Methods({
     "rica2": _rica2(difficulty=False),
     "rica2-dd": _rica2(difficulty=True),
     "mean-score": Method("aqa_train.methods.trivial:Constant", "the mean labelled score", baseline=True),
+    "random": Method("aqa_train.methods.trivial:Random", "a labelled score, drawn by chance", baseline=True),
     "difficulty-only": Method(
         _LINE, "a line through difficulty", columns={"difficulty": "number"}, uses_difficulty=True, baseline=True
     ),

@@ -1,4 +1,4 @@
-"""What any method has to beat, from no feature at all: the mean score, difficulty, duration, category.
+"""What any method has to beat, from nothing that is seen: the mean score, chance, difficulty, duration, category.
 
 On MTL-AQA difficulty alone has a rank correlation of .56, on JIGSAWS' knots duration alone .73, on FineDiving the
 category's mean .59: as much as published methods with few labels.
@@ -39,6 +39,34 @@ class Constant(nn.Module):
 
     def prepare(self, pool: Pool) -> None:
         self.level.fill_(float(pool.labelled.known.mean()))
+
+
+class Random(nn.Module):
+    """One of the labelled scores, drawn by the bits of a video's features: chance, but the same for the same video."""
+
+    Config = Nothing
+    levels: Tensor
+    key: Tensor
+
+    def __init__(self, inputs: Inputs, config: Nothing = Nothing()) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("levels", torch.zeros(1, dtype=torch.float64))
+        self.register_buffer("key", torch.randint(2**62, ()))
+
+    def forward(self, batch: Batch) -> Float[Tensor, "batch"]:
+        """Scores in training units."""
+        (features, *_) = batch.streams.values()
+        bits = features.flatten(2).float().contiguous().view(torch.int32).long()
+        # Sums of integers are exact, so neither the batch nor the zeros behind a shorter video change the draw.
+        places = torch.arange(bits[0].numel(), device=bits.device).view(bits.shape[1:])
+        drawn = self.key + (bits * (2 * places + 1)).sum((1, 2))
+        for factor in (0x2127599BF4325C37, 0x6C62272E07BB0142 | 1):  # spreads every bit over the upper ones
+            drawn = (drawn ^ (drawn >> 32)) * factor
+        return self.levels[(drawn >> 32) % len(self.levels)]
+
+    def prepare(self, pool: Pool) -> None:
+        self.levels = torch.as_tensor(pool.labelled.known, dtype=torch.float64, device=self.levels.device)
 
 
 class Line(nn.Module):
