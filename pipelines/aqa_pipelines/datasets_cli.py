@@ -108,7 +108,8 @@ def check(
             known = " (published so)" if finding.known else ""
             console.out.print(console.printable(str(finding)) + known, markup=False)
         console.note(
-            f"{len(data.performances)} performances, {problems} problems, {len(found) - problems} known errors"
+            f"{console.counted(len(data.performances), 'performance')}, {console.counted(problems, 'problem')}, "
+            f"{console.counted(len(found) - problems, 'known error')}"
         )
     if problems:
         raise typer.Exit(int(ExitCode.QUARANTINED))

@@ -55,7 +55,7 @@ def test_a_whole_copy_is_checked_and_prepared(gymnastics: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stdout + done.stderr
     known = "train.txt, test.txt: Ball_134 is in neither; Ball_251 is there in its place (published so)\n"
     assert done.stdout == known
-    assert "1000 performances, 0 problems, 1 known errors" in done.stderr
+    assert "1000 performances, 0 problems, 1 known error" in done.stderr
     out = tmp_path / "out"
     done = aqa("prepare", "rhythmic-gymnastics", "--root", gymnastics, "--out", out)
     assert done.returncode == 0, done.stderr
