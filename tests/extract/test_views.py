@@ -62,8 +62,8 @@ def scene(shift: tuple[float, float], side: int = 96, seed: int = 0) -> Tensor:
 def test_flow_that_is_turned_is_the_flow_of_the_turned_frames_but_for_the_solvers_error(name: str) -> None:
     """TV-L1's differences look to the right and down, so its solution leans that way: of a video and its turned copy it
     finds fields that differ by about a quarter of what each differs from the truth (0.009 to 0.012 of 0.041 px), and
-    neither is the better one. Turning the field is exact for the motion itself, needs no second solution, and is what the store
-    holds. Tolerance: half of the solver's own error against the known motion.
+    neither is the better one. Turning the field is exact for the motion itself, needs no second solution, and is what
+    the store holds. Tolerance: half of the solver's own error against the known motion.
     """
     truth = torch.tensor([1.5, -0.75])
     frames = torch.cat([scene((0, 0)), scene((float(truth[0]), float(truth[1])))])
