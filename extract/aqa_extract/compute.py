@@ -149,12 +149,13 @@ class Compute:
     @torch.inference_mode()
     def flush(self) -> list[Done]:
         """Run what is left, in batches filled up to the usual shape."""
-        with device_faults():
-            left = ((network, list(queue)) for network, queue in self.queues.items() if queue)
-            for _ in self._spread(self._run, left):
-                pass
+        with self.lock:
+            left = [(network, list(queue)) for network, queue in self.queues.items() if queue]
             for queue in self.queues.values():
                 queue.clear()
+        with device_faults():
+            for _ in self._spread(self._run, left):
+                pass
         return self._take_completed()
 
     def _take_completed(self) -> list[Done]:

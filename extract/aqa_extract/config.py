@@ -23,24 +23,19 @@ INPUT, RUN = "Input and output", "Run"
 """Headings of the options that are not what decides a feature."""
 
 
-def _preset(name: str) -> str:
+def preset_name(name: str) -> str:
     if name not in PRESETS:
         raise ValueError(f"choose one of {', '.join(PRESETS)}, got {name!r}")
     return name
 
 
-class Options(Record):
-    """How to run.
-
-    Nothing here changes a feature beyond rounding (`batch` and `device` may choose other kernels), except for
-    `accept_damaged`, which is recorded with each video.
-    """
+class Handling(Record):
+    """How one video is handled, by a run or by a service."""
 
     decoder: Annotated[
         Literal["auto", "av", "decord"],
         Option(RUN, "auto uses decord only where both give the same frames."),
     ] = "auto"
-    device: Annotated[str, Option(RUN, "auto, cpu, cuda or cuda:N.")] = "auto"
     batch: Annotated[int | None, Option(RUN, "Segments per call of a network.", default="by device")] = Field(
         default=None, ge=1
     )
@@ -48,12 +43,22 @@ class Options(Record):
     timeout: Annotated[float, Option(RUN, "Seconds a decoder may take; long videos get more.")] = Field(
         default=300.0, gt=0
     )
-    stop_after: Annotated[int, Option(RUN, "Failures in a row that stop the run; with 0 it never stops.")] = Field(
-        default=20, ge=0
-    )
     accept_damaged: Annotated[
         bool, Option(RUN, "Use what can be decoded of damaged or truncated videos; it is recorded with each.")
     ] = False
+
+
+class Options(Handling):
+    """How to run.
+
+    Nothing here changes a feature beyond rounding (`batch` and `device` may choose other kernels), except for
+    `accept_damaged`, which is recorded with each video.
+    """
+
+    device: Annotated[str, Option(RUN, "auto, cpu, cuda or cuda:N.")] = "auto"
+    stop_after: Annotated[int, Option(RUN, "Failures in a row that stop the run; with 0 it never stops.")] = Field(
+        default=20, ge=0
+    )
     retry_failed: Annotated[bool, Option(RUN, "Try videos again that failed and are remembered.")] = False
     repair: Annotated[bool, Option(RUN, "Extract again what `aqa verify` finds damaged.")] = False
     replace: Annotated[
@@ -126,7 +131,7 @@ class Config(Record):
     options: Options = Options()
     preset: Annotated[
         str | None,
-        BeforeValidator(_preset),
+        BeforeValidator(preset_name),
         Option(RUN, f"Segments and pixels as in published work: {', '.join(PRESETS)} (`aqa streams`). Options win."),
     ] = None
 
@@ -137,6 +142,15 @@ def resolve(file: Path | None, flags: Mapping[str, Any], environment: Mapping[st
     Raises UsageError for what cannot be, and for what was given and would do nothing.
     """
     asked, variables = gathered(Config, ENVIRONMENT, file, flags, environment)
+    values = made_whole(asked)
+    if str(values.get("shard", "")).partition("/")[0] == AUTO:
+        values["shard"] = scheduled(values["shard"], os.environ if environment is None else environment)
+    config = valid(Config, values, variables, fix="see aqa-extract --help")
+    return config.model_copy(update={"features": checked(config.features, asked)})
+
+
+def made_whole(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, by key, with what follows from it: of a preset, of streams and flow."""
     preset = PRESETS.get(str(asked.get("preset")))
     values = {**(preset.options if preset else {}), **asked}
     # Either follows from the other where it is not given.
@@ -144,12 +158,14 @@ def resolve(file: Path | None, flags: Mapping[str, Any], environment: Mapping[st
     values["streams"] = list(dict.fromkeys(map(str, parted(values["streams"]))))
     wants_flow = any(parse(stream).modality == "flow" for stream in values["streams"])
     values.setdefault("flow", "parity" if wants_flow else "off")
-    if str(values.get("shard", "")).partition("/")[0] == AUTO:
-        values["shard"] = scheduled(values["shard"], os.environ if environment is None else environment)
-    config = valid(Config, values, variables, fix="see aqa-extract --help")
-    config = config.model_copy(update={"features": completed(config.features)})
-    _refuse_ignored(asked, config.features)
-    return config
+    return values
+
+
+def checked(features: ExtractSettings, asked: Iterable[str]) -> ExtractSettings:
+    """The settings in force, completed. Raises UsageError where one that was `asked` for would do nothing."""
+    features = completed(features)
+    _refuse_ignored(asked, features)
+    return features
 
 
 _WHOLE_FRAMES = "a stream that does not follow the actor"
@@ -190,10 +206,13 @@ def _refuse_ignored(asked: Iterable[str], settings: ExtractSettings) -> None:
         raise UsageError(f"--weights {idle[0]}=… would be ignored with {said}", fix="omit it, or ask for its stream")
 
 
-def as_toml(config: Config) -> str:
-    """Every option in force, as `--config` reads it; what is unset or would be ignored is omitted."""
+def as_toml(config: Any) -> str:
+    """Every option in force of a record with `features`, as `--config` reads it.
+
+    What is unset or would be ignored is omitted.
+    """
     groups: dict[str, dict[str, Any]] = {}
-    for key, setting in settings_of(Config).items():
+    for key, setting in settings_of(type(config)).items():
         value = setting.of(config)
         once = key in ("preset", "replace", "shard")
         if setting.option is None or once or value in (None, "", (), {}) or _unused(key, config.features):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -73,16 +73,21 @@ class Pipeline:
         """Videos that the device has begun and not finished: what an orderly stop still waits for."""
         self.ready: queue.Queue[Prepared | Failure | None] = queue.Queue(maxsize=workers + 1)
         self.to_write: queue.Queue[Done | None] = queue.Queue(maxsize=16)
-        self.lock = threading.Lock()
+        self.lock, self.taking = threading.Lock(), threading.Lock()
         self.outcome = Outcome()
         self.total = self.driven = 0
         """Jobs, and those of them that came out of loading: when these are all, a stop would spare nothing."""
         self.in_a_row = 0
         self.crash: BaseException | None = None
 
-    def run(self, jobs: Sequence[VideoJob]) -> Outcome:
-        """Handle every job, or stop early and say why. Raises what is not a single video's fault."""
-        self.total, self.pending = len(jobs), iter(jobs)
+    def run(self, jobs: Iterable[VideoJob]) -> Outcome:
+        """Handle every job, or stop early and say why. Raises what is not a single video's fault.
+
+        Jobs without a length come one by one: waiting for the next is what their iterator does, until `stop` is set.
+        Meanwhile the device computes what waits for others to fill its batch.
+        """
+        self.endless = not isinstance(jobs, Sized)
+        self.total, self.pending = (0 if self.endless else len(jobs)), iter(jobs)  # type: ignore[arg-type]
         loaders = [self._thread(self._load, f"load-{i}") for i in range(self.workers)]
         drivers = [self._thread(self._drive, f"device-{i}") for i in range(self.drivers)]
         writer = self._thread(self._write, "write")
@@ -113,7 +118,7 @@ class Pipeline:
     def _load(self) -> None:
         with self.work.loader() as load_one:
             while not self.stop.is_set():
-                with self.lock:
+                with self.taking:
                     job = next(self.pending, None)
                 if job is None:
                     return
@@ -143,6 +148,8 @@ class Pipeline:
             try:
                 item = self.ready.get(timeout=0.2)
             except queue.Empty:
+                if self.endless and self.in_flight:
+                    self._hand_over(self._timed(self.compute.flush))
                 continue
             if item is None or self.stop.is_set():
                 return

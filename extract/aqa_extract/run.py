@@ -155,16 +155,7 @@ def _run(
     networks = Networks.load(settings, device, console.note)
     if why := networks.slow_flow:
         console.warn(f"flow takes ten times as long as it could, as torch computes it: {why} (docs/flow.md)")
-    provenance = {
-        "weights": networks.weights,
-        "versions": versions(),
-        "tool": f"aqa {__version__}",
-        "flow_engine": networks.flow_engine,
-    }
-    specs = identified(settings, networks.weights)
-    with StoreWriter.open(
-        report.store, specs=specs, settings=settings, provenance=provenance, overwrite=overwrite
-    ) as writer:
+    with open_writer(report.store, networks, overwrite) as writer:
         expect(report.store, asked)
         writer.forget(todo.damaged)
         writer.replace(todo.replaced)
@@ -234,6 +225,19 @@ def _with_twins(job: VideoJob, failed: Failure) -> list[Failure]:
             for v, i in job.twins
         ),
     ]
+
+
+def open_writer(store: Where, networks: Networks, overwrite: bool = False) -> StoreWriter:
+    """The store, for what these networks make. Raises StoreError where it holds features of others."""
+    settings = networks.settings
+    provenance = {
+        "weights": networks.weights,
+        "versions": versions(),
+        "tool": f"aqa {__version__}",
+        "flow_engine": networks.flow_engine,
+    }
+    specs = identified(settings, networks.weights)
+    return StoreWriter.open(store, specs=specs, settings=settings, provenance=provenance, overwrite=overwrite)
 
 
 def decode_children(options: Options, device: torch.device, jobs: int) -> int:

@@ -259,7 +259,7 @@ def _from_table(table: Table, named: _Named) -> None:
         rate: Any = (extra.pop("fps", None) or None) if os.path.isdir(path) else None
         try:
             video = Video(
-                id=shown(row.id) if row.id else id_of(path, folder) + _part(row),
+                id=shown(row.id) if row.id else id_of(path, folder) + part_name(row),
                 path=path,
                 frame_rate=rate,
                 extra=extra,
@@ -288,7 +288,8 @@ def _refuse_all_missing(table: str | Path, paths: Sequence[str], folder: str) ->
         )
 
 
-def _part(row: Row) -> str:
+def part_name(row: Row | Video) -> str:
+    """What the id of a part ends in, as `#54-154`; "" for a whole file."""
     if row.start is not None or row.end is not None:
         return f"#{row.start or 0}-{'' if row.end is None else row.end}"
     if row.start_time is not None or row.end_time is not None:

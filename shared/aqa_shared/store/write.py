@@ -69,6 +69,11 @@ class StoreWriter:
         return self._found
 
     @property
+    def known(self) -> Contents:
+        """What the store holds, as far as this writer knows; `refresh` looks again."""
+        return self._contents
+
+    @property
     def committed(self) -> Metas:
         """Id → meta of every video that is in the store with all of this writer's arrays, finalised or not."""
         found = self._contents.having(s.name for s in self.specs)

@@ -1,0 +1,174 @@
+"""Extraction that goes on: the networks stay on the device, and videos come one at a time.
+
+The same plan, decode children, device stage and commits as `aqa_extract.run`; only that nobody knows what comes next,
+and that each video is answered for by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from aqa_extract import faults, quarantine
+from aqa_extract.budget import ByteBudget
+from aqa_extract.compute import Done
+from aqa_extract.config import Options
+from aqa_extract.faults import Fault
+from aqa_extract.job import JobFailed, VideoJob
+from aqa_extract.loading import Prepared
+from aqa_extract.networks import Networks
+from aqa_extract.pipeline import Pipeline
+from aqa_extract.plan import pinned, plan, read_plan
+from aqa_extract.run import decode_children, memory_budget, new_compute, open_writer
+from aqa_extract.streams import completed
+from aqa_extract.work import Work
+from aqa_shared import console
+from aqa_shared.machine import available_cores, pick_device
+from aqa_shared.records import ExtractSettings, Failure, Video
+from aqa_shared.store import Where
+
+MANY = 1 << 20
+"""Videos that are yet to come, as far as the number of decode children goes."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A video to extract."""
+
+    video: Video
+    number: int
+    """Of this question; with it, it can be called off."""
+    remember: bool = True
+    """Whether the store keeps why it cannot be used; it need not for a file that is gone afterwards."""
+
+
+@dataclass
+class _Work(Work):
+    """Work whose videos can be called off, and that says when one is in the store."""
+
+    ended: Callable[[str, Failure | None], None] = lambda video_id, failure: None
+    asked: dict[str, Asked] = field(default_factory=dict)
+    """By id, what is being extracted."""
+    called_off: set[int] = field(default_factory=set)
+    """By number."""
+
+    @contextmanager
+    def loader(self) -> Iterator[Callable[[VideoJob], Prepared]]:
+        with super().loader() as load:
+
+            def unless_called_off(job: VideoJob) -> Prepared:
+                self.refuse_called_off(job)
+                prepared = load(job)
+                try:
+                    self.refuse_called_off(job)
+                except JobFailed:
+                    self.budget.give(prepared.reserved)
+                    raise
+                return prepared
+
+            yield unless_called_off
+
+    def commit(self, done: Done) -> None:
+        job = done.video.job
+        self.refuse_called_off(job)
+        super().commit(done)
+        # Nobody reads these at the end, which never comes.
+        self.committed.clear()
+        self.looked_at.clear()
+        self.without_actor.clear()
+        self.through(job.video.id, None)
+
+    def through(self, video_id: str, failure: Failure | None) -> None:
+        """It has ended."""
+        self.called_off.discard(self.asked.pop(video_id).number)
+        self.ended(video_id, failure)
+
+    def refuse_called_off(self, job: VideoJob) -> None:
+        if self.asked[job.video.id].number in self.called_off:
+            raise JobFailed(job.failed("interrupted", "decode", "it was cancelled"))
+
+
+class Warm:
+    """What is loaded once. Raises StoreError and EnvironmentFault as `run.extract` does."""
+
+    def __init__(self, store: Where, settings: ExtractSettings, options: Options) -> None:
+        self.store, self.options = store, options
+        settings = completed(settings)
+        _, known = read_plan((), store, settings, options)  # refuses a store of others before the networks are loaded
+        torch.set_num_threads(1)
+        self.networks = Networks.load(pinned(settings, known), pick_device(options.device), console.note)
+        if why := self.networks.slow_flow:
+            console.warn(f"flow takes ten times as long as it could, as torch computes it: {why} (docs/flow.md)")
+        self.writer = open_writer(store, self.networks)
+        self.failed_before = quarantine.read(store)
+        self.stale = threading.Event()
+        """Set when others have changed the store: it is read again before the next video."""
+        self.work: _Work | None = None
+
+    @property
+    def device(self) -> str:
+        """As torch names it."""
+        return str(self.networks.device)
+
+    def run(self, ask: Callable[[], Asked | None], ended: Callable[[str, Failure | None], None]) -> None:
+        """Extract what `ask` gives, which is called again at once where it answers None, until it raises StopIteration.
+
+        `ended(id, failure)` is called once a video, from several threads: None is in the store. Raises what no single
+        video is to blame for; what was finished by then is committed.
+        """
+        networks, device = self.networks, self.networks.device
+        budget = ByteBudget(memory_budget(device), threading.Event())
+        self.work = work = _Work(networks, self.writer, self.options, budget, ended=ended)
+
+        def jobs() -> Iterator[VideoJob]:
+            while not work.stop.is_set():
+                try:
+                    asked = ask()
+                except StopIteration:
+                    return
+                if asked is None:
+                    continue
+                work.asked[asked.video.id] = asked
+                job, failure = self._planned(asked.video)
+                if job is not None:
+                    yield job
+                else:
+                    work.through(asked.video.id, failure)
+
+        def told(failure: Failure | None) -> None:
+            pipeline.outcome.failures.clear()
+            if failure is not None:
+                if work.asked[failure.id].remember and faults.fault(failure.reason) is not Fault.OURS:
+                    self.failed_before[failure.id] = failure
+                    quarantine.write(self.store, failure)
+                work.through(failure.id, failure)
+
+        drivers = available_cores() if device.type == "cpu" else 1
+        workers = decode_children(self.options, device, MANY)
+        compute = new_compute(networks, self.options)
+        pipeline = Pipeline(work, compute, told, workers=workers, drivers=drivers, stop_after=0)
+        pipeline.run(jobs())
+
+    def call_off(self, number: int) -> None:
+        """Do not commit what was asked for with this number, unless it is; decoding goes on to its end."""
+        if self.work is not None:
+            self.work.called_off.add(number)
+
+    def _planned(self, video: Video) -> tuple[VideoJob | None, Failure | None]:
+        """What is to be done of a video, or why it cannot be; neither where the store has it.
+
+        A video of which the store has some streams is made in all of them again: what is there stays.
+        """
+        if self.stale.is_set():
+            self.stale.clear()
+            self.writer.refresh()
+            self.failed_before = quarantine.read(self.store)
+        found = plan([video], self.writer.known, self.failed_before, set(), self.networks.settings, self.options)
+        failures = [*found.kept_out, *found.refused]
+        if not failures and self.failed_before.pop(video.id, None) is not None:
+            quarantine.release(self.store, [video.id])  # the file has changed, or the store has it by now
+        return (found.jobs[0] if found.jobs else None), (failures[0] if failures else None)
