@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from aqa_pipelines import datasets_cli, submit_cli, tables_cli, weights_cli
+from aqa_pipelines.serve import cli as serve_cli
 from aqa_shared import console
 from aqa_shared.commands import App, CommandGroup, Later, Version
 from aqa_shared.errors import ExitCode, UsageError
@@ -33,6 +34,7 @@ app = App(
     no_args_is_help=True,
 )
 app.add_typer(datasets_cli.app, name="datasets")
+app.add_typer(serve_cli.app, name="serve")
 app.add_typer(submit_cli.app, name="submit")
 app.add_typer(weights_cli.app, name="weights")
 tables_cli.add(app)
