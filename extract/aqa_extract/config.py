@@ -14,6 +14,7 @@ from aqa_extract.streams import canvases, chosen, completed, needs_actor, parse
 from aqa_shared.errors import UsageError
 from aqa_shared.options import Option, Several, parted
 from aqa_shared.records import ExtractSettings, Record
+from aqa_shared.scheduler import named
 from aqa_shared.settings import as_toml as written
 from aqa_shared.settings import gathered, settings_of, valid
 from aqa_shared.shards import AUTO, part_of_parts, scheduled
@@ -84,6 +85,19 @@ class Options(Handling):
         ),
     ] = None
     """(i, n): only the i-th of n parts, from 1; what it commits waits for `finalise`."""
+    scheduler: Annotated[
+        str | None,
+        BeforeValidator(named),
+        Option(
+            RUN,
+            "Let the workers of a Dask cluster do the work: the address of its scheduler (tcp://HOST:PORT), the file "
+            "that it wrote, or local:N for N processes on this machine.",
+            metavar="ADDRESS|FILE",
+        ),
+    ] = None
+    scheduler_wait: Annotated[
+        float, Option(RUN, "Seconds to wait for a worker of the cluster that can do the work.")
+    ] = Field(default=60.0, ge=0)
     command: str = Field(default="aqa-extract with the same arguments", exclude=True)
     """What makes the rest, should this run not come to its end."""
 
@@ -91,6 +105,8 @@ class Options(Handling):
     def _parts_share_a_store(self) -> Options:
         if self.shard and self.overwrite:
             raise ValueError("--shard with --overwrite would remove what the other parts do: remove the store first")
+        if self.scheduler is None and self.scheduler_wait != Options.model_fields["scheduler_wait"].default:
+            raise ValueError("--scheduler-wait does nothing without --scheduler: omit it, or name the cluster")
         return self
 
 

@@ -45,7 +45,7 @@ _REQUEST = (
     "unreadable changed_during_read too_short part_outside too_long decode_timeout decord_unsupported id_conflict "
     "id_taken"
 )
-_OURS = "decoder_error decoder_stalled read_error internal_error bad_features interrupted"
+_OURS = "decoder_error decoder_stalled read_error internal_error bad_features interrupted worker_failed"
 
 REASONS: dict[str, Reason] = {
     **{name: Reason(Fault.VIDEO) for name in _VIDEO.split()},

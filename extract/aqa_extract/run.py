@@ -8,10 +8,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import InitVar, dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aqa_extract import faults, quarantine
 from aqa_extract.config import Options
@@ -109,10 +111,11 @@ def extract(
         overwrite = options.overwrite
         arrays = tuple(spec.name for spec in array_specs(settings))
         asked = Run(options.command, arrays, tuple(video.id for video in videos), options.shard)
-        for streams, jobs in todo.passes.items():
-            one = only(pinned(settings, known), streams)
-            committed |= _run(jobs, todo, one, options, overwrite, asked, report, signals)
-            overwrite = False
+        with _by(options) if todo.passes else nullcontext(_run) as run_pass:
+            for streams, jobs in todo.passes.items():
+                one = only(pinned(settings, known), streams)
+                committed |= run_pass(jobs, todo, one, options, overwrite, asked, report, signals)
+                overwrite = False
         if options.shard is not None and not todo.passes:
             if known is None:
                 StoreWriter.open(out, specs=(), provenance={})
@@ -128,6 +131,19 @@ def extract(
             quarantine.release(out, committed.union(todo.already))
     report.seconds = time.monotonic() - started
     return report
+
+
+@contextmanager
+def _by(options: Options) -> Iterator[Callable[..., set[str]]]:
+    """What runs a pass: this process, or the workers of a cluster."""
+    if options.scheduler is None:
+        yield _run
+        return
+    from aqa_extract.cluster.blocks import run_pass
+    from aqa_extract.cluster.workers import reached
+
+    with reached(options.scheduler, options.device) as client:
+        yield partial(run_pass, client)
 
 
 def _run(
@@ -161,24 +177,12 @@ def _run(
         writer.replace(todo.replaced)
         work = Work(networks, writer, options, ByteBudget(memory_budget(device), threading.Event()))
         compute = new_compute(networks, options)
-        by_id = {job.video.id: job for job in jobs}
-        begun = time.monotonic()
 
         with console.progress("extract", len(jobs)) as advance:
-
-            def ended(failed: Failure | None) -> None:
-                for one in _with_twins(by_id[failed.id], failed) if failed is not None else ():
-                    if one.id not in work.committed:
-                        if faults.fault(one.reason) is not Fault.OURS:
-                            quarantine.write(report.store, one)
-                        report.failures.append(one)
-                        console.warn(f"{console.printable(one.id)} failed ({one.reason})")  # all of it at the end
-                seconds = max(time.monotonic() - begun, 1e-9)
-                pace = f"{seconds / len(work.committed):.1f} s a video, " if work.committed else ""
-                advance(1, note=f"{pace}{compute.frames / seconds:.0f} frames/s")
-
+            told = Told(report, jobs, advance, work.committed, lambda: compute.frames)
             drivers = min(cores, len(jobs)) if device.type == "cpu" else 1
-            pipeline = Pipeline(work, compute, ended, workers=workers, drivers=drivers, stop_after=options.stop_after)
+            most = options.stop_after
+            pipeline = Pipeline(work, compute, told.ended, workers=workers, drivers=drivers, stop_after=most)
 
             def finish(number: int) -> None:
                 work.stop.set()
@@ -190,30 +194,64 @@ def _run(
             signals.hand_to(finish, pipeline.abandoned.set)
             outcome = pipeline.run(jobs)
         report.stages = vars(outcome.times)
-        report.extracted += len(work.committed)
         report.without_actor = sorted({*report.without_actor, *work.without_actor})
-        if signals.received:
-            raise Interrupted(
-                signals.received[0],
-                f"interrupted; videos extracted by this run, which the next one keeps: {report.extracted}",
-            )
-        if outcome.stopped_by:
-            last = report.failures[-1]
-            rerun = "the same command" if faults.fault(last.reason) is Fault.OURS else "with --retry-failed"
-            raise EnvironmentFault(
-                f"stopped after {outcome.stopped_by}; the last was {faults.told(last)}",
-                fix=f"remove the cause (`aqa doctor` examines this machine) and rerun {rerun}, "
-                "or go on regardless with --stop-after 0",
-            )
-        lost = {id for job in jobs for id in job.ids} - work.committed - {f.id for f in report.failures}
-        if lost:
-            raise AqaError(
-                f"{len(lost)} videos were neither extracted nor named as failed: {', '.join(sorted(lost)[:5])}"
-            )
-        # A signal that comes only now finds the work done: the run ends as if it had not come.
+        conclude(report, jobs, work.committed, signals, outcome.stopped_by)
         if said := coverage(work.looked_at, settings.sampling):
             console.note(said)
     return work.committed
+
+
+@dataclass
+class Told:
+    """How a pass is going, as its user sees it."""
+
+    report: Report
+    jobs: InitVar[Sequence[VideoJob]]
+    advance: Callable[..., None]
+    committed: set[str]
+    """Ids, growing."""
+    frames: Callable[[], int]
+    """Decoded so far."""
+
+    def __post_init__(self, jobs: Sequence[VideoJob]) -> None:
+        self.begun = time.monotonic()
+        self._by_id = {job.video.id: job for job in jobs}
+
+    def ended(self, failed: Failure | None) -> None:
+        """One more video has come to its end; its failure is remembered where it is the video's."""
+        for one in _with_twins(self._by_id[failed.id], failed) if failed is not None else ():
+            if one.id not in self.committed:
+                if faults.fault(one.reason) is not Fault.OURS:
+                    quarantine.write(self.report.store, one)
+                self.report.failures.append(one)
+                console.warn(f"{console.printable(one.id)} failed ({one.reason})")  # all of it at the end
+        seconds = max(time.monotonic() - self.begun, 1e-9)
+        pace = f"{seconds / len(self.committed):.1f} s a video, " if self.committed else ""
+        self.advance(1, note=f"{pace}{self.frames() / seconds:.0f} frames/s")
+
+
+def conclude(
+    report: Report, jobs: Sequence[VideoJob], committed: set[str], signals: Signals, stopped_by: str | None
+) -> None:
+    """A pass is over. Raises what it ended with, where that was not its last video."""
+    report.extracted += len(committed)
+    if signals.received:
+        raise Interrupted(
+            signals.received[0],
+            f"interrupted; videos extracted by this run, which the next one keeps: {report.extracted}",
+        )
+    if stopped_by:
+        last = report.failures[-1]
+        rerun = "the same command" if faults.fault(last.reason) is Fault.OURS else "with --retry-failed"
+        raise EnvironmentFault(
+            f"stopped after {stopped_by}; the last was {faults.told(last)}",
+            fix=f"remove the cause (`aqa doctor` examines this machine) and rerun {rerun}, "
+            "or go on regardless with --stop-after 0",
+        )
+    lost = {id for job in jobs for id in job.ids} - committed - {f.id for f in report.failures}
+    if lost:
+        raise AqaError(f"{len(lost)} videos were neither extracted nor named as failed: {', '.join(sorted(lost)[:5])}")
+    # A signal that comes only now finds the work done: the run ends as if it had not come.
 
 
 def _with_twins(job: VideoJob, failed: Failure) -> list[Failure]:
@@ -229,15 +267,9 @@ def _with_twins(job: VideoJob, failed: Failure) -> list[Failure]:
 
 def open_writer(store: Where, networks: Networks, overwrite: bool = False) -> StoreWriter:
     """The store, for what these networks make. Raises StoreError where it holds features of others."""
-    settings = networks.settings
-    provenance = {
-        "weights": networks.weights,
-        "versions": versions(),
-        "tool": f"aqa {__version__}",
-        "flow_engine": networks.flow_engine,
-    }
+    settings, made_with = networks.settings, provenance(networks)
     specs = identified(settings, networks.weights)
-    return StoreWriter.open(store, specs=specs, settings=settings, provenance=provenance, overwrite=overwrite)
+    return StoreWriter.open(store, specs=specs, settings=settings, provenance=made_with, overwrite=overwrite)
 
 
 def decode_children(options: Options, device: torch.device, jobs: int) -> int:
@@ -247,8 +279,8 @@ def decode_children(options: Options, device: torch.device, jobs: int) -> int:
     return options.workers or max(1, min(jobs, cores if device.type != "cpu" else (cores + 1) // 2))
 
 
-def new_compute(networks: Networks, options: Options) -> Compute:
-    """The device stage, with the batches that suit the device."""
+def new_compute(networks: Networks, options: Options, cores: int | None = None) -> Compute:
+    """The device stage, with the batches that suit the device; on a CPU for so many cores, or all."""
     from aqa_extract.compute import Compute
 
     cuda = networks.device.type == "cuda"
@@ -258,7 +290,7 @@ def new_compute(networks: Networks, options: Options) -> Compute:
         networks.settings,
         batch=batch,
         flow_batch=64 if cuda else 8,
-        cores=1 if cuda else available_cores(),
+        cores=1 if cuda else cores or available_cores(),
     )
 
 
@@ -269,6 +301,16 @@ def memory_budget(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 4
     return available_memory() // 4
+
+
+def provenance(networks: Networks) -> dict[str, Any]:
+    """What the store says of features that these networks make here."""
+    return {
+        "weights": networks.weights,
+        "versions": versions(),
+        "tool": f"aqa {__version__}",
+        "flow_engine": networks.flow_engine,
+    }
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,283 @@
+"""What a Dask worker does: keep the networks of a run, and extract a block of videos into the store with them.
+
+Only a `Manifest` goes back. A worker writes into the store by its path or URL itself, so it first makes sure that this
+is the store that the client sees, and that the videos are those that the client planned for: whatever it finds
+otherwise is said of the worker, never of a video.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aqa_extract.config import Options
+from aqa_extract.identity import identify
+from aqa_extract.job import VideoJob
+from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode
+from aqa_shared.machine import available_memory, pick_device
+from aqa_shared.records import ExtractSettings, Failure
+from aqa_shared.store import Objects, StoreWriter, disk_errors
+
+if TYPE_CHECKING:
+    import torch
+    from distributed import Worker
+
+    from aqa_extract.networks import Networks
+    from aqa_extract.work import Work
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a run asks of its workers; goes with every block."""
+
+    run: str
+    """A name of its own: what a worker keeps for a run goes by it."""
+    settings: ExtractSettings
+    options: Options
+    store: str
+    device: str
+    """`cpu`, `cuda`, or `cuda:*` for the one that the number of a local worker says."""
+
+    @property
+    def token(self) -> str:
+        """Key of the object that only the store of this run has; `aqa compact` removes what a killed client left."""
+        return f"staged/session-{self.run}.npz"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a worker computes with."""
+
+    provenance: dict[str, Any]
+    """What the store says of what it makes: weights, versions …"""
+    said: tuple[str, ...]
+    """What was to be said while its networks were loaded."""
+
+
+@dataclass
+class Manifest:
+    """What became of a block. A video that is in neither list was not finished."""
+
+    worker: str
+    committed: list[str] = field(default_factory=list)
+    """Ids, twins included."""
+    failures: list[Failure] = field(default_factory=list)
+    without_actor: list[str] = field(default_factory=list)
+    looked_at: list[tuple[int, int]] = field(default_factory=list)
+    frames: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+    trouble: Trouble | None = None
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a worker could not do its work."""
+
+    cause: str
+    fix: str
+    exit_code: ExitCode
+    unfit: bool
+    """It would not be able to do any other either."""
+
+
+class Session:
+    """What a process keeps of a run between its blocks."""
+
+    def __init__(self, terms: Terms, name: object) -> None:
+        import torch
+
+        from aqa_extract.networks import Networks
+
+        torch.set_num_threads(1)
+        self.terms = terms
+        self.device: torch.device = pick_device(_device(terms.device, name))
+        self.said: list[str] = []
+        self.networks: Networks = Networks.load(terms.settings, self.device, self.said.append)
+        self.at_work: list[Work] = []
+        self.stopped = False
+        self._of_thread = threading.local()
+
+    def writer(self) -> StoreWriter:
+        """The calling thread's own."""
+        from aqa_extract.run import open_writer
+
+        found: StoreWriter | None = getattr(self._of_thread, "writer", None)
+        if found is None:
+            terms, networks = self.terms, self.networks
+            objects = Objects.at(terms.store, write=True)
+            if not _sees(objects, terms.token):
+                raise EnvironmentFault(
+                    f"{terms.store} is not the store there that it is here",
+                    fix="give --out a folder that all machines see under the same path, or a URL (s3://…)",
+                )
+            found = open_writer(objects, networks)
+            self._of_thread.writer = found
+        return found
+
+    def stop(self) -> None:
+        """Let what has begun come to its end, and begin nothing more."""
+        self.stopped = True
+        for work in list(self.at_work):
+            work.stop.set()
+            work.kill_decoders()
+
+
+LOOKS = 3
+"""At the store, a second apart."""
+_sessions: dict[str, Session] = {}
+_lock = threading.Lock()
+KEPT = 2
+"""Runs of which a process holds the networks: two clients may share a cluster."""
+
+
+def _session(terms: Terms, name: object) -> Session:
+    with _lock:
+        if terms.run not in _sessions:
+            while len(_sessions) >= KEPT:
+                del _sessions[next(iter(_sessions))]
+            gc.collect()
+            _sessions[terms.run] = Session(terms, name)
+        return _sessions[terms.run]
+
+
+def offer(terms: Terms) -> Offer | Trouble:
+    """Load the networks; what the worker lacks for that is its trouble."""
+    import torch
+    from distributed import get_worker
+
+    from aqa_extract.run import provenance
+
+    try:
+        session = _session(terms, get_worker().name)
+    except Exception as e:
+        return _trouble(e, unfit=True)
+    said = list(session.said)
+    if why := session.networks.slow_flow:
+        said.append(
+            f"flow takes ten times as long as it could on the workers, as torch computes it: {why} (docs/flow.md)"
+        )
+    if terms.device == "cpu" and terms.options.device == "auto" and torch.cuda.is_available():
+        said.append("workers have GPUs and none declares one, so CPUs compute: start them with --resources GPU=1")
+    return Offer(provenance(session.networks), tuple(said))
+
+
+def extract_block(terms: Terms, jobs: Sequence[VideoJob], damaged: set[str], replaced: set[str]) -> Manifest:
+    """Extract these videos and commit each; `damaged` and `replaced` of them are written though the store has them."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    manifest = Manifest(str(worker.contact_address))
+    work: Work | None = None
+    unfit = True
+    try:
+        session = _session(terms, worker.name)
+        writer = session.writer()
+        for job in jobs:
+            _refuse_other_files(job)
+        unfit = False
+        writer.forget(damaged)
+        writer.replace(replaced)
+        work = _work(session, writer, worker)
+        _run(session, work, jobs, worker, manifest)
+    except Exception as e:
+        manifest.trouble = _trouble(e, unfit)
+    if work is not None:
+        manifest.committed = sorted(work.committed)
+        manifest.without_actor, manifest.looked_at = work.without_actor, work.looked_at
+    return manifest
+
+
+def stop(run: str) -> None:
+    """Sent to every worker when the run is to end early."""
+    if session := _sessions.get(run):
+        session.stop()
+
+
+def leave(run: str) -> None:
+    """Sent to every worker at the end: nothing is kept of the run."""
+    _sessions.pop(run, None)
+    gc.collect()
+
+
+def _run(session: Session, work: Work, jobs: Sequence[VideoJob], worker: Worker, manifest: Manifest) -> None:
+    from aqa_extract.pipeline import Pipeline
+    from aqa_extract.run import decode_children, new_compute
+
+    options, cuda = session.terms.options, session.device.type == "cuda"
+    compute = new_compute(session.networks, options, cores=1)
+    # A thread of a CPU worker is one core: a decode child and the networks take turns on it.
+    children = decode_children(options, session.device, len(jobs)) if cuda else options.workers or 1
+
+    def ended(failed: Failure | None) -> None:
+        if failed is not None:
+            manifest.failures.append(failed)
+
+    session.at_work.append(work)
+    try:
+        if session.stopped:
+            return
+        outcome = Pipeline(work, compute, ended, workers=min(children, len(jobs)), stop_after=0).run(jobs)
+        manifest.stages = vars(outcome.times)
+    finally:
+        session.at_work.remove(work)
+        manifest.frames = compute.frames
+
+
+def _trouble(error: Exception, unfit: bool) -> Trouble:
+    if isinstance(error, AqaError):
+        return Trouble(error.cause, error.fix, error.exit_code, unfit)
+    machines = isinstance(error, OSError | MemoryError)
+    code = ExitCode.ENVIRONMENT if machines else ExitCode.INTERNAL
+    return Trouble(f"{type(error).__name__}: {error}", "run `aqa doctor` there", code, unfit)
+
+
+def _work(session: Session, writer: StoreWriter, worker: Worker) -> Work:
+    from aqa_extract.budget import ByteBudget
+    from aqa_extract.run import memory_budget
+    from aqa_extract.work import Work
+
+    budget = memory_budget(session.device)
+    if session.device.type == "cpu":
+        limit = worker.memory_manager.memory_limit or available_memory()
+        budget = min(budget, limit // 4) // worker.state.nthreads
+    return Work(session.networks, writer, session.terms.options, ByteBudget(budget, threading.Event()))
+
+
+def _refuse_other_files(job: VideoJob) -> None:
+    """Raises EnvironmentFault where this machine does not see the file that the client saw."""
+    for video, known in ((job.video, job.identity), *job.twins):
+        if known is None:  # nor did the client: its decoder says why
+            continue
+        if (found := identify(video.path)) is None:
+            raise EnvironmentFault(
+                f"there is no readable {video.path} there",
+                fix="mount the videos under the same path on every machine, or start workers where they are",
+            )
+        if found != known:
+            raise EnvironmentFault(
+                f"{video.path} is another file there: of another size or time",
+                fix="mount the videos under the same path on every machine, or copy them with their times (rsync -a)",
+            )
+
+
+def _sees(objects: Objects, key: str) -> bool:
+    """Whether there is such an object; a network file system may show it a little later than it was written."""
+    with disk_errors(objects, "read the store"):
+        for _ in range(LOOKS):
+            if objects.get(key) is not None:
+                return True
+            time.sleep(1)
+    return False
+
+
+def _device(asked: str, name: object) -> str:
+    """`cuda:*` for a local worker, which is named by its number."""
+    if asked != "cuda:*":
+        return asked
+    import torch
+
+    return f"cuda:{int(str(name)) % max(torch.cuda.device_count(), 1)}"
