@@ -51,8 +51,8 @@ def _plain(name: str) -> str:
 
 
 def _whole(text: str) -> str:
-    """`text` with its hyphens kept from ending a line, and without the escapes that older typers add for Rich."""
-    return text.replace("-", _HYPHEN).replace("\\[", "[")
+    """`text` with its hyphens kept from ending a line."""
+    return text.replace("-", _HYPHEN)
 
 
 class _Plain:
