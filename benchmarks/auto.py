@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.fft import dct
-from scipy.stats import rankdata
 
 from aqa_shared.errors import UsageError
 from aqa_shared.store import FeatureStore
@@ -34,7 +33,7 @@ from aqa_train.batch import ScoreScale
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods import METHODS
-from aqa_train.metrics import fisher_mean, spearman
+from aqa_train.metrics import area_under_curve, fisher_mean, spearman
 from aqa_train.trainer import Task, fit, predict
 
 CPU = torch.device("cpu")
@@ -139,12 +138,6 @@ def dives(store: Path, number: int | None, draw: int) -> Iterator[Fold]:
     """40 dives train, as in the demo."""
     features, rng = _dives(store), np.random.default_rng([draw, 4])
     yield _fold(features, np.sort(rng.permutation(len(features.ids))[40:]), number, rng)
-
-
-def area_under_curve(predicted: Numbers, true: Numbers) -> float:
-    right = true > 0.5
-    ranks = rankdata(predicted)[right].sum() - right.sum() * (right.sum() + 1) / 2
-    return float(ranks / (right.sum() * (~right).sum()))
 
 
 def _rank(predicted: Numbers, true: Numbers) -> float:

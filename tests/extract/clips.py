@@ -191,6 +191,21 @@ def reference(path: Path) -> np.ndarray:
         )
 
 
+EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
+
+
+def request(path: Path | str, decoder: Any = "auto", sampling: Sampling = EVERY_FRAME, **more: Any) -> DecodeRequest:
+    """Of a whole file or, with what `Video` knows of it, of a part."""
+    part = {name: more.pop(name) for name in list(more) if name in Video.model_fields}
+    video = Video(id="v", path=str(path), **part)
+    return DecodeRequest(path=str(path), video=video, sampling=sampling, decoder=decoder, **{"deadline": 60.0, **more})
+
+
+def x264(**parameters: Any) -> dict[str, str]:
+    """A clip's `options` of H.264 with these x264 parameters."""
+    return {"x264-params": ":".join(f"{k.replace('_', '-')}={v}" for k, v in parameters.items())}
+
+
 def probe(decoder: Decoder, path: Path) -> Probe:
     """What a decoder finds out about a file without decoding it."""
     return decoder.open(DecodeRequest(str(path), Video(id="v", path=str(path)), Sampling())).probe

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.pipelines import commands
 
 from aqa_shared.errors import ExitCode
 
-BIN = Path(sys.executable).parent
 REQUIRED = ("videos", "--out", "s.zarr")
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [BIN / "aqa-extract", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **environment},
-    )
+    return commands.run("aqa-extract", *arguments, cwd=folder, **environment)
 
 
 def printed(folder: Path, *arguments: str, **environment: str) -> dict[str, Any]:

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import av
 import numpy as np
 import pytest
+from tests.extract.clips import request
 
-from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
+from aqa_extract.decode.child import DecodeFailure, Decoder
 from aqa_extract.decode.colour import Converter, to_sdr
-from aqa_shared.records import Sampling, UntaggedMatrix, Video
+from aqa_shared.records import UntaggedMatrix
 
-EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
 BT709, BT601, SMPTE240M, BT2020 = 1, 6, 7, 9
 UNTAGGED = 2
 TV, PC = 1, 2
@@ -28,13 +27,6 @@ HLG_TAGS = {"colorspace": 9, "color_primaries": 9, "color_trc": HLG, "color_rang
 PQ_TAGS = {**HLG_TAGS, "color_trc": PQ}
 LUMA = {BT709: (0.2126, 0.0722), BT601: (0.299, 0.114), SMPTE240M: (0.212, 0.087), BT2020: (0.2627, 0.0593)}
 """Weights of red and blue."""
-
-
-def request(path: Path, decoder: Any = "auto", untagged: UntaggedMatrix = "bt601") -> DecodeRequest:
-    video = Video(id="v", path=str(path))
-    return DecodeRequest(
-        path=str(path), video=video, sampling=EVERY_FRAME, decoder=decoder, deadline=60.0, untagged_matrix=untagged
-    )
 
 
 # The matrix and the range -------------------------------------------------------------------------------------------
@@ -95,16 +87,16 @@ def test_decord_is_refused_where_it_would_read_another_matrix(
     by_default = clips.take(decoder.decode(request(plain)))
     assert by_default.finished.backend == "decord"
     assert by_default.opened.probe.colour.assumed_matrix == "bt601"
-    otherwise = clips.take(decoder.decode(request(plain, untagged="bt709")))
+    otherwise = clips.take(decoder.decode(request(plain, untagged_matrix="bt709")))
     assert otherwise.finished.backend == "av"
     assert otherwise.opened.probe.colour.assumed_matrix == "bt709"
     assert np.abs(otherwise.stack.astype(int) - by_default.stack).mean() > 1
     with pytest.raises(DecodeFailure, match="to be read as bt709"):
-        clips.take(decoder.decode(request(plain, "decord", "bt709")))
-    same = clips.take(decoder.decode(request(tagged, untagged="bt709")))
+        clips.take(decoder.decode(request(plain, "decord", untagged_matrix="bt709")))
+    same = clips.take(decoder.decode(request(tagged, untagged_matrix="bt709")))
     assert (same.finished.backend, same.opened.probe.colour.assumed_matrix) == ("decord", "")
     # 64 pixels are no HDTV.
-    assert clips.take(decoder.decode(request(plain, untagged="by-size"))).finished.backend == "decord"
+    assert clips.take(decoder.decode(request(plain, untagged_matrix="by-size"))).finished.backend == "decord"
 
 
 def test_a_matrix_that_nothing_here_reads_is_a_warning(decoder: Decoder, clips: ModuleType, tmp_path: Path) -> None:

@@ -15,20 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.extract.clips import request
 
 from aqa_extract.decode import child as parent_side
 from aqa_extract.decode import process as processes
-from aqa_extract.decode.child import Chunk, DecodeFailure, Decoder, DecodeRequest, Opened
+from aqa_extract.decode.child import Chunk, DecodeFailure, Decoder, Opened
 from aqa_extract.decode.process import Clock
 from aqa_extract.faults import Fault, fault
-from aqa_shared.records import Sampling, Video
-
-EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
-
-
-def request(path: Path, **more: Any) -> DecodeRequest:
-    video = Video(id="v", path=str(path))
-    return DecodeRequest(path=str(path), video=video, **{"sampling": EVERY_FRAME, "deadline": 60.0, **more})
+from aqa_shared.records import Sampling
 
 
 def pid(decoder: Decoder) -> int:

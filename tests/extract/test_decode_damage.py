@@ -13,20 +13,15 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from tests.extract.clips import Clip, Taken, copy_from, reference, take
+from tests.extract.clips import Clip, Taken, copy_from, reference, request, take
 
-from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
+from aqa_extract.decode.child import DecodeFailure, Decoder
 from aqa_shared.errors import ExitCode
-from aqa_shared.records import Sampling, Video
 from aqa_shared.store import contents
-
-EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
 
 
 def decode(decoder: Decoder, path: Path, backend: Any = "auto", accept: bool = False, **part: int) -> Taken:
-    video = Video(id="v", path=str(path), **part)
-    request = DecodeRequest(str(path), video, EVERY_FRAME, backend, deadline=120.0, accept_damaged=accept)
-    return take(decoder.decode(request))
+    return take(decoder.decode(request(path, backend, deadline=120.0, accept_damaged=accept, **part)))
 
 
 def with_sei(source: Path, target: Path) -> Path:

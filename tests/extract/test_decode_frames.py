@@ -10,18 +10,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from tests.extract.clips import request
 
-from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
-from aqa_shared.records import Sampling, Video
-
-EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
-
-
-def request(path: Path, decoder: str = "auto", sampling: Sampling = EVERY_FRAME, **more: Any) -> DecodeRequest:
-    part = {k: more.pop(k) for k in ("start", "end", "start_time", "end_time") if k in more}
-    video = Video(id=path.name, path=str(path), **part)
-    return DecodeRequest(path=str(path), video=video, sampling=sampling, decoder=decoder, **{"deadline": 60.0, **more})
-
+from aqa_extract.decode.child import DecodeFailure, Decoder
+from aqa_shared.records import Sampling
 
 # name: (how to write it, the backend that `auto` chooses)
 KINDS: dict[str, tuple[dict[str, Any], str]] = {

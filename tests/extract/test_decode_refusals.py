@@ -12,23 +12,14 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from tests.extract.clips import request
 
-from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
-from aqa_shared.records import Sampling, Video
-
-EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
+from aqa_extract.decode.child import DecodeFailure, Decoder
 
 
-def request(path: Path | str, **more: Any) -> DecodeRequest:
-    part = {k: more.pop(k) for k in ("start", "end") if k in more}
-    video = Video(id="v", path=str(path), **part)
-    more["decoder"] = more.pop("backend", "auto")
-    return DecodeRequest(path=str(path), video=video, **{"sampling": EVERY_FRAME, "deadline": 30.0, **more})
-
-
-def refusal(decoder: Decoder, clips: ModuleType, path: Path | str, **more: Any) -> DecodeFailure:
+def refusal(decoder: Decoder, clips: ModuleType, path: Path | str, backend: str = "auto", **more: Any) -> DecodeFailure:
     with pytest.raises(DecodeFailure) as e:
-        clips.take(decoder.decode(request(path, **more)))
+        clips.take(decoder.decode(request(path, backend, **more)))
     assert e.value.detail
     return e.value
 
@@ -120,7 +111,7 @@ def test_any_name_works(name: str, decoder: Decoder, clips: ModuleType, tmp_path
     path = tmp_path / name
     plain.rename(path)
     for backend in ("av", "decord"):
-        taken = clips.take(decoder.decode(request(path, backend=backend)))
+        taken = clips.take(decoder.decode(request(path, backend)))
         assert taken.finished.backend == backend
         assert taken.finished.decoded == 10
 
@@ -258,7 +249,7 @@ def test_backends_agree_on_damaged_files(decoder: Decoder, clips: ModuleType, tm
             results: list[Any] = []
             for backend in ("auto", "av"):
                 try:
-                    taken = clips.take(decoder.decode(request(path, backend=backend)))
+                    taken = clips.take(decoder.decode(request(path, backend)))
                     results.append(taken.stack.tobytes())
                     backends.add(taken.finished.backend)
                 except DecodeFailure as e:

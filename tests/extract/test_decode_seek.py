@@ -11,22 +11,19 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from tests.extract.clips import request as of_clip
+from tests.extract.clips import x264
 
 from aqa_extract.decode import seek
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
-from aqa_shared.records import ActorSettings, Sampling, Video
+from aqa_shared.records import ActorSettings, Sampling
 
 FRAMES = 240
 EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=9)
 
 
 def request(path: Path, decoder: str = "av", sampling: Sampling = EVERY_FRAME, **part: Any) -> DecodeRequest:
-    video = Video(id=path.name, path=str(path), **part)
-    return DecodeRequest(path=str(path), video=video, sampling=sampling, decoder=decoder, deadline=60.0)  # type: ignore[arg-type]
-
-
-def x264(**parameters: Any) -> dict[str, str]:
-    return {"x264-params": ":".join(f"{k.replace('_', '-')}={v}" for k, v in parameters.items())}
+    return of_clip(path, decoder, sampling, **part)
 
 
 def x265(**parameters: Any) -> dict[str, str]:

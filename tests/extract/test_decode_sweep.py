@@ -18,25 +18,20 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from tests.extract.clips import EVERY_FRAME, x264
 
 from aqa_extract.decode.child import DecodeFailure, Decoder, DecodeRequest
 from aqa_shared.records import Sampling, Video
 
-EVERY_FRAME = Sampling(protocol="dense", segment_frames=9, step=1)
 FEW_FRAMES = Sampling(protocol="even", segments=2, segment_frames=9)
 """Leaves frames out."""
 FRAMES = 48
 
 
-def x264(**more: Any) -> dict[str, Any]:
-    """How to write a clip of H.264 with these x264 parameters."""
-    return {"options": {"x264-params": ":".join(f"{k.replace('_', '-')}={v}" for k, v in more.items())}}
-
-
 VARIABLE = [i * 40 + (i % 3) * 13 + (500 if i > 20 else 0) for i in range(FRAMES)]
 
 H264: dict[str, dict[str, Any]] = {
-    f"{b} B-frames, {name} groups": x264(bframes=b, b_pyramid=pyramid, b_adapt=0, scenecut=0, **group)
+    f"{b} B-frames, {name} groups": {"options": x264(bframes=b, b_pyramid=pyramid, b_adapt=0, scenecut=0, **group)}
     for b, pyramid in ((0, 0), (2, 0), (3, 2))
     for name, group in (
         ("closed", {"keyint": 12}),
@@ -46,7 +41,7 @@ H264: dict[str, dict[str, Any]] = {
 } | {
     "29.97 fps": {"fps": Fraction(30000, 1001)},
     "variable rate": {"stamps": VARIABLE, "time_base": Fraction(1, 1000)},
-    "infinite groups": x264(keyint="infinite", intra_refresh=1),
+    "infinite groups": {"options": x264(keyint="infinite", intra_refresh=1)},
 }  # fmt: skip
 
 OTHERS: dict[str, dict[str, Any]] = {

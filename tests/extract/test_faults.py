@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.extract.clips import Clip
+from tests.pipelines.commands import run
 
 from aqa_extract import quarantine
 from aqa_extract.faults import REASONS, Fault, fault, would_fail_again
@@ -33,13 +33,7 @@ def videos(tmp_path: Path, i3d_rgb_weights: str) -> Path:
 
 
 def run_command(videos: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [BIN / "aqa-extract", videos, "--out", videos.parent / "s.zarr", *SMALL],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=240,
-    )
+    return run("aqa-extract", videos, "--out", videos.parent / "s.zarr", *SMALL, **environment)
 
 
 def broken_installation(folder: Path, code: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.extract import clips
 from tests.extract.clips import Taken, picture, take
 
 from aqa_extract.decode.child import Decoder, DecodeRequest
@@ -19,7 +20,7 @@ from aqa_extract.decode.failure import DecodeFailure
 from aqa_extract.identity import identify, same_bytes, stat_matches
 from aqa_shared.errors import ExitCode, UsageError
 from aqa_shared.manifest import find_videos
-from aqa_shared.records import Sampling, Video
+from aqa_shared.records import Sampling
 from aqa_shared.store import FeatureStore, contents
 
 BIN = Path(sys.executable).parent
@@ -33,12 +34,11 @@ def make(folder: Path, numbers: Any = range(1, 31), suffix: str = ".jpg", size: 
     return folder
 
 
-def request(folder: Path, sampling: Sampling | None = None, **more: Any) -> DecodeRequest:
-    if "backend" in more:
-        more["decoder"] = more.pop("backend")
-    asked = {k: more.pop(k) for k in list(more) if k in Video.model_fields}
-    video = Video(id="v", path=str(folder), **{"frame_rate": 25.0, **asked})
-    return DecodeRequest(str(folder), video, sampling or Sampling(segments=1, segment_frames=30), **more)
+THIRTY = Sampling(segments=1, segment_frames=30)
+
+
+def request(folder: Path, sampling: Sampling = THIRTY, backend: str = "auto", **more: Any) -> DecodeRequest:
+    return clips.request(folder, backend, sampling, **{"frame_rate": 25.0, **more})
 
 
 def decode(decoder: Decoder, folder: Path, *arguments: Any, **more: Any) -> Taken:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.extract.weights.sources import same
 from torch import Tensor
 
 from aqa_extract.i3d import InceptionI3D, build_i3d, load_i3d
@@ -41,10 +42,6 @@ def state() -> State:
         if key.endswith("conv3d.weight"):
             state[key] *= (12 / shape[1:].numel()) ** 0.5
     return state
-
-
-def same(a: State, b: State) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # --- the ports' own names, written out from their sources -----------------------------------------------------

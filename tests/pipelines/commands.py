@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-ENV = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+ALWAYS = {"COLUMNS": "120", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 
-def run(*arguments: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """One command of ours, as a process."""
     command = [str(BIN / str(arguments[0])), *map(str, arguments[1:])]
-    return subprocess.run(command, cwd=cwd, env={**ENV, **env}, capture_output=True, text=True, timeout=280)
+    environment = {**os.environ, **ALWAYS, **env}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)

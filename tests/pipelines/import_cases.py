@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from aqa_pipelines.import_features import ImportReport, import_features
-from aqa_shared.errors import AqaError
+from aqa_shared.errors import AqaError, ExitCode
 from aqa_shared.store import FeatureStore, verify
 
 IDS = [f"Ball_{i:03d}" for i in range(1, 13)]
@@ -58,6 +59,15 @@ def train(store: Path, run: Path, *arguments: str) -> list[dict[str, Any]]:
     app(["--features", str(store), "--out", str(run), *fixed, *arguments], standalone_mode=False)
     rows: list[dict[str, Any]] = json.loads((run / "metrics.json").read_text())["rows"]
     return rows
+
+
+def left_out(report: ImportReport, path: Path, said: str) -> None:
+    """This one file was left out, with a cause that says so and a fix."""
+    assert report.exit_code == ExitCode.QUARANTINED
+    ((where, cause, fix),) = report.problems
+    assert where == str(path)
+    assert re.search(said, cause), cause
+    assert fix
 
 
 def problem(work: Any, kind: type[AqaError], said: str) -> AqaError:

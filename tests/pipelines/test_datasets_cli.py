@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from tests.extract.clips import Clip
+from tests.pipelines.commands import run
 
 from aqa_shared.datasets import DATASETS
 from aqa_train.split_files import FileFold, read_split_file
 
-BIN = Path(sys.executable).parent
-ENV = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
 RG = "Video_Name Difficulty_Score Execution_Score Total_Score Penalty Video_length\n"
 
 
 def aqa(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [str(BIN / "aqa"), "datasets", *map(str, arguments)]
-    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
+    return run("aqa", "datasets", *arguments)
 
 
 @pytest.fixture

@@ -10,10 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from tests.pipelines.commands import ALWAYS, run
 
 from aqa_shared.machine import has_units_for, pick_device
-
-from .commands import ENV, run
 
 
 def test_demo_renders_only_on_request(tmp_path: Path) -> None:
@@ -103,7 +102,9 @@ def main():
     program = "import sys; from aqa_pipelines import demo; demo.STAGES['s'] = 'stage'\n"
     program += "sys.exit(demo._command('s', sys.argv[1:]))"
     with subprocess.Popen(
-        [sys.executable, "-c", program, how], stdout=subprocess.PIPE, env={**ENV, "PYTHONPATH": str(tmp_path)}
+        [sys.executable, "-c", program, how],
+        stdout=subprocess.PIPE,
+        env={**os.environ, **ALWAYS, "PYTHONPATH": str(tmp_path)},
     ) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"running\n"

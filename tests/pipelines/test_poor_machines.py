@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.extract.clips import Clip
+from tests.pipelines.commands import run
 from tests.shims import NO_SEMAPHORES, READ_ONLY, needs_shims, shim
 
 from aqa_shared.errors import ExitCode
@@ -17,16 +18,6 @@ from aqa_shared.store import FeatureStore
 
 BIN = Path(sys.executable).parent
 pytestmark = needs_shims
-
-
-def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [BIN / str(command[0]), *map(str, command[1:])],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=280,
-    )
 
 
 def test_a_read_only_root_without_a_temporary_folder(tmp_path: Path, i3d_rgb_weights: str) -> None:

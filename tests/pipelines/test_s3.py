@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.extract.clips import Clip
+from tests.pipelines import commands
+from tests.pipelines.commands import BIN
 
 from aqa_shared.errors import ExitCode
 from aqa_shared.store import FeatureStore, Objects, verify
@@ -21,7 +21,6 @@ from aqa_shared.store import FeatureStore, Objects, verify
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")
 
-BIN = Path(sys.executable).parent
 SMALL = ("--segments", "2", "--short-side", "32", "--crop", "32", "--weights", "rgb=i3d-kinetics-400")
 
 
@@ -43,9 +42,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def run(*command: object, code: ExitCode = ExitCode.OK) -> str:
-    done = subprocess.run(
-        [BIN / str(command[0]), *map(str, command[1:])], capture_output=True, text=True, env=os.environ, timeout=280
-    )
+    done = commands.run(*command)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 

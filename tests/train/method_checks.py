@@ -22,8 +22,9 @@ from aqa_train.features import FeatureSet
 from aqa_train.metrics import spearman
 from aqa_train.pool import Pool, PoolPart
 from aqa_train.predict import load_checkpoint
+from aqa_train.signals import Stopped
 from aqa_train.storage import load_state, rounded
-from aqa_train.trainer import Task, fit, predict
+from aqa_train.trainer import Fitted, Task, fit, predict
 
 from .conftest import synthetic
 from .runs import aqa_train
@@ -68,12 +69,17 @@ def prepared(model: Any, labelled: Batch, unlabelled: Batch | None = None) -> An
     return model
 
 
+def moved(model: nn.Module) -> set[str]:
+    """Names of the parameters that have a gradient other than zero."""
+    return {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
 def trained_by(model: nn.Module, term: str, labelled: Batch, unlabelled: Batch | None = None) -> set[str]:
     """Names of the modules that get a gradient from one loss."""
     model.zero_grad()
     losses: dict[str, Tensor] = model.losses(labelled, unlabelled or part(labelled, slice(0)))  # type: ignore[operator]
     losses[term].backward()
-    return {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    return {name.split(".")[0] for name in moved(model)}
 
 
 @torch.no_grad()
@@ -162,6 +168,39 @@ def ranks_by_heart(cls: Any, config: Any, epochs: int = 150, streams: tuple[str,
     found = spearman(predict(model, task.features, task.labelled, CPU), task.scores[task.labelled])
     assert found is not None
     return found
+
+
+def after(steps: int) -> Callable[[], int]:
+    """Asks to stop, by SIGTERM, after so many steps."""
+    left = steps
+
+    def stop() -> int:
+        nonlocal left
+        left -= 1
+        return 15 if left == 0 else 0
+
+    return stop
+
+
+def same(a: Fitted, b: Fitted) -> bool:
+    """The same bits, and the same history."""
+    mine, theirs = a.model.state_dict(), b.model.state_dict()
+    equal = mine.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in mine.items())
+    return equal and a.history == b.history
+
+
+def resumes_to_the_bit(train: Callable[..., Fitted], state: Path, *stops: int) -> Fitted:
+    """Stopped after each of so many steps, a training ends as one that was never stopped, which is returned.
+
+    `train` takes `fit`'s `state` and `stop`.
+    """
+    whole = train()
+    for steps in stops:
+        own = state / f"{steps}"
+        with pytest.raises(Stopped):
+            train(state=own, stop=after(steps))
+        assert same(train(state=own), whole)
+    return whole
 
 
 def say_the_same_when_loaded(methods: list[str], store: Path, out: Path, *options: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from aqa_train.trainer import Task, fit, predict
 
 from .conftest import MakeStore, inputs, synthetic
 from .doubles import Pairs, States
-from .method_checks import alone_as_together, part, prepared, shape, videos
+from .method_checks import after, alone_as_together, moved, part, prepared, resumes_to_the_bit, same, shape, videos
 from .runs import aqa_train, read_csv
 
 CPU = torch.device("cpu")
@@ -64,25 +63,11 @@ def train(cls: Any, resident: bool = True, epochs: int = 4, **options: Any) -> A
     return fit(lambda: cls(shape), task, training, seed=[3], device=CPU, **options)
 
 
-def after(steps: int) -> Callable[[], int]:
-    left = iter([0] * (steps - 1) + [15] * 99)
-    return lambda: next(left)
-
-
 @pytest.mark.parametrize("cls", [Pairs, States, MeanTeacher])
 def test_a_method_with_hooks_resumes_to_the_bit_and_streams_the_same(cls: Any, tmp_path: Path) -> None:
     """Steps 1 … 7 of three an epoch: within an epoch, at its end, at the end of a phase."""
-    whole = train(cls)
-    for other in (train(cls, resident=False), *(_resumed(cls, tmp_path / f"{n}", n) for n in (1, 3, 6, 7))):
-        assert other.history == whole.history
-        state = other.model.state_dict()
-        assert all(torch.equal(v, state[k]) for k, v in whole.model.state_dict().items())
-
-
-def _resumed(cls: Any, state: Path, steps: int) -> Any:
-    with pytest.raises(Stopped):
-        train(cls, state=state, stop=after(steps))
-    return train(cls, state=state)
+    whole = resumes_to_the_bit(lambda **more: train(cls, **more), tmp_path, 1, 3, 6, 7)
+    assert same(train(cls, resident=False), whole)
 
 
 def test_phases_come_in_order_each_with_a_fresh_optimiser(tmp_path: Path) -> None:
@@ -144,7 +129,7 @@ def test_mean_teachers_losses_by_hand() -> None:
     terms = model.losses(labelled, unlabelled)
     assert terms["consistency"].item() == pytest.approx(0.25 * 4, rel=1e-5)
     terms["consistency"].backward()
-    trained = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    trained = {name.split(".")[0] for name in moved(model)}
     assert trained == {"student"}
 
 

@@ -19,11 +19,11 @@ from aqa_train.features import FeatureSet
 from aqa_train.methods.core import CoRe, CoReConfig
 from aqa_train.metrics import spearman
 from aqa_train.predict import load_checkpoint
-from aqa_train.signals import Stopped
 from aqa_train.trainer import Task, fit, predict
 
 from .conftest import MakeStore, synthetic
 from .core_cases import CPU, SCALE, SMALL, fitted, task_for
+from .method_checks import resumes_to_the_bit
 from .runs import aqa_train
 
 
@@ -36,13 +36,7 @@ def test_a_stopped_training_goes_on_to_the_bit(tmp_path: Path) -> None:
         how = Training(epochs=3, batch=4)
         return fit(lambda: CoRe(task[1], config), task[0], how, seed=[1], device=CPU, **options)
 
-    whole, left = trained(), iter([0, 0, 0, 15])
-    with pytest.raises(Stopped):
-        trained(state=tmp_path / "state", stop=lambda: next(left))
-    resumed = trained(state=tmp_path / "state")
-    assert resumed.history == whole.history
-    state = resumed.model.state_dict()
-    assert all(torch.equal(v, state[k]) for k, v in whole.model.state_dict().items())
+    resumes_to_the_bit(trained, tmp_path, 4)
 
 
 FORMS = {"i3d+mlp": (False, "mlp"), "i3d+gart": (False, "gart"), "core+mlp": (True, "mlp"), "core": (True, "gart")}

@@ -18,6 +18,7 @@ from aqa_train.layers import mlp
 from aqa_train.methods.mean_teacher import MeanTeacher
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig, choose_segments, domain_loss, hide
 
+from . import method_checks
 from .conftest import inputs
 
 SMALL = S4AQAConfig(widths=(12, 8, 8), regressor_width=6, decoder_width=10, discriminator_width=6)
@@ -149,10 +150,8 @@ def _reference_encoder(model: S4AQA, x: Tensor) -> Tensor:
 
 
 def trained_by(term: str, config: S4AQAConfig = SMALL, channels: tuple[int, ...] = (4,)) -> set[str]:
-    model = small(config, channels)
-    losses = model.losses(batch(6, channels=channels), batch(6, channels=channels, seed=1, scored=False))
-    losses[term].backward()
-    return {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    sets = batch(6, channels=channels), batch(6, channels=channels, seed=1, scored=False)
+    return method_checks.trained_by(small(config, channels), term, *sets)
 
 
 @pytest.mark.parametrize("channels", [(4,), (4, 3)])

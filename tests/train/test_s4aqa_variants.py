@@ -17,7 +17,7 @@ from aqa_train.methods.s4aqa_variants import KeepFirstFrame, VanillaSSL, Vanilla
 from aqa_train.predict import load_checkpoint
 
 from .conftest import MakeStore, inputs
-from .method_checks import SMALL, fitted, ranks_by_heart, say_the_same_when_loaded, task_of
+from .method_checks import SMALL, fitted, moved, ranks_by_heart, say_the_same_when_loaded, task_of
 from .runs import FAST, aqa_train
 
 CONFIG = S4AQAConfig(**SMALL, decoder_width=8, discriminator_width=8)
@@ -40,7 +40,7 @@ def still(config: S4AQAConfig = CONFIG) -> KeepFirstFrame:
 
 def trained(model: nn.Module, term: Tensor) -> set[str]:
     term.backward()
-    return {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    return {name.split(".")[0] for name in moved(model)}
 
 
 # ---- maximum mean discrepancy

@@ -33,12 +33,11 @@ from aqa_train.methods.sub_actions import (
 )
 from aqa_train.methods.usdl import soft_label
 from aqa_train.metrics import spearman
-from aqa_train.signals import Stopped
 from aqa_train.trainer import Task, fit, predict
 
 from . import method_checks
 from .conftest import MakeStore, synthetic
-from .method_checks import say_the_same_when_loaded
+from .method_checks import moved, resumes_to_the_bit, say_the_same_when_loaded
 from .runs import aqa_train
 
 CPU = torch.device("cpu")
@@ -258,9 +257,9 @@ def test_losses_and_ablations() -> None:
 def test_each_loss_trains_exactly_its_parts(term: str, settings: dict[str, Any], parts: set[str]) -> None:
     model = small(**settings)
     model.losses(videos(6), videos(6, seed=1, scored=False))[term].backward()
-    moved = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert {n.split(".")[1] for n in moved} == parts
-    assert all(n.startswith("student.") for n in moved)
+    names = moved(model)
+    assert {n.split(".")[1] for n in names} == parts
+    assert all(n.startswith("student.") for n in names)
 
 
 def test_the_teacher_follows_or_is_the_student() -> None:
@@ -343,13 +342,7 @@ def test_a_stopped_training_goes_on_to_the_bit(tmp_path: Path) -> None:
         how = Training(epochs=3, batch=4)
         return fit(lambda: SAPNet(shape, config), task, how, seed=[1], device=CPU, **options)
 
-    whole, left = trained(), iter([0, 0, 15])
-    with pytest.raises(Stopped):
-        trained(state=tmp_path / "state", stop=lambda: next(left))
-    resumed = trained(state=tmp_path / "state")
-    assert resumed.history == whole.history
-    state = resumed.model.state_dict()
-    assert all(torch.equal(v, state[k]) for k, v in whole.model.state_dict().items())
+    resumes_to_the_bit(trained, tmp_path, 3)
 
 
 def test_what_it_lacks_is_said_with_what_gives_it(make_store: MakeStore, tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from aqa_train.methods.s4l import S4L, TURNS, S4LConfig
 from aqa_train.methods.vat import VAT, VATConfig, divergence
 from aqa_train.pool import PoolPart
 from aqa_train.predict import load_checkpoint
-from aqa_train.signals import Stopped
 from aqa_train.trainer import predict
 
 from .conftest import MakeStore, inputs
@@ -32,6 +31,7 @@ from .method_checks import (
     alone_as_together,
     fitted,
     ranks_by_heart,
+    resumes_to_the_bit,
     say_the_same_when_loaded,
     task_of,
     trained_by,
@@ -95,12 +95,7 @@ def test_pseudo_labels_come_after_the_warm_up_for_every_video(embedding: Any) ->
 
 
 def test_pseudo_labels_go_on_within_an_epoch_as_if_undisturbed(tmp_path: Path) -> None:
-    whole = fitted(PseudoLabels, PSEUDO, task_of(8, 24), epochs=3)
-    left = iter([0] * 4 + [15] * 9)
-    with pytest.raises(Stopped):
-        fitted(PseudoLabels, PSEUDO, task_of(8, 24), 3, state=tmp_path / "state", stop=lambda: next(left))
-    resumed = fitted(PseudoLabels, PSEUDO, task_of(8, 24), 3, state=tmp_path / "state")
-    assert resumed.history == whole.history
+    resumes_to_the_bit(lambda **more: fitted(PseudoLabels, PSEUDO, task_of(8, 24), 3, **more), tmp_path, 5)
 
 
 # ---- virtual adversarial training

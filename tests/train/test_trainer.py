@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from aqa_train.signals import Stopped
 from aqa_train.trainer import Diverged, Fitted, Task, _Loop, _sizes, fit, predict
 
 from .conftest import inputs, synthetic
+from .method_checks import after, same
 
 CPU = torch.device("cpu")
 TINY = S4AQAConfig(widths=(12, 8), regressor_width=6, decoder_width=10, discriminator_width=6)
@@ -51,23 +51,6 @@ def build() -> S4AQA:
 
 def train(t: Task, *, training: Training | None = None, **options: Any) -> Fitted:
     return fit(build, t, training or Training(epochs=6, batch=8), seed=[0, 0], device=CPU, **options)
-
-
-def same(a: Fitted, b: Fitted) -> bool:
-    pairs = zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True)
-    return all(torch.equal(x, y) for x, y in pairs) and a.history == b.history
-
-
-def after(steps: int) -> Callable[[], int]:
-    """Asks to stop, by SIGTERM, after so many steps."""
-    left = steps
-
-    def stop() -> int:
-        nonlocal left
-        left -= 1
-        return 15 if left == 0 else 0
-
-    return stop
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:

@@ -26,6 +26,7 @@ from .method_checks import (
     SCALE,
     alone_as_together,
     learns_by_heart,
+    moved,
     part,
     pool_of,
     prepared,
@@ -228,8 +229,7 @@ def test_each_loss_trains_exactly_its_parts() -> None:
     def trained(term: str) -> set[str]:
         model.zero_grad()
         model.losses(batch, part(batch, NONE))[term].backward()
-        moved = [n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
-        return {".".join(n.split(".")[:2]) if n.startswith("parser") else n.split(".")[0] for n in moved}
+        return {".".join(n.split(".")[:2]) if n.startswith("parser") else n.split(".")[0] for n in moved(model)}
 
     assert set(model.losses(batch, part(batch, NONE))) == {"transition", "difference"}
     assert trained("transition") == {"parser.blocks", "parser.head"}

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from tests.pipelines.commands import run
 
 from aqa_extract.config import Options
 from aqa_extract.plan import Plan, read_plan
 from aqa_shared.records import ExtractSettings, Pixels, Sampling, Video
 from aqa_shared.store import compact
 
-BIN = Path(sys.executable).parent
 SMALL = ("--segments", "2", "--short-side", "32", "--crop", "32", "--weights", "rgb=i3d-kinetics-400")
 SETTINGS = ExtractSettings(
     sampling=Sampling(segments=2), pixels=Pixels(short_side=32, crop=32), weights={"rgb": "i3d-kinetics-400"}
@@ -23,13 +22,7 @@ SETTINGS = ExtractSettings(
 
 
 def run_command(clips: Path, store: Path, *extra: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [BIN / "aqa-extract", clips, "--out", store, *SMALL, *extra],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=240,
-    )
+    return run("aqa-extract", clips, "--out", store, *SMALL, *extra, **environment)
 
 
 def contents(store: Path) -> dict[str, bytes]:

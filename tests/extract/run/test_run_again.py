@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.extract.run.command import BIN, SETTINGS, SMALL, committed, contents, run_command
+from tests.extract.run.command import SETTINGS, SMALL, committed, contents, run_command
+from tests.pipelines.commands import BIN
 
 from aqa_extract import quarantine
 from aqa_extract.config import Options

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from tests.extract.clips import Clip
-from tests.extract.run.command import BIN, SETTINGS, SMALL, plan
+from tests.extract.run.command import SETTINGS, SMALL, plan
+from tests.pipelines.commands import BIN
 
 from aqa_extract import quarantine
 from aqa_extract.config import Options
