@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,7 +175,12 @@ def _default(kind: str, say: Say, inflate_from: str = "default") -> LoadedWeight
         if weights_cache.settled(kind) != entry.name:
             _settle(kind, entry.name, say)
         return loaded
-    raise EnvironmentFault(f"no {kind} weights: {'; '.join(e.cause for e in faults)}", fix=faults[-1].fix)
+    raise none_of_them(kind, faults)
+
+
+def none_of_them(kind: str, faults: Sequence[EnvironmentFault]) -> EnvironmentFault:
+    """What is raised where no default of a kind can be had."""
+    return EnvironmentFault(f"no {kind} weights: {'; '.join(e.cause for e in faults)}", fix=faults[-1].fix)
 
 
 def _settle(kind: str, name: str, say: Say) -> None:

@@ -52,7 +52,7 @@ def _default(kind: str, inflate_from: str) -> Outlook:
             return _named(entry, inflate_from)
         except EnvironmentFault as e:
             faults.append(e)
-    raise EnvironmentFault(f"no {kind} weights: {'; '.join(e.cause for e in faults)}", fix=faults[-1].fix)
+    raise weights.none_of_them(kind, faults)
 
 
 def _named(entry: Entry, inflate_from: str) -> Outlook:

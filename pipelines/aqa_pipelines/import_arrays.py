@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from aqa_pipelines.import_files import Nested
-from aqa_pipelines.import_tables import some
 from aqa_pipelines.import_transforms import Transform
 from aqa_shared.errors import UsageError
+from aqa_shared.manifest_files import few
 from aqa_shared.records import Record
 from aqa_shared.store.layout import array_digest
 
@@ -84,7 +84,7 @@ class ArrayWork:
 def _array(tree: Nested) -> np.ndarray:
     """(time, …). Raises Unusable."""
     if isinstance(tree, dict):
-        raise Unusable(f"it holds {some(tree)}, not an array", "say which is meant, with --stream NAME=KEY")
+        raise Unusable(f"it holds {few(tree)}, not an array", "say which is meant, with --stream NAME=KEY")
     try:
         x = np.asarray(tree)
     except ValueError:

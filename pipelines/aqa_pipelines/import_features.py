@@ -18,11 +18,10 @@ from pydantic import ValidationError
 
 from aqa_pipelines.import_arrays import ArrayWork, ImportSettings, Unusable, columns_of
 from aqa_pipelines.import_layouts import ArrayFiles, Item
-from aqa_pipelines.import_tables import some
 from aqa_pipelines.import_transforms import transforms_of
 from aqa_shared import __version__, console
 from aqa_shared.errors import ExitCode, NoInputError, UsageError
-from aqa_shared.manifest_files import is_video_name, shown
+from aqa_shared.manifest_files import few, is_video_name, shown
 from aqa_shared.manifest_labels import apply_labels
 from aqa_shared.manifest_table import Row
 from aqa_shared.records import Video
@@ -129,7 +128,7 @@ def import_features(
 
     if uneven := _uneven(seen):
         console.warn(
-            f"streams differ in length in {console.counted(len(uneven), 'video')} ({some(uneven)}): aqa-train takes "
+            f"streams differ in length in {console.counted(len(uneven), 'video')} ({few(uneven)}): aqa-train takes "
             "one of them (--streams), or all if --transform resample:rows=N gives them the same"
         )
     if there is not None:
@@ -212,7 +211,7 @@ def _one_width(seen: Iterable[_Seen]) -> dict[str, int]:
         by_width[one.item.stream][one.width].append(one.item.where)
     for stream, widths in by_width.items():
         if len(widths) > 1:
-            listed = "; ".join(f"{len(w)} of {n} columns ({some(w[:2])})" for n, w in sorted(widths.items()))
+            listed = "; ".join(f"{len(w)} of {n} columns ({few(w[:2])})" for n, w in sorted(widths.items()))
             raise UsageError(
                 f"the arrays of {stream} differ in width: {listed}",
                 fix="import those of one network at a time, or name each stream with --stream NAME=_END",
@@ -247,9 +246,9 @@ def _labelled(
         console.warn(warning)
     if found.unmatched:
         unmatched = console.counted(len(found.unmatched), "label")
-        console.warn(f"{labels}: {unmatched} without a video: {some(found.unmatched)}")
+        console.warn(f"{labels}: {unmatched} without a video: {few(found.unmatched)}")
     if lacking := [v.id for v in found.videos if not v.has_labels]:
-        console.warn(f"{labels}: {console.counted(len(lacking), 'video')} without a label: {some(lacking)}")
+        console.warn(f"{labels}: {console.counted(len(lacking), 'video')} without a label: {few(lacking)}")
     return {video.id: video for video in found.videos}
 
 
@@ -262,7 +261,7 @@ def _own_labels(video: Video, source: ArrayFiles, columns: Mapping[str, str]) ->
     for wanted, name in columns.items():
         if name not in row:
             raise UsageError(
-                f"{shown(source.path)}: no array {name!r} of labels; it has {some(row)}", fix="name one of them"
+                f"{shown(source.path)}: no array {name!r} of labels; it has {few(row)}", fix="name one of them"
             )
         named[wanted] = row[name]
     try:

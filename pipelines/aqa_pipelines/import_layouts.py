@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from aqa_pipelines.import_files import READERS, Nested, files_below, read_tree
-from aqa_pipelines.import_tables import ANY, STREAMS, ArrayTable, some
+from aqa_pipelines.import_tables import ANY, STREAMS, ArrayTable
 from aqa_shared.errors import NoInputError, UsageError
-from aqa_shared.manifest_files import printable_id, shown
+from aqa_shared.manifest_files import few, printable_id, shown
 
 COMPANIONS = ("_fps", "_timestamps_ms")
 """What video_features writes beside the features of a video, and no feature."""
@@ -154,7 +154,7 @@ class ArrayFiles:
         if found and len(found) < len(parts):
             raise NoInputError(
                 f"{shown(self.path)}: no file for the stream "
-                f"{', '.join(f'{s}={w}' for s, w in parts.items() if s not in found)}; there are {some(sorted(names))}",
+                f"{', '.join(f'{s}={w}' for s, w in parts.items() if s not in found)}; there are {few(sorted(names))}",
                 fix="give the end of the files' names (_rgb) or a folder (rgb/) as it is there",
             )
         return found
@@ -169,7 +169,7 @@ class ArrayFiles:
         elif there := [key for key in tree if key in known]:
             self.ignored.update(f"{key} in {path.suffix}" for key in tree if key not in known)
             if lacking := set(known) - set(there) if streams else set():
-                raise UsageError(f"no {some(sorted(lacking))} in it; it holds {some(tree)}", fix=_SAY)
+                raise UsageError(f"no {few(sorted(lacking))} in it; it holds {few(tree)}", fix=_SAY)
             for key in there:
                 inner = tree[key]
                 for id in inner if isinstance(inner, dict) else [None]:
@@ -178,7 +178,7 @@ class ArrayFiles:
         elif not _groups(tree) and len(tree) == 1 and (path.suffix.lower() in NAMED or set(tree) <= set(ANY)):
             yield Item(printable_id(name), only(), path, tuple(tree))
         elif path.suffix.lower() in ONE_VIDEO and not alone:
-            raise UsageError(f"which of {some(tree)} is meant?", fix=f"{_SAY}; a table of many videos is given itself")
+            raise UsageError(f"which of {few(tree)} is meant?", fix=f"{_SAY}; a table of many videos is given itself")
         else:
             for id, inner in tree.items():
                 if not isinstance(inner, dict):
@@ -188,7 +188,7 @@ class ArrayFiles:
                 if not chosen and len(inner) == 1:
                     chosen = {next(iter(inner)): only()}
                 if not chosen:
-                    raise UsageError(f"which of {some(inner)} of {printable_id(id)} is meant?", fix=_SAY)
+                    raise UsageError(f"which of {few(inner)} of {printable_id(id)} is meant?", fix=_SAY)
                 self.ignored.update(f"{key} in {path.suffix}" for key in inner if key not in chosen)
                 for key, stream in chosen.items():
                     yield Item(printable_id(id), stream, path, (id, key))

@@ -14,7 +14,7 @@ import numpy as np
 
 from aqa_pipelines.import_files import Nested
 from aqa_shared.errors import UsageError
-from aqa_shared.manifest_files import printable_id, shown
+from aqa_shared.manifest_files import few, shown
 
 STREAMS = ("rgb", "flow")
 """Names that are streams wherever they stand, unless others are asked for."""
@@ -62,7 +62,7 @@ class ArrayTable:
             key = next((k for k in keys if k in self.tree), None)
             if key is None:
                 raise UsageError(
-                    f"{shown(self.path)}: no array for the stream {stream}; it holds {some(self.tree)}",
+                    f"{shown(self.path)}: no array for the stream {stream}; it holds {few(self.tree)}",
                     fix="name one of them: --stream NAME=KEY",
                 )
             found[stream] = key
@@ -127,9 +127,3 @@ class ArrayTable:
 
 def _plain(value: Any) -> Any:
     return None if value != value else value
-
-
-def some(names: Iterable[object]) -> str:
-    """The first of many names."""
-    items = [printable_id(str(n)) for n in names]
-    return ", ".join(items[:6]) + (f" and {len(items) - 6} more" if len(items) > 6 else "")

@@ -22,6 +22,7 @@ from aqa_shared.manifest_files import (
     FoundFiles,
     by_pattern,
     common_root,
+    few,
     id_of,
     in_folder,
     in_list,
@@ -69,7 +70,7 @@ class Manifest:
             listed = ", ".join(f"{n} {reason}" for reason, n in why.most_common(6))
             note(f"skipped {counted(len(self.skipped), 'file')}: {listed}{', …' if len(why) > 6 else ''}")
         for table, labels in self.unmatched.items():
-            warn(f"{table}: no video for {counted(len(labels), 'label')}: {_few(labels)}")
+            warn(f"{table}: no video for {counted(len(labels), 'label')}: {few(labels)}")
         for warning in self.warnings[:20]:
             warn(warning)
         if len(self.warnings) > 20:
@@ -335,7 +336,3 @@ def _nothing(sources: Sequence[str | Path], found: Sequence[FoundFiles]) -> NoIn
         if images
         else f"videos are known by their suffix: {', '.join(sorted(VIDEO_SUFFIXES))}",
     )
-
-
-def _few(ids: Sequence[str]) -> str:
-    return ", ".join([*map(printable_id, ids[:5]), *(["…"] if len(ids) > 5 else [])])

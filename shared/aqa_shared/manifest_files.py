@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -26,6 +26,12 @@ def printable_id(text: str) -> str:
     if text.isprintable() and "\\" not in text:
         return text
     return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def few(names: Iterable[object], most: int = 5) -> str:
+    """The first of many names."""
+    found = [printable_id(str(name)) for name in names]
+    return ", ".join(found[:most]) + (", …" if len(found) > most else "")
 
 
 def id_of(path: str, root: str) -> str:

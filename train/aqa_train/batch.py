@@ -92,6 +92,9 @@ class Batch:
         """These of the videos, in this order; one may come several times."""
         return self._each(lambda x: x[rows], tuple(self.ids[i] for i in rows.tolist()) if self.ids else ())
 
+    def without_features(self) -> Batch:
+        return replace(self, streams={}, present=None)
+
     def _each(self, f: Any, ids: tuple[str, ...]) -> Batch:
         return Batch(
             {k: f(v) for k, v in self.streams.items()},

@@ -89,9 +89,7 @@ def folds_of(
     else:
         # Who is marked for validation validates every fold; other views of it take no part.
         validation = _NONE if source in ("folds", "column") else np.setdiff1d(everything[role == "val"], others)
-        views = np.setdiff1d(everything[in_same_group(units, everything, validation)], validation)
-        if len(views):
-            say(f"not learned from: {counted(len(views), 'other view')} of validation videos")
+        views = other_views(units, everything, validation, say)
         free = np.setdiff1d(scored, np.union1d(validation, views))
         rest = np.setdiff1d(unscored, np.union1d(validation, views))
         # A view without a score of what is tested would be learned from all the same.
@@ -112,6 +110,14 @@ def folds_of(
         )
         for train, val, test in found
     ]
+
+
+def other_views(units: NDArray[np.object_] | None, rows: Rows, validation: Rows, say: Say) -> Rows:
+    """Those of `rows` that show what a validation video shows, and are none: nothing is learned from them."""
+    views = np.setdiff1d(rows[in_same_group(units, rows, validation)], validation)
+    if len(views):
+        say(f"not learned from: {counted(len(views), 'other view')} of validation videos")
+    return views
 
 
 def _of_other_categories(config: RunConfig, features: FeatureSet) -> Rows:

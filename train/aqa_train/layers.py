@@ -287,8 +287,9 @@ class Quality(nn.Module):
 
 
 @torch.no_grad()
-def follow(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """One step of a moving average over parameters and buffers, which keeps `decay` of itself."""
+def follow(average: nn.Module, module: nn.Module, decay: float, step: float) -> None:
+    """Step 1, 2, … of a moving average over parameters and buffers, which keeps `decay` of itself, at first less."""
+    decay = min(decay, 1 - 1 / (step + 1))
     for mine, theirs in zip(average.state_dict().values(), module.state_dict().values(), strict=True):
         if mine.is_floating_point():
             mine.lerp_(theirs, 1 - decay)

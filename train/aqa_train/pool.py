@@ -51,6 +51,10 @@ class PoolPart:
         """All videos at once: for few, or for what is small. Empty parts give an empty batch."""
         return join(list(self.batches()) or [self.take(torch.empty(0, dtype=torch.int64))])
 
+    def without_features(self) -> Batch:
+        """All videos at once, with columns and scores alone."""
+        return join([batch.without_features() for batch in self.batches()])
+
     def _scored(self, at: NDArray[np.int64], batch: Batch) -> Batch:
         return replace(batch, scores=torch.as_tensor(self.known[at], dtype=torch.float32).to(self.device))
 

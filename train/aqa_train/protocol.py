@@ -24,7 +24,7 @@ from aqa_train.folds import (
     category_of,
     folds_of,
     group_of,
-    in_same_group,
+    other_views,
     over_folds,
     same_video,
     together,
@@ -63,9 +63,7 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
                 if not len(held):
                     say(f"--validation {config.validation:g} of {len(labelled)} labelled is none: no best epoch")
             # The epoch would be chosen on what was learned from, were another view of it among the unlabelled.
-            views = np.setdiff1d(train[in_same_group(units, train, held)], held)
-            if len(views):
-                say(f"not learned from: {counted(len(views), 'other view')} of validation videos")
+            views = other_views(units, train, held, say)
             labelled = np.setdiff1d(labelled, np.concatenate([held, views]))
             check_labelled(scores[labelled], config, len(scored))
             unlabelled = np.setdiff1d(train, np.concatenate([labelled, held, views]))

@@ -105,9 +105,7 @@ def label(
     wanted = _shares([len(g) for g in groups], count)
     drawn = []
     for group, count in zip(groups, wanted, strict=True):
-        # Shuffled before the stable sort, so that equal scores are taken in no particular order.
-        group = rng.permutation(group)
-        ordered = group[np.argsort(scores[group], kind="stable")]
+        ordered = _by_score(scores, group, rng)
         drawn.append(ordered[_positions(len(group), count, rng, draw)])
     return np.sort(np.concatenate(drawn)).astype(np.int64)
 
@@ -124,14 +122,19 @@ def label_groups(
     return np.flatnonzero(np.isin(unit, label(mean, fraction, rng, category=kind.astype(object))))
 
 
+def _by_score(scores: NDArray[np.float64], group: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """`group` by rising score; equal scores in no particular order."""
+    group = rng.permutation(group)
+    return group[np.argsort(scores[group], kind="stable")]
+
+
 def _ranking(
     scores: NDArray[np.float64], groups: Sequence[NDArray[np.int64]], rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """One order of all videos whose every prefix is spread over the scores and fair to the groups."""
     key = np.empty(len(scores))
     for group in groups:
-        group = rng.permutation(group)
-        ordered = group[np.argsort(scores[group], kind="stable")]
+        ordered = _by_score(scores, group, rng)
         # Prefixes of a van der Corput sequence are spread evenly; the shift makes it differ by seed.
         spread = (np.array([_van_der_corput(i) for i in range(len(group))]) + rng.random()) % 1.0
         key[ordered[np.argsort(np.argsort(spread))]] = (np.arange(len(group)) + 0.5) / max(len(group), 1)

@@ -25,6 +25,7 @@ from aqa_extract.decode.probe import Probe, refuse_shape
 from aqa_extract.decode.readers import Tally
 from aqa_extract.decode.source import too_large
 from aqa_extract.identity import picture_names, size_and_time
+from aqa_shared.manifest_files import few
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -133,7 +134,7 @@ def probe(folder: Folder, max_pixels: int, accept_damaged: bool = False) -> Prob
     times, missing = _timeline(folder)
     warnings = []
     if missing:
-        detail = f"{len(missing)} of {len(missing) + len(times)} pictures are missing: number {_few(missing)}"
+        detail = f"{len(missing)} of {len(missing) + len(times)} pictures are missing: number {few(missing, NAMED)}"
         refused = len(missing) > MISMATCH * (len(missing) + len(times))
         if refused and not accept_damaged:
             raise DecodeFailure("frame_count_mismatch", "probe", f"{detail}; --accept-damaged takes what there is")
@@ -193,10 +194,6 @@ def _timeline(folder: Folder) -> tuple[np.ndarray, list[int]]:
     if not len(missing):
         slots = np.arange(len(slots))
     return slots / folder.rate, [int(m) * step + int(numbers[0]) for m in missing]
-
-
-def _few(items: Sequence[object]) -> str:
-    return ", ".join(map(str, items[:NAMED])) + (", …" if len(items) > NAMED else "")
 
 
 class PicturesReader:

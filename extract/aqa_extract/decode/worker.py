@@ -148,8 +148,7 @@ class Worker:
             self.source = VideoFile(path)
             found, self.table = probe(self.source, self.max_pixels, self.untagged_matrix, self.accept_damaged)
             self.probe = replace(found, decord_refusal=refusal(found, self.source))
-        values, payload = self.probe.to_message()
-        self.channel.send({"event": "probed", **values}, payload)
+        self._send(self.probe)
 
     def _read(self, command: dict[str, Any], wanted: np.ndarray) -> None:
         assert self.source is not None, "probe comes first"
@@ -216,7 +215,10 @@ class Worker:
         assert self.probe is not None
         self.table = None
         self.probe = replace(self.probe, entries=(), warnings=(*self.probe.warnings, warning), **changes)
-        values, payload = self.probe.to_message()
+        self._send(self.probe)
+
+    def _send(self, probe: Probe) -> None:
+        values, payload = probe.to_message()
         self.channel.send({"event": "probed", **values}, payload)
 
     def _send_frames(self, reader: Reader, wanted: np.ndarray, end: int | None, command: dict[str, Any]) -> None:

@@ -113,12 +113,16 @@ def _average(table: PaperTable, measured: dict[str, Any]) -> None:
         measured[column.name] = {"mean": mean, "std": std, "interval": None, "by_seed": by_seed}
 
 
+def _first_of(column: TableColumn, found: Mapping[tuple[str, str], dict[str, Any] | None]) -> dict[str, Any] | None:
+    return next((s for (_, c), s in found.items() if c == column.name and s is not None), None)
+
+
 def _beside(table: PaperTable, found: Mapping[tuple[str, str], dict[str, Any] | None]) -> list[dict[str, Any]]:
     """The trivial rows, which every run has on its own splits: those of a column's first run."""
     own = {row.method for row in table.rows}
     rows: dict[str, dict[str, Any]] = {}
     for column in table.columns:
-        summary = next((s for (_, c), s in found.items() if c == column.name and s is not None), None)
+        summary = _first_of(column, found)
         for mine in summary["rows"] if summary is not None else ():
             if mine["selection"] == "baseline" and mine["method"] not in own:
                 row = rows.setdefault(mine["method"], {"uses_difficulty": mine["uses_difficulty"], "measured": {}})
@@ -132,7 +136,7 @@ def _protocol(
     table: PaperTable, column: TableColumn, found: Mapping[tuple[str, str], dict[str, Any] | None]
 ) -> dict[str, Any] | None:
     """Who trained and was tested in a column's runs."""
-    summary = next((s for (_, c), s in found.items() if c == column.name and s is not None), None)
+    summary = _first_of(column, found)
     if summary is None:
         return None
     names = ("streams", "videos", "labelled", "unlabelled", "validation", "test", "test_all", "folds", "seeds")

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 from aqa_shared.console import counted
 from aqa_shared.datasets.published import Finding, Performance, Published
-from aqa_shared.manifest_files import printable_id
+from aqa_shared.manifest_files import few, printable_id
 
 
 def findings(data: Published) -> list[Finding]:
@@ -37,13 +37,13 @@ def _splits(data: Published) -> list[Finding]:
                 found.append(Finding(where, what, "it can be in one only; aqa-train refuses this split"))
         strange = [name for name in values if name not in ids]
         if strange:
-            what = f"{counted(len(strange), 'id')} without a score: {_few(strange)}"
+            what = f"{counted(len(strange), 'id')} without a score: {few(strange)}"
             found.append(Finding(where, what, "aqa-train leaves them out"))
     if data.splits:
         first = data.splits[0]
         without = sorted(ids - {name for name, _ in first.rows})
         if without:
-            what = f"{counted(len(without), 'scored performance')} not in it: {_few(without)}"
+            what = f"{counted(len(without), 'scored performance')} not in it: {few(without)}"
             found.append(Finding(f"split {first.name}", what, "aqa-train leaves them out"))
     return found
 
@@ -81,7 +81,3 @@ def _wrong_length(p: Performance) -> str | None:
     if p.frames is None or p.frames == p.pictures:
         return None
     return f"{p.path} has {p.pictures} pictures, and the annotation {p.frames} frames"
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(printable_id(n) for n in names[:5]) + (", …" if len(names) > 5 else "")

@@ -54,7 +54,7 @@ def read(root: Path) -> Published:
     if coarse_path:
         data.sources.append(f"{tree.relative(coarse_path)}: parts of the whole videos")
     data.splits = keyed_splits(tree, data)
-    roles = dict(data.splits[0].rows) if data.splits else {}
+    roles = data.roles
     for key, entry in entries.items():
         with reading(path, key):
             steps = [int(step) for step in entry[4]]

@@ -38,7 +38,7 @@ def read(root: Path) -> Published:
     path = tree.needed(r".*fs_dataset\.csv", fix=f"take it from {ABOUT.where}")
     data = Published([], [f"{tree.relative(path)}: scores"])
     data.splits = _split(tree, data)
-    roles = dict(data.splits[0].rows) if data.splits else {}
+    roles = data.roles
     for number, cells in enumerate(csv.reader(io.StringIO(decode_table(path), newline="")), 1):
         if number == 1 or not any(cells[1:]):
             continue

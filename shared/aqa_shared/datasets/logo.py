@@ -29,7 +29,7 @@ def read(root: Path) -> Published:
     path = tree.needed(r"anno_dict\.pkl", fix=f"take it from {ABOUT.where}")
     data = Published([], [f"{tree.relative(path)}: scores, actions"])
     data.splits = keyed_splits(tree, data)
-    roles = dict(data.splits[0].rows) if data.splits else {}
+    roles = data.roles
     for key, entry in tree.pickle(path, dict).items():
         with reading(path, key):
             name = keyed_id(key)

@@ -61,7 +61,7 @@ def read(root: Path) -> Published:
     data.findings += _other_copies(tree, path, main[1:], entries)
     captions = _captions(tree, data, {_id(path, key) for key in entries})
     data.splits = _splits(tree, data)
-    roles = dict(data.splits[0].rows) if data.splits else {}
+    roles = data.roles
     for key, entry in entries.items():
         name = _id(path, key)
         with reading(path, key):

@@ -124,3 +124,8 @@ class Published:
     pairs: list[JudgedPair] = field(default_factory=list)
     sequences: Sequences | None = None
     """(id, (time, channels)) of signals that come with the dataset: kinematics, skeletons."""
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Id → train, test or val, by the first split; empty where there is none."""
+        return dict(self.splits[0].rows) if self.splits else {}

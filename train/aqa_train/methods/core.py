@@ -20,7 +20,7 @@ Scores are divided by the difficulty where `difficulty` is set, and multiplied b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -31,7 +31,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aqa_train.batch import Batch, Inputs, join
+from aqa_train.batch import Batch, Inputs
 from aqa_train.layers import Quality, mean_feature, mlp
 from aqa_train.methods.exemplars import Comparing, Exemplars, mean_of_voters
 from aqa_train.methods.groups import cut, cut_mirrored, group_losses, group_of, place_of, value_of
@@ -95,7 +95,7 @@ class CoRe(nn.Module):
             if isinstance(self.head, GART):
                 self.bounds = self._bounds(self._cut(self.exemplars.differences(labelled)))
             return
-        labelled = join([replace(b, streams={}, present=None) for b in pool.labelled.batches()])
+        labelled = pool.labelled.without_features()
         self.quality.fit(labelled)
         values = self.quality.to_value(labelled.scores, labelled).double().cpu().numpy()
         if isinstance(self.head, GART):

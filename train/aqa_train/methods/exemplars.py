@@ -7,7 +7,7 @@ the same way. Choices of ours are marked (ours).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -76,7 +76,7 @@ class Exemplars(nn.Module):
         for places in order.split(BLOCK):
             batch = pool.labelled.take(places)
             found.append(read(batch))
-            videos.append(replace(batch, streams={}, present=None))
+            videos.append(batch.without_features())
         labelled = join(videos)
         self.x, *others = (torch.cat(parts) for parts in zip(*found, strict=True))
         quality.fit(labelled)

@@ -82,4 +82,4 @@ class MeanTeacher(nn.Module):
     def after_step(self) -> None:
         """The teacher follows (equation 2), in its batch statistics too."""
         self.steps += 1
-        follow(self.teacher, self.student, min(self.config.decay, 1 - 1 / (float(self.steps) + 1)))
+        follow(self.teacher, self.student, self.config.decay, float(self.steps))

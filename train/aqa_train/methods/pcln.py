@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
-from aqa_train.batch import Batch, Inputs, join
+from aqa_train.batch import Batch, Inputs
 from aqa_train.layers import Quality, logit, mlp, segments_of
 from aqa_train.methods.s4aqa import NotNegative, Positive, Probability
 from aqa_train.methods.sub_actions import resample
@@ -73,7 +73,7 @@ class PCLN(nn.Module):
 
     def prepare(self, pool: Pool) -> None:
         """The scale of scores, and where the output starts."""
-        labelled = join([Batch({}, b.scores, None, b.columns, b.ids) for b in pool.labelled.batches()])
+        labelled = pool.labelled.without_features()
         if len(labelled) < 2:
             raise UsageError(
                 f"PCLN compares labelled videos, and there is {len(labelled)}", fix="label two videos or more"

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
-from aqa_train.batch import Batch, Inputs, join
+from aqa_train.batch import Batch, Inputs
 from aqa_train.layers import Quality, mlp, running_statistics_kept
 from aqa_train.methods.s4aqa import NotNegative, Positive, Probability
 from aqa_train.methods.sub_actions import STEPS, Parser, between, pseudo_labels, resample, transitions
@@ -129,7 +129,7 @@ class SAPNet(nn.Module):
         """The scale of scores divided by difficulty, and where the regressor starts on it."""
         if not self.config.difficulty:
             return
-        labelled = join([replace(b, streams={}, present=None) for b in pool.labelled.batches()])
+        labelled = pool.labelled.without_features()
         self.quality.fit(labelled)
         if self.config.start_at_mean:
             mean = self.quality.to_value(labelled.scores, labelled).mean()

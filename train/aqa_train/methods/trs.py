@@ -134,7 +134,7 @@ class TRS(nn.Module):
     def after_step(self) -> None:
         """The teacher follows the student, in its batch statistics too."""
         self.steps += 1
-        follow(self.teacher, self.student, min(self.config.decay, 1 - 1 / (float(self.steps) + 1)))
+        follow(self.teacher, self.student, self.config.decay, float(self.steps))
 
 
 def variance(doubt: Tensor) -> Tensor:
