@@ -274,6 +274,35 @@ def test_a_worker_that_lacks_something_is_named_and_the_next_one_does_the_work(
     assert contents(store) == contents(undisturbed)
 
 
+CRASHES = """
+import os, signal, sys
+if "aqa_extract.decode.worker" in sys.orig_argv:
+    import av
+    was = av.open
+    def open(file, *rest, **more):
+        if os.path.getsize(file.removeprefix("file:")) == {size}:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return was(file, *rest, **more)
+    av.open = open
+"""
+
+
+@pytest.mark.slow
+def test_a_video_that_kills_its_decoder_leaves_the_worker_alive(clips: Path, tmp_path: Path) -> None:
+    site = broken_installation(tmp_path / "site", CRASHES.format(size=(clips / "clip2.mp4").stat().st_size))
+    alone = run_command(clips, tmp_path / "alone.zarr", PYTHONPATH=site)
+    with dask(tmp_path) as cluster:
+        cluster.worker(PYTHONPATH=site)
+        before = cluster.pids
+        done = run_command(clips, tmp_path / "s.zarr", "--scheduler", cluster.address)
+        assert cluster.pids == before
+    assert done.returncode == alone.returncode == ExitCode.QUARANTINED, done.stderr
+    reasons = {i: f.reason for i, f in quarantine.read(tmp_path / "s.zarr").items()}
+    assert reasons == {"broken.mp4": "not_a_video", "clip2.mp4": "decoder_crashed"}
+    assert reasons == {i: f.reason for i, f in quarantine.read(tmp_path / "alone.zarr").items()}
+    assert contents(tmp_path / "s.zarr") == contents(tmp_path / "alone.zarr")
+
+
 @pytest.mark.slow
 def test_what_a_broken_worker_fails_another_one_does(many: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     clips, expected = many
