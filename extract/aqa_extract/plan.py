@@ -5,7 +5,6 @@ videos ─▶ in the store already / of another file or part / quarantined befor
 
 from __future__ import annotations
 
-import heapq
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from aqa_extract.streams import OTHERS, array_specs, identified, parse
 from aqa_shared import console
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.records import ExtractSettings, Failure, Video
+from aqa_shared.shards import dealt
 from aqa_shared.store import Contents, Where, contents, refuse_other, refuse_to_empty, verify
 
 if TYPE_CHECKING:
@@ -141,19 +141,9 @@ def _needs(settings: ExtractSettings) -> dict[str, set[str]]:
 def shard(videos: Sequence[Video], i: int, n: int) -> list[Video]:
     """The i-th (from 1) of n parts of about equal work, in the order of `videos`; the parts together are all of them.
 
-    A function of the videos alone: whatever the store holds by now, every run cuts them in the same way. Longer files
-    and parts are given out first, each to the part that has the least so far.
+    A function of the videos alone: whatever the store holds by now, every run cuts them in the same way.
     """
-    weights = [_work(video) for video in videos]
-    order = sorted(range(len(videos)), key=lambda k: (-weights[k], videos[k].id))
-    parts = [(0.0, part) for part in range(1, n + 1)]
-    mine = set()
-    for k in order:
-        load, part = heapq.heappop(parts)
-        heapq.heappush(parts, (load + weights[k], part))
-        if part == i:
-            mine.add(k)
-    return [video for k, video in enumerate(videos) if k in mine]
+    return [videos[k] for k in dealt([_work(video) for video in videos], [video.id for video in videos], i, n)]
 
 
 def _work(video: Video) -> float:

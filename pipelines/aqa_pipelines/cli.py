@@ -298,12 +298,32 @@ def info(store: StorePath, json: Json = False) -> None:
 
 
 @app.command(epilog="aqa finalise s3://bucket/feats.zarr")
-def finalise(store: StorePath, json: Json = False) -> None:
-    """Put together what runs have committed, as after aqa-extract --shard; say what is missing and how to make it.
+def finalise(
+    store: Annotated[
+        str,
+        typer.Argument(metavar="STORE", help="Store of aqa-extract, or run folder of aqa-train.", show_default=False),
+    ],
+    json: Json = False,
+) -> None:
+    """Put together what parts have made (--shard of aqa-extract and aqa-train); say what is missing and how to make it.
 
-    Exit codes: 0 nothing is missing, 3 something is, 6 the store cannot be read or written.
+    Of a run folder it writes the tables and plots, once no training is missing; it trains nothing.
+
+    Exit codes: 0 nothing is missing, 3 something is or a method failed, 6 it cannot be read or written.
     """
     from aqa_pipelines.show import missing_text
+
+    if (Path(store) / "config.json").exists():
+        from aqa_train.cli import finalise as finalise_run
+
+        def tell(lacking: list[dict[str, Any]]) -> None:
+            if json:
+                console.out.print_json(data={"missing": lacking})
+            else:
+                console.out.print(missing_text(store, lacking, "training"), markup=False)
+
+        finalise_run(Path(store), quiet=json, tell=tell)
+        return
     from aqa_shared.store import finalise as put_together
     from aqa_shared.store import missing
 

@@ -44,19 +44,19 @@ def info_text(record: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:{width}}  {printable(text)}" for name, text in rows)
 
 
-def missing_text(store: str, lacking: Sequence[Mapping[str, Any]]) -> str:
-    """What runs were asked for and the store does not have, a command for each."""
+def missing_text(store: str, lacking: Sequence[Mapping[str, Any]], what: str = "video") -> str:
+    """What was asked for and a store, or a folder of trainings, does not have, a command for each."""
     if not lacking:
         return f"{printable(store)}: whole, nothing is missing"
-    return "\n".join(printable(f"missing: {_missing(row)}") for row in lacking)
+    return "\n".join(printable(f"missing: {_missing(row, what)}") for row in lacking)
 
 
-def _missing(row: Mapping[str, Any]) -> str:
+def _missing(row: Mapping[str, Any], what: str = "video") -> str:
     part = f"part {row['shard'][0]} of {row['shard'][1]}" if row["shard"] else ""
     if row["missing"] is None:
         return f"{part} never began; run: {row['command']}"
     some = ", ".join(row["ids"]) + (" …" if row["missing"] > len(row["ids"]) else "")
-    return f"{counted(row['missing'], 'video')}{part and ' of ' + part} ({some}); run: {row['command']}"
+    return f"{counted(row['missing'], what)}{part and ' of ' + part} ({some}); run: {row['command']}"
 
 
 def _imported(identity: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ from aqa_shared.errors import EnvironmentFault
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to: it takes the place of `path` at the end, or goes away on an error.
 
-    Two processes do not share it. After `kill -9` it stays, as `.<name>.<pid>.partial`.
+    Two processes do not share it, on two machines either, where process ids may be equal: in containers they are.
+    After `kill -9` it stays, as `.<name>.<random>.partial`.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
         partial.replace(path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aqa_shared.errors import UsageError
@@ -19,6 +20,32 @@ def part_of_parts(value: Any) -> Any:
     if not (part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count)):
         raise ValueError(f"give part/parts, the parts counted from 1, as 3/8, or auto, got {value!r}")
     return int(part), int(count)
+
+
+def asked(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
+    """What `--shard` says: `3/8`, or `auto` in a task with this environment. Raises UsageError for what is neither."""
+    try:
+        part, count = part_of_parts(scheduled(text, environment) if text.partition("/")[0] == AUTO else text)
+    except ValueError as e:
+        raise UsageError(f"--shard: {e}", fix="for example --shard 3/8") from None
+    return part, count
+
+
+def dealt(work: Sequence[float], names: Sequence[str], part: int, count: int) -> list[int]:
+    """The places of what is this part's, from 1, of `count` parts of about equal work; together they are all.
+
+    What takes longest is given out first, then by name, each to the part that has the least so far: a function of
+    what there is to do alone, so that all processes cut it in the same way, whatever is done by now.
+    """
+    order = sorted(range(len(work)), key=lambda k: (-work[k], names[k]))
+    parts = [(0.0, n) for n in range(1, count + 1)]
+    mine = []
+    for k in order:
+        load, to = heapq.heappop(parts)
+        heapq.heappush(parts, (load + work[k], to))
+        if to == part:
+            mine.append(k)
+    return sorted(mine)
 
 
 def scheduled(text: str, environment: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +12,11 @@ import typer
 
 from aqa_shared import console
 from aqa_shared.commands import App, Version, group
-from aqa_shared.errors import ExitCode, UsageError
+from aqa_shared.console import counted
+from aqa_shared.errors import AqaError, ExitCode, UsageError
 from aqa_shared.machine import pick_device
 from aqa_shared.settings import given, with_options
+from aqa_shared.shards import asked as part_asked
 from aqa_train.config import INPUT, LEARNING, PLACES, RunConfig, absolute
 from aqa_train.method_settings import as_toml, differences, spelt_out
 from aqa_train.resolve import ENVIRONMENT, parse_variants, resolve
@@ -21,6 +24,7 @@ from aqa_train.signals import ended_in_order
 
 if TYPE_CHECKING:
     from aqa_train.experiment import Experiment
+    from aqa_train.run import Opened, Trained
 
 app = App(no_args_is_help=True)
 
@@ -48,6 +52,14 @@ def train(
     dry_run: Annotated[
         bool, Run("--dry-run", help="Say what would be trained and for how long; write nothing.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        Run(
+            metavar="I/N",
+            help="Only the I-th of N parts of the trainings, into the --out of all; auto is the part that SLURM or "
+            "Kubernetes says. After all parts, run `aqa finalise FOLDER`.",
+        ),
+    ] = None,
     version: Version = False,
     **settings_given: Any,
 ) -> None:
@@ -56,26 +68,7 @@ def train(
     Settings also come from the environment, as AQA_TRAIN_SEEDS=3 or AQA_TRAIN_LR=1e-3: every name that
     --print-config shows outside of [settings]. They win over --config; options win over them; --resume ignores them.
     """
-    flags = given(context, RunConfig)
-    if "variants" in flags:
-        flags["variants"] = parse_variants(flags["variants"])
-    if resume is not None:
-        from aqa_train.outputs import read_config, where_it_is
-
-        if config is not None:
-            raise UsageError(
-                f"--resume keeps the settings of {resume}: --config {config} would be ignored",
-                fix="omit --config",
-            )
-        settings = where_it_is(_resumed(read_config(resume), flags, set_ or [], resume, out), resume)
-        out = resume
-    else:
-        in_environment = f"{ENVIRONMENT}FEATURES" in os.environ
-        if "features" not in flags and config is None and not print_config and not in_environment:
-            raise UsageError("--features is missing", fix="aqa-train --features feats.zarr")
-        settings = resolve(config, flags, set_ or [], {"features": "feats.zarr"} if print_config else None)
-        # A printed configuration is for people and may go elsewhere; a run must find its files from anywhere.
-        settings = settings if print_config else absolute(settings)
+    settings, out = asked(context, out, resume, set_ or [], config, print_config=print_config)
     if in_memory not in ("auto", "yes", "no"):
         raise UsageError(f"--in-memory is {in_memory!r}", fix="use auto, yes or no")
     if print_config:
@@ -88,7 +81,41 @@ def train(
             settings = open_data(settings, console.warn).config
         typer.echo(as_toml(spelt_out(settings)), nl=False)
         return
-    run(settings, out, device=device, jobs=jobs, in_memory=in_memory, resume=resume is not None, dry_run=dry_run)
+    part = None if shard is None else part_asked(shard, os.environ)
+    if part is not None and out is None:
+        raise UsageError("--shard needs the folder that all parts have in common", fix="name it with --out")
+    how: dict[str, Any] = {"device": device, "jobs": jobs, "in_memory": in_memory, "dry_run": dry_run}
+    run(settings, out, resume=resume is not None, part=part, **how)
+
+
+def asked(
+    context: typer.Context,
+    out: Path | None,
+    resume: Path | None,
+    sets: list[str],
+    config: Path | None,
+    *,
+    print_config: bool = False,
+) -> tuple[RunConfig, Path | None]:
+    """The settings in force and the run folder, where one is named, of a command line."""
+    flags = given(context, RunConfig)
+    if "variants" in flags:
+        flags["variants"] = parse_variants(flags["variants"])
+    if resume is not None:
+        from aqa_train.outputs import read_config, where_it_is
+
+        if config is not None:
+            raise UsageError(
+                f"--resume keeps the settings of {resume}: --config {config} would be ignored",
+                fix="omit --config",
+            )
+        return where_it_is(_resumed(read_config(resume), flags, sets, resume, out), resume), resume
+    in_environment = f"{ENVIRONMENT}FEATURES" in os.environ
+    if "features" not in flags and config is None and not print_config and not in_environment:
+        raise UsageError("--features is missing", fix="aqa-train --features feats.zarr")
+    settings = resolve(config, flags, sets, {"features": "feats.zarr"} if print_config else None)
+    # A printed configuration is for people and may go elsewhere; a run must find its files from anywhere.
+    return (settings if print_config else absolute(settings)), out
 
 
 @ended_in_order("run the same command again")
@@ -101,66 +128,103 @@ def run(
     in_memory: Any = "auto",
     resume: bool = False,
     dry_run: bool = False,
+    part: tuple[int, int] | None = None,
 ) -> dict[str, Any] | None:
-    """The command's work: train, write `out`, print the table; returns what metrics.json of the last run holds."""
-    from aqa_train import experiment as work
-    from aqa_train.grid import cells, write_comparisons, write_tidy
-    from aqa_train.outputs import refuse_other_data, refuse_other_digests, write_places, write_run
-    from aqa_train.plots import draw
-    from aqa_train.protocol import once
-    from aqa_train.run import train_cells
-    from aqa_train.summary import as_text
-    from aqa_train.workers import choose_jobs
+    """The command's work: train, write `out`, print the table; returns what metrics.json of the last run holds.
 
-    where, say = pick_device(device), once(console.warn)
-    data = work.open_data(settings, say)
-    grid = [(cell, work.arrange(cell.config, data, say)) for cell in cells(data.named)]
-    whole = grid[0][1].config if len(grid) == 1 else data.config
-    jobs = choose_jobs(jobs, sum(len(e.trainings) for _, e in grid), where, settings.training.threads)
-    out = out or default_folder(data.config)
-    resume = resume or holds_this_run(out, whole, {cell.name for cell, _ in grid})
-    if resume:
-        refuse_other_digests(whole, data.digests, out)
-        for cell, experiment in grid:
-            if (out / cell.name / "config.json").exists():
-                refuse_other_data(experiment, out / cell.name)
+    With `part` (i, n) only the i-th of n parts of the trainings, and no tables.
+    """
+    from aqa_train.parts import go_on, part_of
+    from aqa_train.run import open_run, train_cells, train_part
+    from aqa_train.workers import choose_jobs, failures_of
+
+    where = pick_device(device)
+    opened = open_run(settings, out, resume=resume)
+    out, mine = opened.out, part_of(opened.jobs, part)
+    jobs = choose_jobs(jobs, len(mine), where, settings.training.threads)
     if dry_run:
         from aqa_train.estimate import estimate
 
-        for cell, experiment in grid:
-            said = estimate(experiment, out / cell.name, resume, where, in_memory, jobs)
+        for cell, experiment in opened.grid:
+            own = [job.training for job in mine if job.out == out / cell.name]
+            said = estimate(experiment, own, out / cell.name, opened.begun, where, in_memory, jobs)
             console.out.print(said, markup=False)
         return None
-
-    def begin() -> None:
-        if len(grid) > 1 and not resume:
-            write_run(whole, data.digests, out, str(where))
-        elif len(grid) > 1:
-            write_places(whole, out)
-
-    found = []
-    go_on = f"aqa-train --resume {shlex.quote(str(out))}"
+    if part is not None:
+        train_part(opened, part, device=where, jobs=jobs, in_memory=in_memory)
+        console.note(
+            f"{out}: part {part[0]} of {part[1]}, {counted(len(mine), 'training')} of {len(opened.jobs)}, is done; "
+            f"when all parts are: aqa finalise {shlex.quote(str(out))}"
+        )
+        _end_with([{method: error for (_, method), error in failures_of(mine).items()}])
+        return None
+    again = go_on(out)
     # Also what is done between two cells, which the loop of trainings does not see.
-    with ended_in_order(go_on):
-        for done in train_cells(
-            grid, data.features, out, device=where, jobs=jobs, in_memory=in_memory, go_on=go_on, before=begin
-        ):
-            if done.cell.name:
-                console.out.print(f"{done.cell.name}\n", markup=False)
-            else:
-                draw(done.out, console.warn)
-            if done.summary["rows"]:
-                console.out.print(as_text(done.summary), markup=False)
-            _note_scores(done.experiment, done.out, done.summary["scores"])
-            found.append(done)
-        write_tidy(out, [(d.cell, [*d.results, *d.baselines]) for d in found])
-        if len(grid) > 1:
-            write_comparisons(out, [(d.cell, d.summary["comparisons"]) for d in found])
+    with ended_in_order(again):
+        found = _written(
+            opened,
+            train_cells(
+                opened.grid,
+                opened.data.features,
+                out,
+                device=where,
+                jobs=jobs,
+                in_memory=in_memory,
+                again=again,
+                before=lambda: opened.begin(str(where), None),
+            ),
+        )
+    _end_with(done.failures for done in found)
+    return found[-1].summary
+
+
+@ended_in_order("run the same command again")
+def finalise(out: Path, *, quiet: bool = False, tell: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Write the tables of a run whose trainings were done in parts; where some are missing nothing is written.
+
+    Trains nothing. `quiet`: without the tables on stdout. `tell` is given what is missing: `aqa_train.parts.missing`.
+    """
+    from aqa_train.outputs import read_config, where_it_is
+    from aqa_train.parts import missing
+    from aqa_train.run import gather, open_run
+
+    opened = open_run(where_it_is(read_config(out), out), out, resume=True)
+    lacking = missing(opened.jobs, out, opened.parts)
+    found = [] if lacking else _written(opened, gather(opened), quiet=quiet)
+    tell(lacking)
+    if lacking:
+        raise typer.Exit(int(ExitCode.QUARANTINED))
+    _end_with(done.failures for done in found)
+
+
+def _written(opened: Opened, cells: Iterable[Trained], *, quiet: bool = False) -> list[Trained]:
+    """Print every cell's table, and write those of the grid."""
+    from aqa_train.grid import write_comparisons, write_tidy
+    from aqa_train.plots import draw
+    from aqa_train.summary import as_text
+
+    found, out = [], opened.out
+    for done in cells:
+        if not done.cell.name:
+            draw(done.out, console.warn)
+        elif not quiet:
+            console.out.print(f"{done.cell.name}\n", markup=False)
+        if done.summary["rows"] and not quiet:
+            console.out.print(as_text(done.summary), markup=False)
+        _note_scores(done.experiment, done.out, done.summary["scores"])
+        found.append(done)
+    write_tidy(out, [(d.cell, [*d.results, *d.baselines]) for d in found])
+    if len(opened.grid) > 1:
+        write_comparisons(out, [(d.cell, d.summary["comparisons"]) for d in found])
     console.note(f"run folder: {out}")
-    if failed := [m for d in found for m, e in d.failures.items() if not isinstance(e, UsageError)]:
+    return found
+
+
+def _end_with(failures: Iterable[Mapping[str, AqaError]]) -> None:
+    """With 3 where methods were left out because they failed while they learned; their names are said."""
+    if failed := [m for by_method in failures for m, e in by_method.items() if not isinstance(e, UsageError)]:
         console.warn(f"failed, and not in the table: {', '.join(dict.fromkeys(failed))}")
         raise typer.Exit(int(ExitCode.QUARANTINED))
-    return found[-1].summary
 
 
 def _note_scores(experiment: Experiment, out: Path, counts: dict[str, int]) -> None:
@@ -169,15 +233,6 @@ def _note_scores(experiment: Experiment, out: Path, counts: dict[str, int]) -> N
         said += f" ({counts['learned_by_all']} of {counts['videos']} have none there: every model learned from them"
         said += ")" if experiment.config.all_scores else "; with --folds 5 each is left out once)"
     console.note(said)
-
-
-def default_folder(settings: RunConfig) -> Path:
-    """runs/<time>-<methods>, not used yet."""
-    from datetime import datetime
-
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{'-'.join(settings.methods)}"
-    names = (stem, *(f"{stem}-{i}" for i in range(2, 1000)))
-    return next(p for p in (Path("runs") / n for n in names) if not p.exists())
 
 
 def _resumed(saved: RunConfig, flags: dict[str, Any], sets: list[str], resume: Path, out: Path | None) -> RunConfig:
@@ -198,28 +253,6 @@ def _resumed(saved: RunConfig, flags: dict[str, Any], sets: list[str], resume: P
             fix="resume without them, or start a new run with another --out",
         )
     return saved.model_copy(update={name: getattr(absolute(wanted), name) for name in PLACES})
-
-
-def holds_this_run(out: Path, config: RunConfig, parts: set[str], *, quiet: bool = False) -> bool:
-    """Whether `out` has this very run or grid, begun or finished; raises for any other and for a foreign folder."""
-    from aqa_train.outputs import START, read_config
-
-    if (out / "config.json").exists():
-        changed = differences(absolute(read_config(out)), absolute(config))
-        if changed:
-            raise UsageError(
-                f"{out} already holds a run with other settings: {'; '.join(changed)}",
-                fix="name another --out, or give the settings of that run to go on with it",
-            )
-        if not quiet:
-            console.note(f"{out} holds this run: going on where it stands")
-        return True
-    # A run that was cut off before it began leaves these, which are written again.
-    left = {*START, *parts}
-    begun = out.is_dir() and all(p.name in left or p.name.endswith(".partial") for p in out.iterdir())
-    if out.exists() and not begun:
-        raise UsageError(f"{out} exists and is not a run folder", fix="name another --out")
-    return False
 
 
 def main() -> None:

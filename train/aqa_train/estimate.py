@@ -19,6 +19,8 @@ from aqa_train.train_one import place, run_training
 from aqa_train.trainer import Diverged
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from aqa_train.experiment import Experiment, OneTraining
@@ -30,9 +32,18 @@ TRY_SECONDS = 15.0
 
 
 def estimate(
-    experiment: Experiment, out: Path, resume: bool, device: torch.device, in_memory: InMemory, jobs: int
+    experiment: Experiment,
+    own: Sequence[OneTraining],
+    out: Path,
+    resume: bool,
+    device: torch.device,
+    in_memory: InMemory,
+    jobs: int,
 ) -> str:
-    """What the command would do, as a person reads it. Raises what it would raise; writes nothing."""
+    """What the command would do, as a person reads it. Raises what it would raise; writes nothing.
+
+    `own`: those of the experiment's trainings that are asked for.
+    """
     with writing(out):
         free = free_bytes(out)
     placed = place(experiment.features, device, in_memory)
@@ -40,19 +51,21 @@ def estimate(
     streams = ", ".join(f"{n} ({c})" for n, c in features.channels.items())
     seeds = len({training.split.seed for training in experiment.trainings})
     each, left_out = {}, dict(experiment.left_out)
-    for method in experiment.methods:
+    for method in dict.fromkeys(t.method for t in own):
         try:
             each[method] = seconds_of(method, experiment, placed, device)
         except (UsageError, Diverged) as e:
             if not config.leave_out:
                 raise
             left_out[method] = e.cause
-    trainings = [t for t in experiment.trainings if t.method in each]
+    trainings = [t for t in own if t.method in each]
+    every = len(experiment.trainings)
+    part = f" (this part of {every})" if len(own) < every else ""
     seconds = sum(each[t.method] for t in trainings) / jobs
     epochs = ", ".join(f"{m} of {epochs_of(config, m)} epochs" for m in each)
     return "\n".join(
         (
-            f"{counted(len(trainings), 'training')}: {epochs} "
+            f"{counted(len(trainings), 'training')}{part}: {epochs} "
             f"× {counted(len({s.fold for s in experiment.splits}), 'fold')} × {counted(seeds, 'seed')}, "
             f"{jobs} at a time on {device}",
             f"{counted(len(features.ids), 'video')} of up to {counted(features.segments, 'segment')}; {streams}; "

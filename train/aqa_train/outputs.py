@@ -34,22 +34,25 @@ START = ("config.toml", "environment.json", "data.json", "splits")
 """What a run folder holds before config.json, which makes it a run."""
 
 
-def write_start(experiment: Experiment, out: Path, device: str) -> None:
+def write_start(experiment: Experiment, out: Path, device: str, part: tuple[int, int] | None) -> None:
     """Configuration, environment, digests of the data and splits, before anything is trained."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / "splits").mkdir(exist_ok=True)
         for split in experiment.splits:
             split.save(out / "splits" / f"fold{split.fold}-seed{split.seed}.json")
-    write_run(experiment.config, experiment.data, out, device)
+    write_run(experiment.config, experiment.data, out, device, part)
 
 
-def write_run(config: RunConfig, data: dict[str, str | None], out: Path, device: str) -> None:
+def write_run(
+    config: RunConfig, data: dict[str, str | None], out: Path, device: str, part: tuple[int, int] | None
+) -> None:
     """What a folder is the run or the grid of; config.json comes last, and says that the rest is whole."""
+    place = {"folder": os.path.abspath(out), **({"parts": part[1]} if part else {})}
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         replace_text(out / "config.toml", as_toml(spelt_out(config)))
-        write_json(out / "environment.json", {**environment(device), "folder": os.path.abspath(out)})
+        write_json(out / "environment.json", {**environment(device), **place})
         write_json(out / "data.json", data)
         write_json(out / "config.json", config.model_dump(mode="json"))
 

@@ -1,23 +1,72 @@
-"""Every training of every cell of a grid, by one executor; then each cell's run folder."""
+"""A run folder from its opening to its tables: every training of every cell by one executor, or a part of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from aqa_shared.errors import AqaError
+from aqa_shared import console
+from aqa_shared.errors import AqaError, UsageError
 from aqa_train.checkpoint import writing
-from aqa_train.experiment import Experiment
+from aqa_train.config import RunConfig, absolute
+from aqa_train.experiment import Data, Experiment, arrange, open_data
 from aqa_train.features import FeatureSet, InMemory
-from aqa_train.grid import Cell
-from aqa_train.outputs import write_places, write_results, write_start
+from aqa_train.grid import Cell, cells
+from aqa_train.method_settings import differences
+from aqa_train.outputs import (
+    START,
+    read_config,
+    refuse_other_data,
+    refuse_other_digests,
+    write_places,
+    write_results,
+    write_run,
+    write_start,
+)
+from aqa_train.parts import Grid, go_on, jobs_of, part_of
+from aqa_train.protocol import once
 from aqa_train.signals import Stopped, ended_in_order
-from aqa_train.train_one import place, run_baselines, run_training
-from aqa_train.workers import Executor, Here, Job, Processes, shared_folder
+from aqa_train.train_one import place, result_of, run_baselines
+from aqa_train.workers import Executor, Here, Job, Processes, failures_of, shared_folder
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run or a grid with its data, and the folder that it is in or will be."""
+
+    data: Data
+    grid: Grid
+    out: Path
+    begun: bool
+
+    @property
+    def config(self) -> RunConfig:
+        """That of the folder."""
+        return self.grid[0][1].config if len(self.grid) == 1 else self.data.config
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All its trainings."""
+        return jobs_of(self.grid, self.out)
+
+    @property
+    def parts(self) -> int | None:
+        """In how many parts it was begun; None for one process."""
+        found: int | None = json.loads((self.out / "environment.json").read_text()).get("parts")
+        return found
+
+    def begin(self, device: str, part: tuple[int, int] | None) -> None:
+        """What a folder of several cells says of itself, before any of them begins."""
+        if len(self.grid) > 1 and not self.begun:
+            write_run(self.config, self.data.digests, self.out, device, part)
+        elif len(self.grid) > 1:
+            write_places(self.config, self.out)
 
 
 @dataclass(frozen=True)
@@ -36,53 +85,140 @@ class Trained:
     """By method that was left out while it learned, why."""
 
 
+def open_run(settings: RunConfig, out: Path | None, *, resume: bool = False) -> Opened:
+    """Open the data and arrange every cell; `out` None: a folder that is not there yet.
+
+    Raises UsageError where `out` holds another run, other data or something else.
+    """
+    say = once(console.warn)
+    data = open_data(settings, say)
+    grid = [(cell, arrange(cell.config, data, say)) for cell in cells(data.named)]
+    found = Opened(data, grid, out or default_folder(data.config), resume)
+    begun = resume or holds_this_run(found.out, found.config, {cell.name for cell, _ in grid})
+    if begun:
+        refuse_other_digests(found.config, data.digests, found.out)
+        for cell, experiment in grid:
+            if (found.out / cell.name / "config.json").exists():
+                refuse_other_data(experiment, found.out / cell.name)
+    return replace(found, begun=begun)
+
+
+def default_folder(settings: RunConfig) -> Path:
+    """runs/<time>-<methods>, not used yet."""
+    from datetime import datetime
+
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{'-'.join(settings.methods)}"
+    names = (stem, *(f"{stem}-{i}" for i in range(2, 1000)))
+    return next(p for p in (Path("runs") / n for n in names) if not p.exists())
+
+
+def holds_this_run(out: Path, config: RunConfig, parts: set[str], *, quiet: bool = False) -> bool:
+    """Whether `out` has this very run or grid, begun or finished; raises for any other and for a foreign folder."""
+    # Listed before it is asked for: another process may be beginning this run now, and config.json says that it has.
+    exists = out.exists()
+    names = [p.name for p in out.iterdir()] if out.is_dir() else []
+    if (out / "config.json").exists():
+        changed = differences(absolute(read_config(out)), absolute(config))
+        if changed:
+            raise UsageError(
+                f"{out} already holds a run with other settings: {'; '.join(changed)}",
+                fix="name another --out, or give the settings of that run to go on with it",
+            )
+        if not quiet:
+            console.note(f"{out} holds this run: going on where it stands")
+        return True
+    # A run that was cut off before it began leaves these, which are written again.
+    begun = out.is_dir() and all(name in {*START, *parts} or name.endswith(".partial") for name in names)
+    if exists and not begun:
+        raise UsageError(f"{out} exists and is not a run folder", fix="name another --out")
+    return False
+
+
 def train_cells(
-    grid: Sequence[tuple[Cell, Experiment]],
+    grid: Grid,
     features: FeatureSet,
     out: Path,
     *,
     device: torch.device,
     jobs: int,
     in_memory: InMemory,
-    go_on: str,
+    again: str,
     before: Callable[[], None] = lambda: None,
 ) -> Iterator[Trained]:
     """Train what is not done yet, each cell into its folder of `out`, and yield the cells with their results.
 
-    `features` hold the streams of all cells. `before` is called once they are in place, `go_on` is the command that
+    `features` hold the streams of all cells. `before` is called once they are in place, `again` is the command that
     goes on after a signal.
     """
+    with _placed(grid, features, device, in_memory, jobs) as (grid, placed), ended_in_order(again):
+        before()
+        _begin(grid, out, device, None)
+        _train(jobs_of(grid, out), placed, device, jobs, again)
+        yield from _gathered(grid, out)
+
+
+def train_part(
+    opened: Opened, part: tuple[int, int], *, device: torch.device, jobs: int, in_memory: InMemory
+) -> list[Job]:
+    """Train what is not done yet of the i-th of n parts; its trainings, without tables, which are of all parts."""
+    mine = part_of(opened.jobs, part)
+    if all(job.done for job in mine):
+        return mine
+    again = go_on(opened.out, part)
+    with (
+        _placed(opened.grid, opened.data.features, device, in_memory, jobs) as (grid, placed),
+        ended_in_order(again),
+    ):
+        opened.begin(str(device), part)
+        _begin(grid, opened.out, device, part)
+        _train(part_of(jobs_of(grid, opened.out), part), placed, device, jobs, again)
+    return mine
+
+
+def gather(opened: Opened) -> Iterator[Trained]:
+    """Yield the cells with the results of all trainings, which are done or have failed."""
+    with _placed(opened.grid, opened.data.features, torch.device("cpu"), "auto", 1) as (grid, _):
+        yield from _gathered(grid, opened.out)
+
+
+@contextmanager
+def _placed(
+    grid: Grid, features: FeatureSet, device: torch.device, in_memory: InMemory, jobs: int
+) -> Iterator[tuple[Grid, FeatureSet]]:
+    """The features where training wants them."""
     with shared_folder(jobs) as folder:
         placed = place(features, device, in_memory, jobs, folder)
-        grid = [(cell, replace(experiment, features=placed)) for cell, experiment in grid]
-        before()
-        for cell, experiment in grid:
-            if (out / cell.name / "config.json").exists():
-                write_places(experiment.config, out / cell.name)
-            else:
-                write_start(experiment, out / cell.name, str(device))
-        executor: Executor = Processes(placed, device, jobs) if jobs > 1 else Here(placed, device)
-        every = [
-            Job(experiment, t, out / cell.name, f"{cell.name}/{t.name}".lstrip("/"))
-            for cell, experiment in grid
-            for t in experiment.trainings
-        ]
-        # By seed, so that comparisons fill up evenly over the whole grid.
-        for job in sorted(every, key=lambda j: j.training.split.seed):
-            if not job.done:
-                executor.submit(job)
-        with ended_in_order(go_on):
-            try:
-                ended = executor.result()
-            except Stopped as e:
-                e.fix = go_on
-                raise
-            for cell, experiment in grid:
-                own = out / cell.name
-                failures = {method: error for (folder, method), error in ended.items() if folder == own}
-                whole = [t for t in experiment.trainings if t.method not in failures]
-                results = [run_training(experiment, t, placed, own, device) for t in whole]
-                baselines = run_baselines(experiment, placed)
-                with writing(own):
-                    summary = write_results(experiment, own, results, baselines, failures)
-                yield Trained(cell, experiment, own, results, baselines, summary, failures)
+        yield [(cell, replace(experiment, features=placed)) for cell, experiment in grid], placed
+
+
+def _begin(grid: Grid, out: Path, device: torch.device, part: tuple[int, int] | None) -> None:
+    """What each cell's folder says before anything is trained. Others may be writing the same now."""
+    for cell, experiment in grid:
+        if (out / cell.name / "config.json").exists():
+            write_places(experiment.config, out / cell.name)
+        else:
+            write_start(experiment, out / cell.name, str(device), part)
+
+
+def _train(every: list[Job], features: FeatureSet, device: torch.device, number: int, again: str) -> None:
+    executor: Executor = Processes(features, device, number) if number > 1 else Here(features, device)
+    for job in every:
+        if not job.done:
+            executor.submit(job)
+    try:
+        executor.result()
+    except Stopped as e:
+        e.fix = again
+        raise
+
+
+def _gathered(grid: Grid, out: Path) -> Iterator[Trained]:
+    ended = failures_of(jobs_of(grid, out))
+    for cell, experiment in grid:
+        own = out / cell.name
+        failures = {method: error for (folder, method), error in ended.items() if folder == own}
+        results = [result_of(t, own) for t in experiment.trainings if t.method not in failures]
+        baselines = run_baselines(experiment, experiment.features)
+        with writing(own):
+            summary = write_results(experiment, own, results, baselines, failures)
+        yield Trained(cell, experiment, own, results, baselines, summary, failures)

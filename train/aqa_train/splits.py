@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
+from aqa_shared.files import replace_text
 from aqa_train.config import Draw
 
 DRAWS: tuple[Draw, ...] = get_args(Draw)
@@ -49,7 +50,7 @@ class Split:
         return hashlib.sha256(json.dumps(roles, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps({"sha256": self.digest, **asdict(self)}, indent=1, ensure_ascii=True))
+        replace_text(path, json.dumps({"sha256": self.digest, **asdict(self)}, indent=1, ensure_ascii=True))
 
     @classmethod
     def load(cls, path: Path) -> Split:

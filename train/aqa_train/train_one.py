@@ -6,7 +6,9 @@ The baselines, which every method is compared with, are trained in the same way 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,10 @@ from aqa_train.splits import Split
 from aqa_train.storage import load_state, rounded, unread
 from aqa_train.trainer import Diverged, Fitted, Task, fit, predict
 
+RESULT, FAILED = "result.json", "failed.json"
+"""In a training's folder: what it found, once it is done; why it ended, of a method that is left out for it."""
+ABANDONED = 3600.0
+"""Seconds after which nobody writes to a half-written file any more."""
 LESS_MEMORY = "use --in-memory no, a smaller --set batch, or fewer --jobs"
 
 
@@ -46,19 +52,31 @@ def run_training(
 ) -> dict[str, Any]:
     """Train, evaluate and write one training's folder; one that is complete is read back."""
     folder = out / "models" / training.name
-    result_file = folder / "result.json"
-    if result_file.exists():
-        found: dict[str, Any] = json.loads(result_file.read_text())
-        return found
-    for left in folder.glob(".*.partial"):
-        left.unlink(missing_ok=True)  # of a process that was killed while it saved
+    if (folder / RESULT).exists():
+        return result_of(training, out)
+    _remove_abandoned(folder)
     torch.set_num_threads(experiment.config.training.threads)
     state = folder / "state.safetensors"
     learned = _learn(experiment, training, features, device, state=state, stop=stop, on_epoch=on_epoch)
     result = _test(experiment, training, learned, folder, device)
-    write_json(result_file, result)
-    state.unlink(missing_ok=True)
+    write_json(folder / RESULT, result)
+    for left in (state, folder / FAILED):
+        left.unlink(missing_ok=True)
     return result
+
+
+def result_of(training: OneTraining, out: Path) -> dict[str, Any]:
+    """What a training that is done found."""
+    found: dict[str, Any] = json.loads((out / "models" / training.name / RESULT).read_text())
+    return found
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What processes left that were killed while they saved; what is young, another one may be writing now."""
+    for left in folder.glob(".*.partial"):
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
 
 
 @dataclass(frozen=True)

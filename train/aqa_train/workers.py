@@ -6,6 +6,7 @@ nothing has to come back but trouble; whatever is done is not done again.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -23,11 +24,12 @@ from aqa_shared import console
 from aqa_shared.errors import AqaError, ExitCode, UsageError
 from aqa_shared.files import scratch
 from aqa_shared.machine import available_cores, pick_device
+from aqa_train.checkpoint import write_json
 from aqa_train.experiment import Experiment, OneTraining
 from aqa_train.features import FeatureSet
 from aqa_train.method_settings import epochs_of
 from aqa_train.signals import Stopped, asked_to_stop, starting_workers, worker_asked_to_stop
-from aqa_train.train_one import run_training
+from aqa_train.train_one import FAILED, RESULT, run_training
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,12 @@ class Job:
     """For people."""
 
     @property
+    def folder(self) -> Path:
+        return self.out / "models" / self.training.name
+
+    @property
     def done(self) -> bool:
-        return (self.out / "models" / self.training.name / "result.json").exists()
+        return (self.folder / RESULT).exists()
 
     @property
     def epochs(self) -> int:
@@ -299,7 +305,19 @@ def _train(
 def _note(failures: Failures, job: Job, error: AqaError) -> None:
     if job.key not in failures:
         failures[job.key] = error
-        console.warn(f"{job.name} {'is left out' if isinstance(error, UsageError) else 'failed'}: {error.cause}")
+        refused = isinstance(error, UsageError)
+        write_json(job.folder / FAILED, {"why": error.cause, "refused": refused})
+        console.warn(f"{job.name} {'is left out' if refused else 'failed'}: {error.cause}")
+
+
+def failures_of(jobs: Sequence[Job]) -> Failures:
+    """What methods failed by, whoever found out; of several trainings, the first one in order says why."""
+    found: Failures = {}
+    for job in jobs:
+        if job.key not in found and not job.done and (job.folder / FAILED).exists():
+            said = json.loads((job.folder / FAILED).read_text())
+            found[job.key] = (UsageError if said["refused"] else AqaError)(said["why"])
+    return found
 
 
 def _plain(error: AqaError) -> AqaError:

@@ -16,7 +16,6 @@ from aqa_shared import console
 from aqa_shared.console import as_time, counted
 from aqa_shared.files import replace_text
 from aqa_shared.machine import pick_device
-from aqa_train.cli import holds_this_run
 from aqa_train.config import RunConfig
 from aqa_train.experiment import open_data
 from aqa_train.grid import Cell
@@ -25,7 +24,7 @@ from aqa_train.methods import METHODS
 from aqa_train.outputs import refuse_other_data, refuse_other_digests
 from aqa_train.plots import draw
 from aqa_train.protocol import once
-from aqa_train.run import train_cells
+from aqa_train.run import holds_this_run, train_cells
 from aqa_train.signals import ended_in_order
 from aqa_train.workers import choose_jobs
 
@@ -71,7 +70,7 @@ def run_table(
         )
         features_of_all = open_data(union, once(console.warn)).features
         for done in train_cells(
-            grid, features_of_all, out, device=where, jobs=number, in_memory=in_memory, go_on=again
+            grid, features_of_all, out, device=where, jobs=number, in_memory=in_memory, again=again
         ):
             one = next(w for w in works if w.name == done.cell.name)
             one.failed = next(iter(done.failures.values()), None)

@@ -1,0 +1,248 @@
+"""A grid in parts: which trainings are whose, two at a time in one folder, a killed one, and the tables in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from aqa_shared.errors import UsageError
+from aqa_shared.shards import dealt
+from aqa_train.cli import app, finalise
+from aqa_train.config import RunConfig
+from aqa_train.parts import jobs_of, missing, part_of
+from aqa_train.run import open_run
+from aqa_train.train_one import ABANDONED
+
+from .conftest import MakeStore
+from .runs import FAST, HIDING, aqa_train
+
+SMALL = [*FAST, "--jobs", 1]
+
+
+def files(out: Path) -> dict[str, Any]:
+    """Every file of a run folder, without what the clock and the place say; a grid's runs with it."""
+    found: dict[str, Any] = {}
+    for file in sorted(p for p in out.rglob("*") if p.is_file() and p.name != "environment.json"):
+        name = str(file.relative_to(out))
+        if file.name in ("result.json", "metrics.json"):
+            found[name] = timeless(json.loads(file.read_text()))
+        elif file.name in ("results.csv", "metrics.csv"):
+            header, *rows = [line.split(",") for line in file.read_text().splitlines()]
+            clock = header.index("seconds")
+            found[name] = [header, *([*row[:clock], *row[clock + 1 :]] for row in rows)]
+        else:
+            found[name] = file.read_bytes()
+    return found
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k != "seconds"}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def started(arguments: list[object], **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "aqa_train.cli", *map(str, arguments)]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "JOB_"))}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**kept, **environment})
+
+
+def told(lacking: list[dict[str, Any]], out: Path) -> None:
+    """`finalise`, and what it finds missing."""
+    lacking.clear()
+    finalise(out, quiet=True, tell=lacking.extend)
+
+
+def test_parts_at_the_same_time_one_of_them_killed_give_what_one_process_gives(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    store = make_store(videos=24)
+    common = ["--features", store, "--method", "s4aqa,ridge", "--labelled", "0.4,0.8", "--seeds", 2, "--folds", 2,
+              "--variant", "recovery_weight=1,40", "--epochs", 30, *SMALL]  # fmt: skip
+    out, whole, lacking = tmp_path / "parts", tmp_path / "whole", list[dict[str, Any]]()
+    # Both begin an empty folder at the same moment.
+    first, second = (started([*common, "--out", out, "--shard", f"{i}/3"]) for i in (1, 2))
+    while len(list(out.rglob("result.json"))) < 3:
+        assert (first.poll(), second.poll()) == (None, None)
+        time.sleep(0.02)
+    first.kill()
+    _, said = second.communicate(timeout=200)
+    assert second.returncode == 0, said
+    assert f"part 2 of 3, 9 trainings of 24, is done; when all parts are: aqa finalise {out}" in said
+    first.wait()
+    with pytest.raises(typer.Exit) as end:
+        told(lacking, out)
+    assert end.value.exit_code == 3
+    assert not list(out.rglob("metrics.json"))
+    assert not list(out.rglob("*.csv"))
+    done = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
+    names = {str(p.parent.relative_to(out)).replace("models/", "") for p in done}
+    # Exactly which, by part, and the command of each.
+    assert [row["shard"] for row in lacking] == [(1, 3), (3, 3)]
+    assert [row["command"] for row in lacking] == [f"aqa-train --resume {out} --shard {i}/3" for i in (1, 3)]
+    ids = [name for row in lacking for name in row["ids"]]
+    assert not names & set(ids)
+    assert len(names) + len(ids) == len(names | set(ids)) == 24
+    # Part 1 goes on, as the third does with the command that is printed; nothing is done twice.
+    again = [started([*common, "--out", out, "--shard", "auto/3"], JOB_COMPLETION_INDEX="0"),
+             started([*lacking[1]["command"].split()[1:], *SMALL[-4:]])]  # fmt: skip
+    for process in again:
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+    told(lacking, out)
+    assert lacking == []
+    assert all(p.stat().st_mtime_ns == t for p, t in done.items())
+    aqa_train(*common, "--out", whole)
+    assert files(out) == files(whole)
+    assert json.loads((out / "environment.json").read_text())["parts"] == 3
+
+
+def test_a_single_run_in_parts_has_its_plots_too(make_store: MakeStore, tmp_path: Path) -> None:
+    common = ["--features", make_store(videos=16), "--method", "aa", "--seeds", 3, "--folds", 2, "--epochs", 2, *SMALL]
+    # Of more parts than trainings some have nothing to do, and leave nothing where nobody has begun.
+    nothing = started([*common, "--out", tmp_path / "none", "--shard", "auto"], **array(8, 8))
+    _, said = nothing.communicate(timeout=100)
+    assert (nothing.returncode, (tmp_path / "none").exists()) == (0, False), said
+    for i in range(1, 9):
+        aqa_train(*common, "--out", tmp_path / "parts", "--shard", f"{i}/8")
+    told([], tmp_path / "parts")
+    aqa_train(*common, "--out", tmp_path / "whole")
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert (tmp_path / "parts/plots/scatter.png").exists()
+
+
+def array(task: int, tasks: int) -> dict[str, str]:
+    """What SLURM says in a task."""
+    said = {"ID": task, "MIN": 1, "MAX": tasks, "COUNT": tasks}
+    return {f"SLURM_ARRAY_TASK_{k}": str(v) for k, v in said.items()}
+
+
+def test_the_same_part_twice_at_the_same_time_does_no_harm(make_store: MakeStore, tmp_path: Path) -> None:
+    """As where a node that was given up goes on: every save of one is a save of the other too."""
+    common = ["--features", make_store(videos=16), "--method", "aa", "--seeds", 2, "--folds", 2, "--epochs", 150,
+              "--set", "save_every=0", *SMALL]  # fmt: skip
+    out = tmp_path / "run"
+    twins = [started([*common, "--out", out, "--shard", "1/1"]) for _ in range(2)]
+    for process in twins:
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+    told([], out)
+    aqa_train(*common, "--out", tmp_path / "whole")
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_half_written_file_goes_once_it_is_old(make_store: MakeStore, tmp_path: Path) -> None:
+    common = ["--features", make_store(videos=16), "--method", "aa", "--seeds", 1, "--folds", 2, "--epochs", 1, *SMALL]
+    folder = tmp_path / "run/models/aa/fold0-seed0"
+    aqa_train(*common, "--out", tmp_path / "run")
+    (folder / "result.json").unlink()
+    young, old = (folder / f".state.safetensors.{n}.partial" for n in ("young", "old"))
+    for left in (young, old):
+        left.write_bytes(b"half")
+    os.utime(old, (time.time() - ABANDONED - 60,) * 2)
+    aqa_train("--resume", tmp_path / "run", "--jobs", 1, "--device", "cpu")
+    assert (young.exists(), old.exists()) == (True, False)
+
+
+def test_a_part_that_is_told_to_stop_names_the_command_of_its_part(make_store: MakeStore, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    common = ["--features", make_store(videos=20), "--method", "s4aqa", "--seeds", 2, "--folds", 2, "--epochs", 5000]
+    process = started([*common, *HIDING, *SMALL, "--out", out, "--shard", "2/2"])
+    assert process.stderr is not None
+    while not (line := process.stderr.readline()).startswith("epochs"):
+        assert line, "it ended before it trained"
+    process.send_signal(signal.SIGUSR1)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 143
+    assert f"aqa-train --resume {out} --shard 2/2" in said
+    assert len(list(out.rglob("state.safetensors"))) == 1
+
+
+def test_methods_that_fail_are_left_out_whichever_part_they_failed_in(make_store: MakeStore, tmp_path: Path) -> None:
+    common = ["--features", make_store(videos=24), "--method", "aa,s4aqa,ridge", "--seeds", 2, "--folds", 2]
+    common += ["--epochs", 2, "--set", "aa.lr=1e30", *HIDING, *SMALL]
+    (tmp_path / "c.toml").write_text("leave_out = true\n")
+    common += ["--config", tmp_path / "c.toml"]
+    whole, out, lacking = tmp_path / "whole", tmp_path / "parts", list[dict[str, Any]]()
+
+    def code(*arguments: object) -> int:
+        return app([*map(str, common), *map(str, arguments)], standalone_mode=False) or 0
+
+    assert code("--out", whole) == 3
+    assert [code("--out", out, "--shard", f"{i}/2") for i in (1, 2)] == [3, 3]
+    assert len(list(out.rglob("failed.json"))) == 2
+    # Its other trainings are not missing: they are not tried in one process either.
+    with pytest.raises(typer.Exit) as end:
+        told(lacking, out)
+    assert (end.value.exit_code, lacking) == (3, [])
+    left = [json.loads((run / "metrics.json").read_text())["left_out"] for run in (whole, out)]
+    assert left[0][0]["why"].replace(str(whole), str(out)) == left[1][0]["why"]
+    for name in ("results.csv", "scores.csv", "predictions.csv"):
+        assert files(out)[name] == files(whole)[name]
+    # What failed is tried again, as by one process.
+    assert app(["--resume", str(out), "--jobs", "1", "--device", "cpu"], standalone_mode=False) == 3
+
+
+def opened(store: Path, **settings: Any) -> list[Any]:
+    return jobs_of(open_run(RunConfig(features=str(store), **settings), Path("runs/never")).grid, Path("runs/never"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 24, 40])
+def test_every_part_has_as_many_of_each_method(make_store: MakeStore, count: int) -> None:
+    jobs = opened(make_store(videos=24), methods=("s4aqa", "aa", "ridge"), labelled=(0.4, 0.8), seeds=2, folds=2)
+    parts = [part_of(jobs, (i, count)) for i in range(1, count + 1)]
+    assert sorted(j.name for part in parts for j in part) == sorted(j.name for j in jobs)
+    sizes = [Counter(j.training.method for j in part) for part in parts]
+    # Those of one labelled fraction take equally long, and are dealt one to each.
+    for method in ("s4aqa", "aa"):
+        assert max(s[method] for s in sizes) - min(s[method] for s in sizes) <= 2
+    long = [s["s4aqa"] + s["aa"] for s in sizes]
+    assert max(long) - min(long) <= 1
+    # In the order in which one process trains.
+    assert all([j.name for j in jobs if j in part] == [j.name for j in part] for part in parts)
+
+
+def test_long_trainings_are_parted_before_short_ones() -> None:
+    # 8 + 1 + 1 and 5 + 5, which alternating would not give.
+    assert [dealt([1, 8, 5, 5, 1], "abcde", i, 2) for i in (1, 2)] == [[0, 1, 4], [2, 3]]
+
+
+def test_without_parts_the_command_is_that_of_all(make_store: MakeStore, tmp_path: Path) -> None:
+    jobs = opened(make_store(videos=16), methods=("aa",), seeds=1, folds=2)
+    (row,) = missing(jobs, tmp_path / "a run", None)
+    assert row["command"] == f"aqa-train --resume '{tmp_path / 'a run'}'"
+    assert row["ids"] == ["aa/fold0-seed0", "aa/fold1-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shard", "1/2"], "--shard needs the folder"),
+        (["--shard", "3/2", "--out", "r"], "give part/parts"),
+        (["--shard", "auto", "--out", "r"], "no scheduler says which part"),
+    ],
+)
+def test_a_part_that_cannot_be_is_refused(
+    make_store: MakeStore, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match=message):
+        aqa_train("--features", make_store(videos=8), *options)
+
+
+def test_a_dry_run_tells_of_its_part(make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--features", make_store(videos=16), "--method", "aa", "--seeds", 3, "--folds", 2, "--epochs", 1, *SMALL]
+    aqa_train(*common, "--out", tmp_path / "run", "--shard", "1/4", "--dry-run")
+    assert "2 trainings (this part of 6): aa of 1 epochs" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
