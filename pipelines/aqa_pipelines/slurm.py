@@ -1,10 +1,12 @@
-"""`aqa submit slurm`: an extraction as an array of parts, and a job behind it that ends their work.
+"""`aqa submit slurm`: an extraction or trainings as an array of parts, and a job behind it that ends their work.
 
     array 1-n, `aqa extract … --shard i/n`  ─▶  when all have left: `aqa finalise STORE`, and what is missing again
+    array 1-n, `aqa train … --shard i/n`    ─▶  when all have left: `aqa finalise FOLDER`, and what is missing again
 
-Nothing here decides what is done. A part that runs again finds in the store what it has, so that a part which was
-pre-empted, killed or lost is submitted again by the job at the end; `--requeue` is asked for as well, but is not relied
-on: where pre-emption cancels, it does nothing. sbatch's options: https://slurm.schedmd.com/sbatch.html.
+Nothing here decides what is done. A part that runs again finds in the store or the run folder what it has, so that a
+part which was pre-empted, killed or lost is submitted again by the job at the end; `--requeue` is asked for as well,
+but is not relied on: where pre-emption cancels, it does nothing. sbatch's options:
+https://slurm.schedmd.com/sbatch.html.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ _END = "END-OF-OPTIONS"
 class Slurm(Record):
     """How work is cut and what each part of it asks the cluster for."""
 
-    parts: Annotated[int, Option(WORK, "Tasks of the array; parts are equal in duration, not in number.")] = Field(
+    parts: Annotated[int, Option(WORK, "Tasks of the array; parts are about equal in duration.")] = Field(
         default=8, ge=1, le=10000
     )
     at_once: Annotated[int | None, Option(WORK, "At most so many parts at a time.", default="all")] = Field(
@@ -119,8 +121,8 @@ def printed(settings: Slurm) -> str:
     return as_toml(settings.model_dump())
 
 
-def array_script(settings: Slurm, arguments: Sequence[str], parts: Sequence[int], folder: Path) -> str:
-    """The script of the array: one part a task, of which only `parts` are submitted."""
+def array_script(settings: Slurm, command: Sequence[str], parts: Sequence[int], folder: Path) -> str:
+    """The script of the array: one part of `command` (`extract …`, `train …`) a task, of which only `parts` run."""
     wanted = _ranges(parts) + (f"%{settings.at_once}" if settings.at_once else "")
     asked = {
         "array": wanted,
@@ -132,35 +134,35 @@ def array_script(settings: Slurm, arguments: Sequence[str], parts: Sequence[int]
         # B: to the process that `exec` has made of the shell.
         "signal": f"B:USR1@{WARNING}",
     }
-    command = (
-        f'exec {_launch(settings)} extract {shlex.join(arguments)} --shard "$SLURM_ARRAY_TASK_ID/{settings.parts}"'
-    )
-    return _script(settings, f"{settings.name}-extract", asked, ["--requeue", *settings.directives], folder, command)
+    line = f'exec {_launch(settings)} {shlex.join(command)} --shard "$SLURM_ARRAY_TASK_ID/{settings.parts}"'
+    return _script(settings, command[0], asked, ["--requeue", *settings.directives], folder, line)
 
 
-def end_script(settings: Slurm, arguments: Sequence[str], store: str, array: str, folder: Path) -> str:
-    """The script of the job behind the array: put together, then submit what is missing once more."""
+def end_script(settings: Slurm, command: Sequence[str], out: str, array: str, folder: Path) -> str:
+    """The script of the job behind the array: put together what is in `out`, then submit what is missing once more."""
+    # The baselines of a table read the features that the trainings read.
+    gathers = command[0] == "train"
     asked = {
         # Not afterok: a part with an unusable video ends with 3, and one that was cancelled with nothing.
         "dependency": f"afterany:{array}",
         "output": f"{settings.logs}/%x-%j.log",
         "cpus-per-task": 1,
-        "mem": "4G" if settings.memory else "",
-        "time": "1:00:00",
+        "mem": settings.memory if gathers else "4G" if settings.memory else "",
+        "time": settings.time if gathers else "1:00:00",
     }
     launch = _launch(settings)
-    finalise = f"{launch} finalise {shlex.quote(store)}"
+    line = f"{launch} finalise {shlex.quote(out)}"
     if settings.again == 0:
-        command = f"exec {finalise}"
+        line = f"exec {line}"
     else:
         left = settings.model_copy(update={"again": settings.again - 1})
         # By standard input, since lines of a shell have commas in them.
-        command = (
-            f"{finalise} && exit 0\n"
-            f"exec {launch} submit slurm --missing --config /dev/stdin -- extract {shlex.join(arguments)} <<'{_END}'\n"
+        line = (
+            f"{line} && exit 0\n"
+            f"exec {launch} submit slurm --missing --config /dev/stdin -- {shlex.join(command)} <<'{_END}'\n"
             f"{as_toml(left.model_dump(exclude_defaults=True))}{_END}"
         )
-    return _script(settings, f"{settings.name}-end", asked, settings.end_directives, folder, command)
+    return _script(settings, "end", asked, settings.end_directives, folder, line)
 
 
 def submit(script: str, folder: Path, logs: str) -> str:
@@ -189,7 +191,8 @@ def _script(
     settings: Slurm, name: str, asked: Mapping[str, Any], directives: Sequence[str], folder: Path, command: str
 ) -> str:
     where = {"partition": settings.partition, "account": settings.account, "qos": settings.qos}
-    lines = [f"--{key}={_plain(value)}" for key, value in {"job-name": name, **where, **asked}.items() if value != ""]
+    named = {"job-name": f"{settings.name}-{name}", **where, **asked}
+    lines = [f"--{key}={_plain(value)}" for key, value in named.items() if value != ""]
     # What the site needs comes last, since the last of two options counts.
     return "\n".join(
         [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +32,9 @@ def slurm(
     command: Annotated[
         list[str],
         typer.Argument(
-            metavar="-- extract ...", help="The command to part, as you would type it behind `aqa`.", show_default=False
+            metavar="-- STAGE ...",
+            help="The command to part, as you would type it behind `aqa`: extract or train.",
+            show_default=False,
         ),
     ],
     missing: Annotated[
@@ -43,59 +47,103 @@ def slurm(
     dry_run: Annotated[bool, Work("--dry-run", help="Print the scripts and submit nothing.")] = False,
     **settings_given: Any,
 ) -> None:
-    """Submit an extraction to SLURM: an array of parts, and behind it a job that finalises and submits again what is
-    missing.
+    """Submit an extraction, or trainings, to SLURM: an array of parts, and a job that submits again what is missing.
+
+    That job runs when all parts have left; first it finalises the store, or writes the tables of the trainings.
 
     Exit codes: 0 submitted (or nothing to submit), 2 usage, 5 sbatch is missing or refuses, 6 store.
     """
     from aqa_pipelines import slurm as work
-    from aqa_shared.store import missing_parts
 
     settings = work.resolve(config, given(context, Slurm))
     if print_config:
         typer.echo(work.printed(settings), nl=False)
         return
-    arguments, store = _extraction(command)
-    parts = missing_parts(store, arguments, settings.parts) if missing else list(range(1, settings.parts + 1))
+    parted = _parted(command)
+    parts = parted.missing(settings.parts) if missing else list(range(1, settings.parts + 1))
     if not parts:
-        console.summary(f"{store}: nothing is missing")
+        console.summary(f"{parted.out}: nothing is missing")
         return
     folder = Path.cwd()
-    array = work.array_script(settings, arguments, parts, folder)
+    array = work.array_script(settings, command, parts, folder)
     if dry_run:
-        typer.echo(f"{array}\n{work.end_script(settings, arguments, store, '<the array>', folder)}", nl=False)
+        typer.echo(f"{array}\n{work.end_script(settings, command, parted.out, '<the array>', folder)}", nl=False)
         return
     number = work.submit(array, folder, settings.logs)
-    end = work.submit(work.end_script(settings, arguments, store, number, folder), folder, settings.logs)
+    end = work.submit(work.end_script(settings, command, parted.out, number, folder), folder, settings.logs)
     some = f"{len(parts)} part{'s' if len(parts) != 1 else ''}"
     console.summary(
-        f"job {number}: {some} of {settings.parts}; job {end} behind it finalises {store}\n"
+        f"job {number}: {some} of {settings.parts}; job {end} behind it finalises {parted.out}\n"
         f"squeue -j {number},{end} shows them, scancel {number} {end} ends them; they print to {settings.logs}/"
     )
 
 
-def _extraction(command: list[str]) -> tuple[list[str], str]:
-    """The arguments of `extract` and its store; what is wrong with them is said here and not by a hundred jobs."""
+@dataclass(frozen=True)
+class _Parted:
+    """A command that parts can do, and what they have in common."""
+
+    out: str
+    """The store or the run folder."""
+    missing: Callable[[int], list[int]]
+    """Of so many parts, from 1, those that have something left to do."""
+
+
+def _extraction(arguments: list[str]) -> _Parted:
     import typer.main
 
     from aqa_extract.cli import app as extract
     from aqa_extract.config import Config, resolve
+    from aqa_shared.store import missing_parts
 
-    name, *arguments = command
-    if name != "extract":
-        raise UsageError(f"{name!r} cannot be submitted", fix="give an extraction: -- extract videos/ --out feats.zarr")
     context: Any = typer.main.get_command(extract).make_context("aqa extract", list(arguments))
     asked = resolve(context.params["config"], given(context, Config))
+    _refuse({"shard": asked.options.shard, "overwrite": asked.options.overwrite, "dry_run": context.params["dry_run"]})
     if not asked.out:
         raise UsageError("the extraction has no --out", fix="give an extraction: -- extract videos/ --out feats.zarr")
-    for option, is_given in (
-        ("shard", asked.options.shard),
-        ("overwrite", asked.options.overwrite),
-        ("dry_run", context.params["dry_run"]),
-    ):
-        if is_given:
+    return _Parted(asked.out, lambda parts: missing_parts(asked.out, arguments, parts))
+
+
+def _training(arguments: list[str]) -> _Parted:
+    import typer.main
+
+    from aqa_train.cli import app as train
+    from aqa_train.cli import asked
+
+    context: Any = typer.main.get_command(train).make_context("aqa train", list(arguments))
+    params = context.params
+    _refuse({name: params[name] for name in ("shard", "print_config", "dry_run")})
+    settings, out = asked(context, params["out"], params["resume"], params["set_"] or [], params["config"])
+    if out is None:
+        raise UsageError("the training has no --out", fix="name the folder that all parts have in common: --out FOLDER")
+
+    def missing(parts: int) -> list[int]:
+        from aqa_train.parts import missing_parts
+        from aqa_train.run import open_run
+
+        return missing_parts(open_run(settings, out, resume=params["resume"] is not None).jobs, parts)
+
+    return _Parted(str(out), missing)
+
+
+STAGES = {"extract": _extraction, "train": _training}
+
+
+def _parted(command: list[str]) -> _Parted:
+    """What is wrong with a command is said here and not by a hundred jobs."""
+    stage, *arguments = command
+    if stage not in STAGES:
+        raise UsageError(
+            f"{stage!r} cannot be submitted",
+            fix="give a stage: -- extract videos/ --out feats.zarr, or -- train --features feats.zarr --out FOLDER",
+        )
+    return STAGES[stage](arguments)
+
+
+def _refuse(given: Mapping[str, Any]) -> None:
+    """Options that make no sense to a part."""
+    for name, value in given.items():
+        if value:
             raise UsageError(
-                f"--{option.replace('_', '-')} cannot be given to an extraction in parts",
-                fix="omit it: every part gets its own --shard" if option == "shard" else "omit it",
+                f"--{name.replace('_', '-')} cannot be given to what is done in parts",
+                fix="omit it: every part gets its own --shard" if name == "shard" else "omit it",
             )
-    return arguments, asked.out

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.pipelines.import_cases import IDS
+from tests.pipelines.slurm_cluster import cluster  # noqa: F401 (a fixture)
 
 from aqa_shared.records import ExtractSettings, Sampling, Video
 from aqa_shared.store import ArraySpec, StoreWriter

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,9 +20,11 @@ from aqa_shared.store import FeatureStore, StoreWriter, compact, expect, missing
 from aqa_shared.store.objects import Objects
 from aqa_shared.store.stage import read_runs
 
+from .slurm_cluster import answer, states, stop, until
+
 BIN = Path(sys.executable).parent
 GOLDEN = Path(__file__).parent / "golden" / "slurm.txt"
-VIDEOS = ["my videos/", "--out", "feats.zarr", "--streams", "rgb,flow"]
+VIDEOS = ["extract", "my videos/", "--out", "feats.zarr", "--streams", "rgb,flow"]
 SITE = Slurm(
     parts=32,
     at_once=8,
@@ -43,9 +39,9 @@ SITE = Slurm(
 
 
 def test_the_scripts_are_the_stored_ones() -> None:
-    array = array_script(SITE, VIDEOS, [1, 2, 3, 7, 32], Path("/home/me/my dives"))
-    end = end_script(SITE, VIDEOS, "feats.zarr", "4711", Path("/home/me/my dives"))
-    assert f"{array}\n{end}" == GOLDEN.read_text()
+    at = Path("/home/me/my dives")
+    extract = array_script(SITE, VIDEOS, [1, 2, 3, 7, 32], at), end_script(SITE, VIDEOS, "feats.zarr", "4711", at)
+    assert "\n".join(extract) == GOLDEN.read_text()
 
 
 def test_the_last_round_only_finalises() -> None:
@@ -58,7 +54,7 @@ def test_a_dry_run_prints_what_it_would_submit_and_submits_nothing(tmp_path: Pat
     monkeypatch.setenv("AQA_SLURM_PARTITION", "gpu")
     (tmp_path / "site.toml").write_text('partition = "other"\ncpus = 4\n')
     options = ["--config", "site.toml", "--parts", "3", "--dry-run"]
-    done = CliRunner().invoke(app, ["submit", "slurm", *options, "--", "extract", *VIDEOS])
+    done = CliRunner().invoke(app, ["submit", "slurm", *options, "--", *VIDEOS])
     assert done.exit_code == 0, done.output
     settings = Slurm(parts=3, cpus=4, partition="gpu")
     array = array_script(settings, VIDEOS, [1, 2, 3], tmp_path)
@@ -77,9 +73,7 @@ def test_a_dry_run_prints_what_it_would_submit_and_submits_nothing(tmp_path: Pat
     ],
 )
 def test_a_wrong_setting_is_named(options: list[str], message: str) -> None:
-    done = subprocess.run(
-        [BIN / "aqa", "submit", "slurm", *options, "--", "extract", *VIDEOS], capture_output=True, text=True
-    )
+    done = subprocess.run([BIN / "aqa", "submit", "slurm", *options, "--", *VIDEOS], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
     assert message in done.stderr
 
@@ -96,6 +90,9 @@ def test_a_variable_of_the_environment_is_named(monkeypatch) -> None:
         (["extract", "v", "--out", "s", "--shard", "1/2"], "--shard cannot be given"),
         (["extract", "v", "--out", "s", "--overwrite"], "--overwrite cannot be given"),
         (["extract", "v", "--ot", "s"], "--ot"),
+        (["train", "--features", "f"], "the training has no --out"),
+        (["train", "--features", "f", "--out", "r", "--shard", "1/2"], "--shard cannot be given"),
+        (["train", "--features", "f", "--out", "r", "--method", "aaa"], "no method 'aaa'"),
         (["verify", "s"], "'verify' cannot be submitted"),
     ],
 )
@@ -107,7 +104,7 @@ def test_what_cannot_be_parted_is_said_before_it_is_queued(command: list[str], m
 
 def test_without_slurm_it_says_where_to_submit(monkeypatch, tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": str(tmp_path)}
-    command = [BIN / "aqa", "submit", "slurm", "--", "extract", *VIDEOS]
+    command = [BIN / "aqa", "submit", "slurm", "--", *VIDEOS]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == ExitCode.ENVIRONMENT
     assert "sbatch is not on this machine" in done.stderr
@@ -132,117 +129,9 @@ def test_parts_are_missing_until_they_are_whole(tmp_path: Path) -> None:
 # ---- a real SLURM
 
 
-CONF = """\
-ClusterName=aqa
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
-AuthType=auth/munge
-AuthInfo=socket={at}/munge/socket
-SlurmUser=root
-SlurmdUser=root
-StateSaveLocation={at}/state
-SlurmdSpoolDir={at}/spool
-SlurmctldPidFile={at}/slurmctld.pid
-SlurmdPidFile={at}/slurmd.pid
-SlurmctldLogFile={at}/slurmctld.log
-SlurmdLogFile={at}/slurmd.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-MpiDefault=none
-ReturnToService=2
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0
-PreemptType=preempt/partition_prio
-PreemptMode={preempt}
-AccountingStorageType=accounting_storage/none
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=2000 State=UNKNOWN
-PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=0 State=UP
-PartitionName=high Nodes=ALL PriorityTier=9 PreemptMode=OFF State=UP
-"""
-
-
-@pytest.fixture(params=["REQUEUE", "CANCEL"])
-def cluster(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> Iterator[str]:
-    """A node of two cores under slurmctld and slurmd on loopback; yields what pre-emption does to a job."""
-    lacking = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]
-    if lacking or os.geteuid():
-        pytest.skip(
-            f"needs SLURM and root (`make test-slurm` installs it on Debian): no {', '.join(lacking) or 'root'}"
-        )
-    at = tmp_path / "slurm"
-    for folder in ("munge", "state", "spool"):
-        (at / folder).mkdir(parents=True, mode=0o700)
-    conf = at / "slurm.conf"
-    conf.write_text(
-        CONF.format(
-            host=socket.gethostname().split(".")[0], at=at, ports=[_free_port(), _free_port()], preempt=request.param
-        )
-    )
-    monkeypatch.setenv("SLURM_CONF", str(conf))
-    key = at / "munge" / "key"
-    key.write_bytes(os.urandom(1024))
-    key.chmod(0o400)
-    places = {"key-file": key, "socket": at / "munge/socket", "seed-file": at / "munge/seed"}
-    logs = {"log-file": at / "munge/log", "pid-file": at / "munge/pid"}
-    daemons = [
-        ["munged", "--force", "--foreground", *(f"--{k}={v}" for k, v in {**places, **logs}.items())],
-        ["slurmctld", "-D", "-c", "-f", str(conf)],
-        ["slurmd", "-D", "-c", "-f", str(conf)],
-    ]
-    running = []
-    try:
-        for daemon in daemons:
-            running.append(subprocess.Popen(daemon, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-            time.sleep(1)
-        _until(lambda: "idle" in _answer("sinfo", "--noheader", "--format=%t"), 60)
-        yield request.param
-    finally:
-        subprocess.run(["scancel", "--full", "--user=root"], check=False, timeout=60)
-        time.sleep(1)
-        for process in reversed(running):
-            process.terminate()
-            process.wait(timeout=60)
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def _answer(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
-
-
-def _until(true, seconds: float) -> None:
-    ends = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < ends, _answer("squeue") + _answer("scontrol", "show", "jobs")
-        time.sleep(0.3)
-
-
-def _states(job: str) -> dict[str, str]:
-    """Task → state, of those that are queued or run."""
-    rows = _answer("squeue", "--noheader", "--array", f"--jobs={job}", "--format=%K %T").split("\n")
-    return dict(row.split()[:2] for row in rows if row)
-
-
 def _begun(store: Path, part: int) -> bool:
     """Whether the part has said what it is going to extract, which it does before its first video."""
     return store.exists() and any(run.shard == (part, 3) for run in read_runs(Objects.at(store)))
-
-
-def _stop(job: str, tasks: tuple[str, ...]) -> None:
-    """SIGSTOP to every process of these tasks."""
-    ours = {b"SLURM_ARRAY_JOB_ID=" + job.encode(), b"SLURM_CONF=" + os.environb[b"SLURM_CONF"]}
-    theirs = {b"SLURM_ARRAY_TASK_ID=" + task.encode() for task in tasks}
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            environment = set((process / "environ").read_bytes().split(b"\0"))
-            if ours <= environment and theirs & environment:
-                os.kill(int(process.name), signal.SIGSTOP)
 
 
 @pytest.mark.slow
@@ -269,25 +158,25 @@ def test_an_array_whose_tasks_are_cancelled_and_preempted_gives_the_bytes_of_one
     said = run("submit", "slurm", *asked, "--", *parted)
     job = re.match(r"job (\d+): 3 parts of 3", said).group(1)  # type: ignore[union-attr]
 
-    _until(lambda: _states(job).get("1") == "RUNNING", 60)
-    _answer("scancel", f"{job}_1")
+    until(lambda: states(job).get("1") == "RUNNING", 60)
+    answer("scancel", f"{job}_1")
     others = ("2", "3")
-    _until(lambda: all(_begun(tmp_path / "parts.zarr", int(part)) for part in others), 120)
+    until(lambda: all(_begun(tmp_path / "parts.zarr", int(part)) for part in others), 120)
     # Stopped in the middle of their work, they cannot end before they are pre-empted, which continues them.
-    _stop(job, others)
-    assert {part: _states(job).get(part) for part in others} == dict.fromkeys(others, "RUNNING")
+    stop(job, others)
+    assert {part: states(job).get(part) for part in others} == dict.fromkeys(others, "RUNNING")
     # Somebody with more rights takes the whole node.
-    _answer("sbatch", "--partition=high", "--ntasks=2", "--output=/dev/null", "--wrap=true")
+    answer("sbatch", "--partition=high", "--ntasks=2", "--output=/dev/null", "--wrap=true")
     left = "PENDING" if cluster == "REQUEUE" else None
-    _until(lambda: [_states(job).get(part) for part in others] == [left, left], 120)
+    until(lambda: [states(job).get(part) for part in others] == [left, left], 120)
     for part in others:
         assert "DUE TO PREEMPTION" in (tmp_path / f"slurm-logs/aqa-extract-{job}_{part}.log").read_text()
-        assert ("Restarts=1" in _answer("scontrol", "show", "job", f"{job}_{part}")) == (cluster == "REQUEUE")
+        assert ("Restarts=1" in answer("scontrol", "show", "job", f"{job}_{part}")) == (cluster == "REQUEUE")
 
     def ended() -> bool:
-        return not _answer("squeue", "--noheader").strip()
+        return not answer("squeue", "--noheader").strip()
 
-    _until(ended, 900)
+    until(ended, 900)
     logs = {p.name: p.read_text() for p in (tmp_path / "slurm-logs").iterdir()}
     ends = [text for name, text in logs.items() if name.startswith("aqa-end")]
     # What was requeued is not submitted again, what was cancelled is.

@@ -24,31 +24,9 @@ from aqa_train.run import open_run
 from aqa_train.train_one import ABANDONED
 
 from .conftest import MakeStore
-from .runs import FAST, HIDING, aqa_train
+from .runs import FAST, HIDING, aqa_train, files
 
 SMALL = [*FAST, "--jobs", 1]
-
-
-def files(out: Path) -> dict[str, Any]:
-    """Every file of a run folder, without what the clock and the place say; a grid's runs with it."""
-    found: dict[str, Any] = {}
-    for file in sorted(p for p in out.rglob("*") if p.is_file() and p.name != "environment.json"):
-        name = str(file.relative_to(out))
-        if file.name in ("result.json", "metrics.json"):
-            found[name] = timeless(json.loads(file.read_text()))
-        elif file.name in ("results.csv", "metrics.csv"):
-            header, *rows = [line.split(",") for line in file.read_text().splitlines()]
-            clock = header.index("seconds")
-            found[name] = [header, *([*row[:clock], *row[clock + 1 :]] for row in rows)]
-        else:
-            found[name] = file.read_bytes()
-    return found
-
-
-def timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if k != "seconds"}
-    return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
 def started(arguments: list[object], **environment: str) -> subprocess.Popen[str]:

@@ -56,6 +56,11 @@ def missing(jobs: Sequence[Job], out: Path, parts: int | None) -> list[dict[str,
     return rows
 
 
+def missing_parts(jobs: Sequence[Job], parts: int) -> list[int]:
+    """Of so many parts, from 1, those of which something is neither done nor failed."""
+    return [row["shard"][0] for row in missing(jobs, Path(), parts)]
+
+
 def go_on(out: Path, part: tuple[int, int] | None = None) -> str:
     """The command that does what is left of a run, or of a part of it."""
     return f"aqa-train --resume {shlex.quote(str(out))}" + (f" --shard {part[0]}/{part[1]}" if part else "")
