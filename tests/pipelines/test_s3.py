@@ -90,3 +90,18 @@ def test_extract_kill_resume_add_a_stream_and_train_on_s3(bucket: str, tmp_path:
     assert FeatureStore.open(store).content == content
     run("aqa-train", "--features", store, "--out", tmp_path / "run", "--method", "ridge", "--folds", "2", "--jobs", "1")
     assert (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_dask_workers_write_to_s3(bucket: str, tmp_path: Path, i3d_rgb_weights: str) -> None:
+    """Workers reach the store by its URL, with the credentials of their environment."""
+    (tmp_path / "v").mkdir()
+    for i in range(3):
+        Clip(frames=20 + i, size=(64 + 2 * i, 48)).write(tmp_path / "v" / f"clip{i}")
+    store = f"{bucket}/feats.zarr"
+    run("aqa-extract", tmp_path / "v", "--out", store, *SMALL, "--scheduler", "local:1", "--device", "cpu")
+    run("aqa-extract", tmp_path / "v", "--out", tmp_path / "here.zarr", *SMALL, "--device", "cpu")
+    there, here = FeatureStore.open(store), FeatureStore.open(tmp_path / "here.zarr")
+    assert (there.ids, there.pending, verify(store)) == (here.ids, 0, [])
+    assert there.content == here.content
+    assert Objects(store).names("staged") == []

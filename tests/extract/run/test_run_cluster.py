@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 from distributed import Client
 from tests.extract.clips import Clip
-from tests.extract.run.command import BIN, SMALL, contents, run_command
+from tests.extract.run.command import SMALL, contents, run_command
 from tests.extract.test_faults import CHANGED, broken_installation
+from tests.pipelines.commands import BIN
 
 from aqa_extract import quarantine
 from aqa_shared.errors import ExitCode
