@@ -21,6 +21,17 @@ class JobFailed(Exception):
         self.failure = failure
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A video that an extraction that goes on is asked for (`aqa_extract.warm`)."""
+
+    video: Video
+    number: int
+    """Of this question; with it, it can be called off."""
+    remember: bool = True
+    """Whether the store keeps why it cannot be used; it need not for a file that is gone afterwards."""
+
+
 @dataclass(frozen=True, slots=True)
 class VideoJob:
     """A video to extract. `identity` is None where there is no regular, readable file."""

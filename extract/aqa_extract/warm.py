@@ -18,7 +18,7 @@ from aqa_extract.budget import ByteBudget
 from aqa_extract.compute import Done
 from aqa_extract.config import Options
 from aqa_extract.faults import Fault
-from aqa_extract.job import JobFailed, VideoJob
+from aqa_extract.job import Asked, JobFailed, VideoJob
 from aqa_extract.loading import Prepared
 from aqa_extract.networks import Networks
 from aqa_extract.pipeline import Pipeline
@@ -27,23 +27,13 @@ from aqa_extract.run import decode_children, memory_budget, new_compute, open_wr
 from aqa_extract.streams import completed
 from aqa_extract.work import Work
 from aqa_shared import console
+from aqa_shared.errors import StoreError
 from aqa_shared.machine import available_cores, pick_device
 from aqa_shared.records import ExtractSettings, Failure, Video
 from aqa_shared.store import Where
 
 MANY = 1 << 20
 """Videos that are yet to come, as far as the number of decode children goes."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A video to extract."""
-
-    video: Video
-    number: int
-    """Of this question; with it, it can be called off."""
-    remember: bool = True
-    """Whether the store keeps why it cannot be used; it need not for a file that is gone afterwards."""
 
 
 @dataclass
@@ -93,12 +83,17 @@ class _Work(Work):
 
 
 class Warm:
-    """What is loaded once. Raises StoreError and EnvironmentFault as `run.extract` does."""
+    """What is loaded once. Raises StoreError and EnvironmentFault as `run.extract` does.
 
-    def __init__(self, store: Where, settings: ExtractSettings, options: Options) -> None:
+    Without `create` the store has to be there: one that was lost meanwhile is not begun again in an empty place.
+    """
+
+    def __init__(self, store: Where, settings: ExtractSettings, options: Options, *, create: bool = True) -> None:
         self.store, self.options = store, options
         settings = completed(settings)
         _, known = read_plan((), store, settings, options)  # refuses a store of others before the networks are loaded
+        if known is None and not create:
+            raise StoreError(f"{store}: the store is gone", fix="put it back where it was; nothing else was lost")
         torch.set_num_threads(1)
         self.networks = Networks.load(pinned(settings, known), pick_device(options.device), console.note)
         if why := self.networks.slow_flow:

@@ -120,6 +120,23 @@ class Bench(Work):
         pass
 
 
+@pytest.mark.parametrize(("workers", "drivers"), [(1, 1), (3, 2)])
+def test_jobs_that_come_one_by_one_wait_for_no_other(workers: int, drivers: int) -> None:
+    """The device pairs up: where nothing else comes it is told to compute what waits."""
+    bench = Bench(workers=workers, drivers=drivers)
+
+    def one_by_one() -> Iterator[VideoJob]:
+        for number in range(5):
+            yield _job(number)
+            until = time.monotonic() + 20
+            while number not in bench.done:
+                assert time.monotonic() < until, "it waits for the next job"
+                time.sleep(0.01)
+
+    outcome = bench.pipeline.run(one_by_one())
+    assert (bench.done, outcome.finished, outcome.stopped_by) == ([0, 1, 2, 3, 4], 5, None)
+
+
 @pytest.mark.parametrize(("workers", "drivers"), [(1, 1), (3, 1), (1, 3), (3, 2)])
 def test_every_job_is_committed_once(workers: int, drivers: int) -> None:
     bench = Bench(workers=workers, drivers=drivers)

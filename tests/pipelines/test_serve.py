@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -311,6 +312,14 @@ def test_a_store_that_is_gone_fails_no_video(videos: Path, tmp_path: Path) -> No
         away.rename(store)
         assert service.ended(job)["state"] == "done"
         assert service.job(job)["deaths"] == 0
+        store.rename(away)
+        job = service.submit("clip2.mp4").json()["id"]
+        until(lambda: service.call("GET", "/readyz").status_code == 503, 30)
+        assert service.job(job)["state"] not in ENDED
+        shutil.rmtree(store, ignore_errors=True)  # what was put there without a store around it
+        away.rename(store)
+        assert service.ended(job)["state"] == "done"
+    assert set(FeatureStore.open(store).ids) == {"clip0.mp4", "clip1.mp4", "clip2.mp4"}
 
 
 @pytest.mark.slow
@@ -324,6 +333,7 @@ def test_what_keeps_it_from_beginning_is_said(videos: Path, tmp_path: Path) -> N
         (["--store", store, "--root", tmp_path / "none"], ExitCode.USAGE, "is not a folder"),
         (["--store", store, "--host", "0.0.0.0"], ExitCode.USAGE, "needs a token"),
         (["--store", store, "--token-file", tmp_path / "none"], ExitCode.ENVIRONMENT, "openssl"),
+        (["--store", tmp_path / "s.zarr", "--watch", tmp_path], ExitCode.USAGE, "which is watched"),
         (["--store", "s3://bucket/s.zarr"], ExitCode.USAGE, "--state"),
         (["--store", store, "--segments", "0"], ExitCode.USAGE, "segments"),
         (["--store", store, "--flow-bound", "3"], ExitCode.USAGE, "would be ignored"),

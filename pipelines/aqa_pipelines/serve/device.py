@@ -20,6 +20,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from aqa_extract.config import Options
+from aqa_extract.job import Asked
 from aqa_pipelines.serve.jobs import Jobs, job_id
 from aqa_shared import console
 from aqa_shared.errors import AqaError, ExitCode
@@ -31,11 +33,11 @@ POLL = 0.1
 """Seconds between two looks into an empty queue."""
 
 
-def work(pipe: Connection, store: str, features: ExtractSettings, options: Any) -> None:
-    """The process: extract what comes through the pipe until "end" does. `options` is aqa_extract's `Options`."""
+def work(pipe: Connection, store: str, features: ExtractSettings, options: Options, create: bool) -> None:
+    """The process: extract what comes through the pipe until "end" does; `create` allows that the store begins here."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the service says when it is over
         signal.signal(number, signal.SIG_IGN)
-    from aqa_extract.warm import Asked, Warm
+    from aqa_extract.warm import Warm
 
     inbox: queue.Queue[Asked | None] = queue.Queue()
     warm: Warm | None = None
@@ -78,7 +80,7 @@ def work(pipe: Connection, store: str, features: ExtractSettings, options: Any) 
         return asked
 
     try:
-        warm = Warm(store, features, options)
+        warm = Warm(store, features, options, create=create)
         say("ready", warm.device)
         warm.run(ask, lambda video_id, failure: say("ended", video_id, failure))
     except AqaError as e:
@@ -103,7 +105,7 @@ class Device:
     """The service's side of one process."""
 
     def __init__(
-        self, name: str, jobs: Jobs, start: tuple[str, ExtractSettings, Any], committed: Callable[[], None]
+        self, name: str, jobs: Jobs, start: tuple[str, ExtractSettings, Options], committed: Callable[[], None]
     ) -> None:
         """`start` is what `work` needs; `committed()` is called after every commit."""
         self.name, self.jobs, self.start, self.committed = name, jobs, start, committed
@@ -169,7 +171,9 @@ class Device:
         ours, theirs = context.Pipe()
         store, features, options = self.start
         options = options.model_copy(update={"device": self.name})
-        process = context.Process(target=work, args=(theirs, store, features, options), name=f"aqa-{self.name}")
+        process = context.Process(
+            target=work, args=(theirs, store, features, options, not self.begun.is_set()), name=f"aqa-{self.name}"
+        )
         process.start()
         theirs.close()
         with self._lock:
@@ -182,8 +186,6 @@ class Device:
                     self.say("end")
                 elif asks and (job := self.jobs.claim(self.name)) is not None:
                     asks = False
-                    from aqa_extract.warm import Asked
-
                     self.say("job", Asked(job.video, job.number, remember=not job.upload))
                 if not ours.poll(POLL):
                     continue

@@ -179,7 +179,7 @@ class Jobs:
             )
             if upload is not None:
                 upload.replace(Path(job.video.path))
-            self._keep(job)
+            self._keep(job, promised=True)
             self.number = job.number
             self.waiting.append(job.id)
             return job, True
@@ -252,7 +252,7 @@ class Jobs:
                     detail = (
                         f"the extraction process died {deaths} times while it had this video, at last with it alone"
                     )
-                    self._fail(job, "internal_error", detail)
+                    self._fail(job.model_copy(update={"deaths": deaths}), "internal_error", detail)
                     continue
                 self._keep(job.model_copy(update={"state": "queued", "deaths": deaths}))
                 self.waiting.appendleft(id)
@@ -324,8 +324,22 @@ class Jobs:
                 self.forget(old)
         return job
 
-    def _keep(self, job: Job) -> None:
-        """On the disk before anybody is told."""
+    def _keep(self, job: Job, promised: bool = False) -> None:
+        """In memory and on the disk. Raises OSError where the disk refuses what is `promised` to somebody.
+
+        Else the disk keeps the older state: what it says is done again after a restart, which changes nothing.
+        """
+        try:
+            self._write(job)
+        except OSError as e:
+            if promised:
+                raise
+            warn(f"{self.folder}: cannot keep that {printable(job.video.id)} is {job.state}: {e.strerror}")
+        if job.id in self.known and self.known[job.id].number != job.number:
+            del self.known[job.id]  # it goes to the end
+        self.known[job.id] = job
+
+    def _write(self, job: Job) -> None:
         path = self.folder / f"{job.id}.json"
         with replacing(path) as partial, partial.open("wb") as file:
             file.write(job.text().encode("ascii"))
@@ -336,6 +350,3 @@ class Jobs:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        if job.id in self.known and self.known[job.id].number != job.number:
-            del self.known[job.id]  # it goes to the end
-        self.known[job.id] = job

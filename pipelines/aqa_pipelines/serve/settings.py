@@ -111,7 +111,13 @@ def resolve(file: Path | None, flags: Mapping[str, Any], environment: Mapping[st
             raise UsageError(f"{option} {folder}: is not a folder", fix="make it, or name another one")
     if not service.state and "://" in service.store:
         raise UsageError("--state is missing, and the store is not on this machine", fix="add --state FOLDER")
-    return service if service.state else service.model_copy(update={"state": service.store.rstrip("/") + ".jobs"})
+    service = service if service.state else service.model_copy(update={"state": service.store.rstrip("/") + ".jobs"})
+    for folder in map(os.path.abspath, service.watch):
+        if Path(os.path.abspath(service.state)).is_relative_to(folder):
+            raise UsageError(
+                f"--state {service.state} is in {folder}, which is watched", fix="add --state FOLDER elsewhere"
+            )
+    return service
 
 
 def token_of(service: Service, environment: Mapping[str, str] | None = None) -> str:
