@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from tests.extract.clips import Clip
 from tests.extract.run.command import contents, run_command
@@ -201,7 +202,8 @@ def test_hostile_uploads_fail_alone_and_leave_nothing(
         stream = out.add_stream("mpeg4", rate=1)
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = 4200, 4200, "yuv420p"
-        out.mux(stream.encode(av.VideoFrame(4200, 4200, "yuv420p")))
+        black = av.VideoFrame.from_ndarray(np.zeros((6300, 4200), np.uint8), format="yuv420p")
+        out.mux(stream.encode(black))
         out.mux(stream.encode())
     store = state.parent / "s.zarr"
     before = sorted((store / "failures").rglob("*"))
@@ -214,7 +216,11 @@ def test_hostile_uploads_fail_alone_and_leave_nothing(
         "bomb.mp4": (bomb.read_bytes(), "too_large"),
         "no-suffix": (b"\0" * 5000, None),
     }
-    ids = {name: service.upload(name, data).json()["id"] for name, (data, _) in wrong.items()}
+    answers = {name: service.upload(name, data) for name, (data, _) in wrong.items()}
+    assert {name: answer.status_code for name, answer in answers.items()} == dict.fromkeys(wrong, 202), [
+        answer.text for answer in answers.values()
+    ]
+    ids = {name: answer.json()["id"] for name, answer in answers.items()}
     for name, (_, reason) in wrong.items():
         job = service.ended(ids[name])
         assert (job["state"], job["fault"]) == ("failed", "the video"), job

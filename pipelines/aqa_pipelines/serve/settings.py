@@ -112,11 +112,10 @@ def resolve(file: Path | None, flags: Mapping[str, Any], environment: Mapping[st
     if not service.state and "://" in service.store:
         raise UsageError("--state is missing, and the store is not on this machine", fix="add --state FOLDER")
     service = service if service.state else service.model_copy(update={"state": service.store.rstrip("/") + ".jobs"})
-    for folder in map(os.path.abspath, service.watch):
-        if Path(os.path.abspath(service.state)).is_relative_to(folder):
-            raise UsageError(
-                f"--state {service.state} is in {folder}, which is watched", fix="add --state FOLDER elsewhere"
-            )
+    for watched in map(os.path.abspath, service.watch):
+        if service.store and Path(os.path.abspath(service.state)).is_relative_to(watched):
+            cause = f"--state {service.state} is in {watched}, which is watched"
+            raise UsageError(cause, fix="add --state FOLDER elsewhere")
     return service
 
 
