@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 from tests.extract.clips import Clip
+from tests.train.conftest import store_maker
+from tests.train.runs import files
 
 from aqa_shared.errors import ExitCode
 from aqa_shared.store import FeatureStore, compact
@@ -23,7 +25,10 @@ from aqa_shared.store import FeatureStore, compact
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
-JOBS = {name: ROOT / "docker" / "kubernetes" / name / "job.yaml" for name in ("extract", "finalise")}
+JOBS = {
+    name: ROOT / "docker" / "kubernetes" / name / "job.yaml"
+    for name in ("extract", "finalise", "train", "train-finalise")
+}
 
 
 def job(name: str) -> dict[str, Any]:
@@ -57,9 +62,10 @@ def test_a_job_has_no_rights_that_it_does_not_need(name: str) -> None:
     assert {"/data", "/tmp"} <= {mount["mountPath"] for mount in container(name)["volumeMounts"]}
 
 
-def test_parts_and_completions_are_the_same() -> None:
-    args = container("extract")["args"]
-    assert args[args.index("--shard") + 1] == f"auto/{job('extract')['spec']['completions']}"
+@pytest.mark.parametrize("name", ["extract", "train"])
+def test_parts_and_completions_are_the_same(name: str) -> None:
+    args = container(name)["args"]
+    assert args[args.index("--shard") + 1] == f"auto/{job(name)['spec']['completions']}"
 
 
 def test_the_documented_overlay_changes_what_it_says() -> None:
@@ -89,11 +95,12 @@ def action(name: str, code: int) -> str:
 
 def test_every_exit_code_has_its_consequence() -> None:
     for code in (ExitCode.USAGE, ExitCode.STORE):
-        assert action("extract", code) == action("finalise", code) == "FailJob"
+        assert {action(name, code) for name in JOBS} == {"FailJob"}
     for code in (ExitCode.QUARANTINED, ExitCode.NO_INPUT):
         assert action("extract", code) == "FailIndex"
+    assert action("train", ExitCode.QUARANTINED) == "FailIndex"
     for again in (ExitCode.ENVIRONMENT, 143, 137, 1):
-        assert action("extract", again) == "Count"
+        assert action("extract", again) == action("train", again) == "Count"
 
 
 def test_the_parts_of_a_job_make_the_store(tmp_path: Path, i3d_rgb_weights: str) -> None:
@@ -129,6 +136,32 @@ def test_the_parts_of_a_job_make_the_store(tmp_path: Path, i3d_rgb_weights: str)
         found.append(FeatureStore.open(tmp_path / name))
     assert found[0].ids == found[1].ids == ["clip0.mp4", "clip1.mp4", "clip2.mp4"]
     assert found[0].content == found[1].content
+
+
+def test_the_parts_of_a_training_job_make_the_run(tmp_path: Path) -> None:
+    """Each index with the image's entry point, the job's arguments and Kubernetes' variable."""
+    store_maker(tmp_path)(videos=24)
+    entry = next(
+        e for e in re.findall(r'^ENTRYPOINT \["(.+)"\]$', DOCKERFILE.read_text(), re.MULTILINE) if "train" in e
+    )
+    args = [re.sub(r"^auto/\d+$", "auto/2", word) for word in container("train")["args"]]
+    small = ["--seeds", "1", "--epochs", "1", "--set", "batch=8", "--device", "cpu", "--jobs", "1"]
+    gather = [*container("train-finalise")["command"], *container("train-finalise")["args"]]
+
+    def run(command: list[str], **variables: str) -> int:
+        command = [word.replace("/data", str(tmp_path)) for word in command]
+        environment = {**os.environ, **variables, "TMPDIR": str(tmp_path)}
+        done = subprocess.run([BIN / command[0], *command[1:]], env=environment, capture_output=True, text=True)
+        print(done.stdout, done.stderr)
+        return done.returncode
+
+    assert run([entry, *args, *small], JOB_COMPLETION_INDEX="0") == ExitCode.OK
+    assert run(gather) == ExitCode.QUARANTINED  # part 2 never began
+    assert run([entry, *args, *small], JOB_COMPLETION_INDEX="1") == ExitCode.OK
+    assert run(gather) == ExitCode.OK
+    one = [word.replace("runs/grid", "runs/one") for word in args if word not in ("--shard", "auto/2")]
+    assert run([entry, *one, *small]) == ExitCode.OK
+    assert files(tmp_path / "runs" / "grid") == files(tmp_path / "runs" / "one")
 
 
 def test_the_image_passes_the_linter() -> None:
