@@ -215,8 +215,11 @@ class Workers:
                 self._give_up(future)
                 if task.block is not None:
                     self._orphans.append(Ended(task.block, 0.0, None, losses=1))
-        if self.slots or self.stopping or any(task.block is None for task in self._tasks.values()):
+        asked = [task.since for task in self._tasks.values() if task.block is None]
+        if self.slots or self.stopping or asked:
             self._waits_since = None
+            if not self.slots and asked and time.monotonic() - min(asked) > SAY:
+                self._say("waiting for workers to load the networks; they may be busy with other work", console.note)
         elif not self._known:
             self._wait(f"no worker is connected to {self.options.scheduler}", self._start())
         else:
@@ -236,8 +239,11 @@ class Workers:
             self._submit(offer, (), None, frozenset([address]))
 
     def _answered(self, address: str, answer: Offer | Trouble | None) -> None:
-        if address not in self._known or answer is None:  # it died of it, or else
+        if address not in self._known:
             return
+        if answer is None:
+            fix = "see its log; it may lack memory"
+            answer = Trouble("it died while it loaded the networks", fix, ExitCode.ENVIRONMENT, unfit=True)
         if isinstance(answer, Trouble):
             self._put_aside(address, answer)
             return
