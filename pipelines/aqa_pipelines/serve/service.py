@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from aqa_extract.config import Options
 from aqa_extract.signals import GRACE
@@ -21,6 +23,9 @@ from aqa_pipelines.serve.watch import Watch
 from aqa_shared import console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, UsageError
 from aqa_shared.store import Objects, contents, finalise, is_store
+
+if TYPE_CHECKING:
+    import uvicorn
 
 STEP = 0.2
 """Seconds between two looks at what there is to do."""
@@ -108,10 +113,8 @@ class Running:
         if not self.told:
             self._compare()
 
-    def listen(self, server: object) -> None:
+    def listen(self, server: uvicorn.Server) -> None:
         """Answer HTTP in a thread of its own. Raises EnvironmentFault where the address cannot be had."""
-        import socket
-
         service = self.service
         family = socket.AF_INET6 if ":" in service.host else socket.AF_INET
         try:
@@ -120,7 +123,7 @@ class Running:
             raise EnvironmentFault(
                 f"cannot listen at {service.host}:{service.port}: {e.strerror}", fix="choose another --port or --host"
             ) from e
-        self.http = threading.Thread(target=server.run, args=([found],), daemon=True)  # type: ignore[attr-defined]
+        self.http = threading.Thread(target=server.run, args=([found],), daemon=True)
         self.http.start()
         host = f"[{service.host}]" if ":" in service.host else service.host
         names = ", ".join(device.name for device in self.devices)
@@ -173,6 +176,8 @@ class Running:
         console.note(
             f"drained; given up: {given_up}; {console.counted(left, 'job')} in {self.service.state} for the next start"
         )
+        if self.jobs.committed():
+            return ExitCode.STORE
         return ExitCode.TERMINATED if given_up else ExitCode.OK
 
     def kill(self) -> None:
