@@ -40,7 +40,7 @@ def extract(
     Jobs survive a restart. SIGTERM and Ctrl-C finish what is being extracted, within 20 s, and finalise the store.
     Options may also come from a TOML file (--config) or from the environment, as AQA_SERVE_PORT=8000.
 
-    Exit codes: 0 drained, 2 usage, 5 environment, 6 store (also where the drain could not finalise it), 143 drained, but
+    Exit codes: 0 drained, 2 usage, 5 environment, 6 store (also where a drain could not finalise it), 143 drained, but
     some videos were given up.
     """
     service = resolve(config, given(context, Service))
