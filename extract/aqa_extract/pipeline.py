@@ -227,7 +227,8 @@ class Pipeline:
             too_many = self.stop_after and self.in_a_row >= self.stop_after
             if not too_many or self.driven == self.total:
                 return
-            self.outcome.stopped_by = f"{self.in_a_row} failures in a row"
+            # Another driver may count one more before all have stopped.
+            self.outcome.stopped_by = self.outcome.stopped_by or f"{self.in_a_row} failures in a row"
         self._halt()
 
     def _crashed(self, error: BaseException) -> None:
