@@ -47,7 +47,9 @@ def connected(where: str, *, gpu: bool = False) -> Iterator[Client]:
     try:
         from distributed import Client, LocalCluster
     except ImportError as e:
-        raise EnvironmentFault(f"--scheduler {where}: {e}", fix="pip install distributed, of dask's release (the extra dask of aqa)") from e
+        raise EnvironmentFault(
+            f"--scheduler {where}: {e}", fix="pip install distributed, of dask's release (the extra dask of aqa)"
+        ) from e
     for name in ("distributed", "distributed.client", "distributed.core", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said by us
     if where.startswith(LOCAL):
