@@ -31,7 +31,7 @@ test-versions:
 test-slurm: $(VENV)/.installed-dev
 	command -v slurmctld >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; } || \
 		echo "SLURM is not here, and apt-get cannot install it"
-	$(BIN)/python -m pytest -q -m '' tests/pipelines/test_slurm.py
+	$(BIN)/python -m pytest -q -m '' tests/pipelines/test_slurm.py tests/pipelines/test_slurm_train.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 LONG = (
     *("test_stopping.py", "test_grid.py", "test_device.py", "test_supervised.py", "test_predict.py"),
     *("test_run.py", "test_run_data.py", "test_run_again.py", "test_run_files.py", "test_run_cluster.py"),
+    *("test_serve_stopping.py", "test_serve_watching.py"),
 )
 """Files that take minutes."""
 

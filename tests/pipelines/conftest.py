@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.pipelines.import_cases import IDS
+from tests.pipelines.serving import names, service, state, videos  # noqa: F401 (fixtures)
 from tests.pipelines.slurm_cluster import cluster  # noqa: F401 (a fixture)
 
 from aqa_shared.records import ExtractSettings, Sampling, Video

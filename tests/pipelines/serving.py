@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
 import requests
+from tests.extract.clips import Clip
 
 SMALL = {
     "AQA_SERVE_SEGMENTS": "2",
@@ -139,3 +141,39 @@ def until(true: Callable[[], Any], seconds: float) -> Any:
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.1)
     return found
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory, i3d_rgb_weights: str) -> Path:
+    """Eight different clips, one of them broken; nobody changes them."""
+    folder = tmp_path_factory.mktemp("videos")
+    (folder / "sub").mkdir()
+    for i in range(7):
+        Clip(frames=20 + 2 * i, size=(64 + 2 * i, 48)).write(folder / ("sub" if i == 4 else "") / f"clip{i}")
+    (folder / "broken.mp4").write_bytes(b"not a video at all" * 100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def names(videos: Path) -> list[str]:
+    return sorted(p.relative_to(videos).as_posix() for p in videos.rglob("*.mp4"))
+
+
+@pytest.fixture(scope="module")
+def service(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """One for the tests that leave it as it is."""
+    folder = tmp_path_factory.mktemp("service")
+    with Serving(folder / "s.zarr", "--root", videos, "--max-upload", "1", "--state", folder / "state") as running:
+        yield running
+
+
+def state_files(service_folder: Path) -> list[str]:
+    """What is left of uploads."""
+    return [p.name for p in (service_folder / "uploads").iterdir()]
+
+
+@pytest.fixture(scope="module")
+def state(service: Serving) -> Path:
+    arguments = service.process.args
+    assert isinstance(arguments, list)
+    return Path(str(arguments[arguments.index("--state") + 1]))
