@@ -83,6 +83,25 @@ def test_a_store_that_is_gone_fails_no_video(videos: Path, tmp_path: Path) -> No
     assert set(FeatureStore.open(store).ids) == {"clip0.mp4", "clip1.mp4", "clip2.mp4"}
 
 
+def test_a_drain_that_cannot_finalise_says_so_and_the_next_start_makes_up_for_it(videos: Path, tmp_path: Path) -> None:
+    store, away = tmp_path / "s.zarr", tmp_path / "away"
+    with Serving(store, "--root", videos, "--finalise-every", "3600") as service:
+        service.ended(service.submit("clip0.mp4").json()["id"])  # the first is finalised at once
+        job = service.submit("clip1.mp4").json()["id"]
+        until(lambda: service.job(job)["state"] == "committed", 60)
+        store.rename(away)
+        store.write_text("in the way")
+        assert service.stop() == ExitCode.STORE
+        assert str(store) in service.finish_reading()
+    store.unlink()
+    away.rename(store)
+    assert FeatureStore.open(store).ids == ["clip0.mp4"]
+    with Serving(store, "--root", videos) as service:
+        assert service.ended(job)["state"] == "done"
+        assert service.stop() == ExitCode.OK
+    assert FeatureStore.open(store).ids == ["clip0.mp4", "clip1.mp4"]
+
+
 @pytest.mark.slow
 def test_what_keeps_it_from_beginning_is_said(videos: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
