@@ -202,7 +202,7 @@ class ActorSettings(Record):
     min_score: Annotated[
         Finite, Option(ACTOR, "Lowest score of a detection; a person needs two.", key="actor_min_score")
     ] = Field(default=0.4, gt=0, le=1)
-    """Whole frames of noise and test patterns have 0.41 at most, once."""
+    """Whole frames of noise and test patterns seldom have as much (docs/actor.md)."""
     min_coverage: Annotated[
         Finite,
         Option(
