@@ -138,6 +138,7 @@ def test_the_parts_of_a_job_make_the_store(tmp_path: Path, i3d_rgb_weights: str)
     assert found[0].content == found[1].content
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_training_job_make_the_run(tmp_path: Path) -> None:
     """Each index with the image's entry point, the job's arguments and Kubernetes' variable."""
     store_maker(tmp_path)(videos=24)

@@ -105,6 +105,7 @@ def array(task: int, tasks: int) -> dict[str, str]:
     return {f"SLURM_ARRAY_TASK_{k}": str(v) for k, v in said.items()}
 
 
+@pytest.mark.slow
 def test_the_same_part_twice_at_the_same_time_does_no_harm(make_store: MakeStore, tmp_path: Path) -> None:
     """As where a node that was given up goes on: every save of one is a save of the other too."""
     common = ["--features", make_store(videos=16), "--method", "aa", "--seeds", 2, "--folds", 2, "--epochs", 150,

@@ -252,6 +252,7 @@ def test_videos_that_no_worker_sees_are_the_machines_fault(clips: Path, tmp_path
     assert quarantine.read(store) == {}
 
 
+@pytest.mark.slow
 def test_a_worker_that_lacks_something_is_named_and_the_next_one_does_the_work(
     clips: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
