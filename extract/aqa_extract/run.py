@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import InitVar, dataclass, field
 from functools import partial
@@ -53,6 +53,11 @@ class Report:
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds each stage was busy: load (summed over loaders), device, write."""
+
+    def add_stages(self, seconds: Mapping[str, float]) -> None:
+        """Those of one more pass or block."""
+        for stage, more in seconds.items():
+            self.stages[stage] = self.stages.get(stage, 0.0) + more
 
     @property
     def exit_code(self) -> ExitCode:
@@ -192,8 +197,10 @@ def _run(
                 console.note(f"{count}; {how}")
 
             signals.hand_to(finish, pipeline.abandoned.set)
+            if signals.received:  # between two passes: the one that was over could not end this one
+                work.stop.set()
             outcome = pipeline.run(jobs)
-        report.stages = vars(outcome.times)
+        report.add_stages(vars(outcome.times))
         report.without_actor = sorted({*report.without_actor, *work.without_actor})
         conclude(report, jobs, work.committed, signals, outcome.stopped_by)
         if said := coverage(work.looked_at, settings.sampling):

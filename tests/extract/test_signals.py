@@ -173,3 +173,40 @@ def test_a_signal_while_decoding_waits_for_nothing(large: Path, tmp_path: Path, 
         run.wait_for("finishing 0 videos", 5)
         assert run.process.wait(timeout=GRACE + 10) == ExitCode.TERMINATED
     assert verify(tmp_path / "s.zarr") == []
+
+
+BETWEEN = """
+import os, signal, sys
+from aqa_extract.networks import Networks
+from aqa_extract.cli import main
+
+load, times = Networks.load, []
+def interrupted(*arguments):
+    times.append(0)
+    if len(times) == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    return load(*arguments)
+Networks.load = interrupted
+main()
+"""
+"""The command, with a real Ctrl-C at the moment that no signal from outside could hit."""
+
+
+def test_ctrl_c_between_two_passes_begins_nothing_more(tmp_path: Path, i3d_rgb_weights: str) -> None:
+    store, videos = tmp_path / "s.zarr", [tmp_path / f"clip{i}.mp4" for i in range(2)]
+    for i, path in enumerate(videos):
+        Clip(frames=20 + 4 * i, size=(64, 48)).write(path.with_suffix(""))
+    small = ("--segments", "2", "--short-side", "32", "--crop", "32", "--weights", f"rgb={i3d_rgb_weights}")
+
+    def run(code: str, streams: str, *given: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *given, "--out", store, "--streams", streams, *small]
+        return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+    assert run(COMMAND, "rgb", videos[0]).returncode == ExitCode.OK
+    # The first video lacks a stream and the second one both: a pass for each.
+    done = run(BETWEEN, "rgb,rgb:logits", *videos)
+    assert done.returncode == ExitCode.INTERRUPTED, done.stderr
+    known = contents(store)
+    assert known is not None
+    assert set(known.having(["rgb_logits"])) == {"clip0.mp4"}
+    assert set(known.having(["rgb"])) == {"clip0.mp4"}

@@ -146,8 +146,7 @@ class _Pass:
         self.frames += manifest.frames
         self.looked_at += manifest.looked_at
         self.report.without_actor = sorted({*self.report.without_actor, *manifest.without_actor})
-        for stage, seconds in manifest.stages.items():
-            self.report.stages[stage] = self.report.stages.get(stage, 0.0) + seconds
+        self.report.add_stages(manifest.stages)
         failures = {failure.id: failure for failure in manifest.failures}
         left = []
         for job in block.jobs:
