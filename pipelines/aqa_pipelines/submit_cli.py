@@ -12,7 +12,7 @@ import typer
 from aqa_pipelines.slurm import WORK, Slurm
 from aqa_shared import console
 from aqa_shared.commands import App, group
-from aqa_shared.errors import UsageError
+from aqa_shared.errors import EnvironmentFault, UsageError
 from aqa_shared.settings import given, with_options
 
 app = App(help="Hand work to a cluster's scheduler: slurm.", no_args_is_help=True)
@@ -70,7 +70,13 @@ def slurm(
         typer.echo(f"{array}\n{work.end_script(settings, command, parted.out, '<the array>', folder)}", nl=False)
         return
     number = work.submit(array, folder, settings.logs)
-    end = work.submit(work.end_script(settings, command, parted.out, number, folder), folder, settings.logs)
+    try:
+        end = work.submit(work.end_script(settings, command, parted.out, number, folder), folder, settings.logs)
+    except EnvironmentFault as e:
+        raise EnvironmentFault(
+            f"{e.cause}; that was the job at the end, and the array is queued as job {number}",
+            fix=f"end the array with `scancel {number}`; then {e.fix}",
+        ) from e
     some = f"{len(parts)} part{'s' if len(parts) != 1 else ''}"
     console.summary(
         f"job {number}: {some} of {settings.parts}; job {end} behind it finalises {parted.out}\n"

@@ -110,6 +110,19 @@ def test_without_slurm_it_says_where_to_submit(monkeypatch, tmp_path: Path) -> N
     assert "sbatch is not on this machine" in done.stderr
 
 
+def test_an_array_whose_last_job_is_refused_is_named(tmp_path: Path) -> None:
+    # What a site does whose partition for the array lets nobody queue what needs no GPU.
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\ngrep -q -- --array && echo 41 && exit\necho Invalid qos >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [BIN / "aqa", "submit", "slurm", "--", *VIDEOS]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert "Invalid qos" in done.stderr
+    assert "scancel 41" in done.stderr
+
+
 def test_parts_are_missing_until_they_are_whole(tmp_path: Path) -> None:
     from aqa_shared.store import ArraySpec, Run
 
