@@ -38,7 +38,7 @@ class ByteBudget:
             raise TooLarge(amount, self.ceiling)
 
     def take(self, amount: int) -> None:
-        """Block until `amount` fits. Raises Stopped, and TooLarge for what never will."""
+        """Block until `amount` fits. Raises Cancelled, and TooLarge for what never will."""
         self.refuse(amount)
         with self.changed:
             while self.used and self.used + amount > self.limit:

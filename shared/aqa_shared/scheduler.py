@@ -46,6 +46,7 @@ def connected(where: str, *, gpu: bool = False) -> Iterator[Client]:
     """
     try:
         from distributed import Client, LocalCluster
+        from distributed.comm.addressing import get_address_host_port
     except ImportError as e:
         raise EnvironmentFault(
             f"--scheduler {where}: {e}", fix="pip install distributed, of dask's release (the extra dask of aqa)"
@@ -72,6 +73,8 @@ def connected(where: str, *, gpu: bool = False) -> Iterator[Client]:
         return
     place = {"address": where} if "://" in where else {"scheduler_file": _file(where)}
     try:
+        if "://" in where:
+            get_address_host_port(where)  # a client that finds it wrong holds up the exit, and ends in a traceback
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # versions that differ are said below
             client = Client(**place, timeout=ANSWER, set_as_default=False)

@@ -38,7 +38,8 @@ def dealt(work: Sequence[float], names: Sequence[str], part: int, count: int) ->
     what there is to do alone, so that all processes cut it in the same way, whatever is done by now.
     """
     order = sorted(range(len(work)), key=lambda k: (-work[k], names[k]))
-    parts = [(0.0, n) for n in range(1, count + 1)]
+    # Of more parts than there is work the last get none; a mistyped count must not take all memory.
+    parts = [(0.0, n) for n in range(1, min(count, len(work)) + 1)]
     mine = []
     for k in order:
         load, to = heapq.heappop(parts)

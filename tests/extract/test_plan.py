@@ -146,6 +146,12 @@ def test_files_count_by_their_size(tmp_path: Path) -> None:
     assert [[v.id for v in shard(videos, i, 2)] for i in (1, 2)] == [["0"], ["1", "2", "3", "4"]]
 
 
+def test_more_parts_than_videos_leave_the_last_without_any() -> None:
+    videos = [Video(id=f"v{i}", path="/gone.mp4", start=0, end=length) for i, length in enumerate((1, 3, 2))]
+    parts = [[v.id for v in shard(videos, i, 10**12)] for i in (1, 2, 3, 4, 10**12)]
+    assert parts == [["v1"], ["v2"], ["v0"], [], []]
+
+
 @pytest.mark.parametrize("wrong", ["3", "0/2", "3/2", "a/b", "1/-2"])
 def test_a_part_is_written_as_part_of_parts(wrong: str) -> None:
     with pytest.raises(UsageError, match="shard: give part/parts"):

@@ -328,6 +328,7 @@ def import_torch() -> None:
     ("where", "code", "message"),
     [
         ("tcp://127.0.0.1:1", ExitCode.ENVIRONMENT, "no Dask scheduler answers at tcp://127.0.0.1:1"),
+        ("tcp://127.0.0.1", ExitCode.ENVIRONMENT, "missing port number"),
         ("none.json", ExitCode.ENVIRONMENT, "neither an address nor a file that a scheduler wrote"),
         ("host:8786", ExitCode.USAGE, "tcp://host:8786"),
         ("local:0", ExitCode.USAGE, "as local:2"),
@@ -337,6 +338,7 @@ def test_a_cluster_that_is_not_there(where: str, code: int, message: str, clips:
     done = run_command(clips, tmp_path / "s.zarr", "--scheduler", where)
     assert (done.returncode, done.stdout) == (code, "")
     assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
