@@ -309,7 +309,8 @@ def finalise(
 
     Of a run folder it writes the tables and plots, once no training is missing; it trains nothing.
 
-    Exit codes: 0 nothing is missing, 3 something is or a method failed, 6 it cannot be read or written.
+    Exit codes: 0 nothing is missing, 2 usage, 3 something is missing or a method failed, 5 environment, 6 it cannot be
+    read or written.
     """
     from aqa_pipelines.show import missing_text
 
