@@ -21,7 +21,7 @@ from aqa_shared.shards import of_part
 
 app = App()
 
-Run = group(RUN)
+RunOption = group(RUN)
 """Options of the command itself; those that are settings are in `config` and the records that it is made of."""
 
 
@@ -31,12 +31,12 @@ Run = group(RUN)
 def extract(
     context: typer.Context,
     dry_run: Annotated[
-        bool, Run("--dry-run", help="Say what would be done and what it would cost; write nothing.")
+        bool, RunOption("--dry-run", help="Say what would be done and what it would cost; write nothing.")
     ] = False,
     print_config: Annotated[
-        bool, Run("--print-config", help="Print the options as --config reads them and stop.")
+        bool, RunOption("--print-config", help="Print the options as --config reads them and stop.")
     ] = False,
-    config: Annotated[Path | None, Run(help="TOML file of these options.")] = None,
+    config: Annotated[Path | None, RunOption(help="TOML file of these options.")] = None,
     version: Version = False,
     **settings_given: Any,
 ) -> None:

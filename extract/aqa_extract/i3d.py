@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from aqa_shared.console import note
+from aqa_shared.console import Say, note
 from aqa_shared.errors import EnvironmentFault, UsageError
 
 PLANES = {"rgb": 3, "flow": 2}
@@ -263,7 +263,7 @@ def load_i3d(
     weights: str = "default",
     stream: Literal["rgb", "flow"] = "rgb",
     bn_eps: float = 1e-3,
-    say: Callable[[str], None] = note,
+    say: Say = note,
     fuse: bool = True,
     inflate_from: str = "default",
 ) -> tuple[InceptionI3D, dict[str, Any]]:

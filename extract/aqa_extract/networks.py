@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from aqa_extract.flow.tvl1 import engine, why_torch
 from aqa_extract.frames import normalise
 from aqa_extract.streams import Stream, by_network, chosen, needs_actor, needs_flow
 from aqa_extract.weights import better, resolve
+from aqa_shared.console import Say
 from aqa_shared.errors import EnvironmentFault
 from aqa_shared.machine import has_units_for
 from aqa_shared.records import ExtractSettings
@@ -36,7 +37,7 @@ class Networks:
     """The provenance of each, that of the detector as `actor`."""
 
     @classmethod
-    def load(cls, settings: ExtractSettings, device: torch.device, say: Callable[[str], None]) -> Networks:
+    def load(cls, settings: ExtractSettings, device: torch.device, say: Say) -> Networks:
         """Raises EnvironmentFault where weights are not available or do not fit."""
         dtype = DTYPES[settings.precision]
         if device.type == "cuda":

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aqa_extract import weights_cache
-from aqa_extract.weights_fetch import Origin, Say, SourceFailed, check_digest, file_digest
+from aqa_extract.weights_fetch import Origin, SourceFailed, check_digest, file_digest
 from aqa_extract.weights_registry import DEFAULTS, INFLATED, READERS, REGISTRY, Entry
-from aqa_shared.console import note
+from aqa_shared.console import Say, note
 from aqa_shared.errors import EnvironmentFault, UsageError, did_you_mean
 from aqa_shared.files import scratch
 

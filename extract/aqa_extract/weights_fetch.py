@@ -21,9 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 from urllib.parse import urlsplit
 
-from aqa_shared.console import progress
-
-Say = Callable[[str], None]
+from aqa_shared.console import Say, progress
 
 CONNECT_SECONDS = 6.0
 """A blocked network must not cost minutes; a reachable server answers sooner."""

@@ -32,6 +32,9 @@ out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 """Progress, notes, errors; lines are not broken, so that commands and paths can be copied."""
 
+Say = Callable[[str], None]
+"""Where a function's messages go: `note`, `warn`, or what a caller gives."""
+
 SILENCE = 60.0
 """Seconds without a line of progress, where stderr is not a terminal, after which the next step is said."""
 

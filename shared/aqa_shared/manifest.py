@@ -8,14 +8,14 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import ValidationError
 
-from aqa_shared.console import counted
+from aqa_shared.console import Say, counted
 from aqa_shared.errors import NoInputError, UsageError
 from aqa_shared.manifest_files import (
     VIDEO_SUFFIXES,
@@ -61,7 +61,7 @@ class Manifest:
         """Videos with a score."""
         return sum(v.score is not None for v in self.videos)
 
-    def report(self, note: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    def report(self, note: Say, warn: Say) -> None:
         """Say in a few lines what was found and what was not."""
         sources = f" (labels from {', '.join(map(str, self.labels_sources))})" if self.labels_sources else ""
         note(f"{counted(len(self.videos), 'video')} in {shown(self.root)}, {self.labelled} with a score{sources}")

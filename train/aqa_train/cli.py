@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 app = App(no_args_is_help=True)
 
-Input, Learning, Run = map(group, (INPUT, LEARNING, "Run"))
+Input, Learning, RunOption = map(group, (INPUT, LEARNING, "Run"))
 """Options by the heading under which `--help` shows them; those that are settings are in `config`."""
 
 
@@ -42,19 +42,19 @@ def train(
         list[str] | None,
         Learning("--set", metavar="NAME=VALUE", help="A setting of a method or of the training. Repeat it for more."),
     ] = None,
-    config: Annotated[Path | None, Run(help="TOML file of settings; flags and AQA_TRAIN_* win.")] = None,
-    device: Annotated[str, Run(help="auto, cpu, cuda or cuda:1.")] = "auto",
-    jobs: Annotated[int | None, Run(min=1, help="Trainings at a time. [default: one per core]")] = None,
+    config: Annotated[Path | None, RunOption(help="TOML file of settings; flags and AQA_TRAIN_* win.")] = None,
+    device: Annotated[str, RunOption(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    jobs: Annotated[int | None, RunOption(min=1, help="Trainings at a time. [default: one per core]")] = None,
     in_memory: Annotated[
-        str, Run(metavar="auto|yes|no", help="Load all features once; auto does where they fit.")
+        str, RunOption(metavar="auto|yes|no", help="Load all features once; auto does where they fit.")
     ] = "auto",
-    print_config: Annotated[bool, Run("--print-config", help="Print the settings as TOML and stop.")] = False,
+    print_config: Annotated[bool, RunOption("--print-config", help="Print the settings as TOML and stop.")] = False,
     dry_run: Annotated[
-        bool, Run("--dry-run", help="Say what would be trained and for how long; write nothing.")
+        bool, RunOption("--dry-run", help="Say what would be trained and for how long; write nothing.")
     ] = False,
     shard: Annotated[
         str | None,
-        Run(
+        RunOption(
             metavar="I/N",
             help="Only the I-th of N parts of the trainings, into the --out of all; auto is the part that SLURM or "
             "Kubernetes says. After all parts, run `aqa finalise FOLDER`.",

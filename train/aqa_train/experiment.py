@@ -7,14 +7,14 @@ the run's trainings are its own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aqa_shared.console import counted
+from aqa_shared.console import Say, counted
 from aqa_shared.errors import UsageError
 from aqa_shared.files import temporary_folder
 from aqa_shared.records import ExtractSettings
@@ -25,8 +25,6 @@ from aqa_train.methods import ALL, LINEAR, METHODS, VIEWS
 from aqa_train.needs import unmet, without_streams
 from aqa_train.splits import Split
 from aqa_train.stream_names import adds_streams, array_of
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

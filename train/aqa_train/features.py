@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +65,7 @@ class FeatureSet:
     standardise: Standardiser | None = field(default=None, repr=False)
     columns: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     """What a method asks for besides features, by video."""
-    say: Callable[[str], None] = field(default=console.warn, repr=False, compare=False)
+    say: console.Say = field(default=console.warn, repr=False, compare=False)
     said: set[str] = field(default_factory=set, repr=False, compare=False)
     """Videos that were warned of: streamed ones are read again every epoch."""
 
@@ -92,9 +92,7 @@ class FeatureSet:
     # ---- opening
 
     @classmethod
-    def from_store(
-        cls, store: Any, streams: Sequence[str] = (), *, say: Callable[[str], None] = console.warn
-    ) -> FeatureSet:
+    def from_store(cls, store: Any, streams: Sequence[str] = (), *, say: console.Say = console.warn) -> FeatureSet:
         """Open `streams` (default: all features) of an `aqa_shared.store.FeatureStore`; `rgb:map` names a map."""
         names = [array_of(s) for s in streams] or list(store.streams)
         missing = [n for n in names if n not in store.specs]
@@ -123,7 +121,7 @@ class FeatureSet:
         table: Mapping[str, NDArray[Any]],
         ids: Sequence[str] | None = None,
         *,
-        say: Callable[[str], None] = console.warn,
+        say: console.Say = console.warn,
     ) -> FeatureSet:
         """From arrays (videos, segments, …) by stream: for features made elsewhere."""
         import dask.array as da
@@ -150,7 +148,7 @@ class FeatureSet:
         lengths: NDArray[Any],
         offsets: NDArray[Any],
         table: Mapping[str, NDArray[Any]],
-        say: Callable[[str], None],
+        say: console.Say,
     ) -> FeatureSet:
         whole = cls(
             ids=ids,

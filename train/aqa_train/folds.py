@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aqa_shared.console import counted
+from aqa_shared.console import Say, counted
 from aqa_shared.errors import UsageError, did_you_mean
 from aqa_shared.manifest_labels import VideoNames
 from aqa_train.config import OverFolds, RunConfig
@@ -19,8 +18,6 @@ from aqa_train.labels import names_of
 from aqa_train.order import Rows
 from aqa_train.split_files import FileFold, read_split_file
 from aqa_train.splits import ROLES, count_units, default_folds, hold_out, refuse_overlap, role_named, score_folds
-
-Say = Callable[[str], None]
 
 HELD_OUT = 0.25
 """Of so many scored videos that one part tells enough."""

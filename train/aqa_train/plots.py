@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aqa_shared.console import Say
 from aqa_train.summary import LINEAR
 
 INK, SOFT = "#1f2430", "#8a93a6"
@@ -54,7 +55,7 @@ TIMEOUT = 600
 """Seconds; the first import on a machine lists its fonts, which takes a while where there are thousands."""
 
 
-def draw(out: Path, say: Callable[[str], None]) -> None:
+def draw(out: Path, say: Say) -> None:
     """Write plots/{scatter,curves,methods}.{png,svg} from the run's files; what cannot be drawn is said.
 
     Of a figure's record, `out` is its file, and the pictures lie beside it.

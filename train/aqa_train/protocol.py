@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from aqa_shared.console import counted
+from aqa_shared.console import Say, counted
 from aqa_shared.datasets.published import Range
 from aqa_shared.errors import UsageError
 from aqa_train.batch import ScoreScale
 from aqa_train.config import LARGEST_SCORE, RunConfig
 from aqa_train.features import FeatureSet
 from aqa_train.folds import (
-    Say,
     at,
     category_of,
     folds_of,

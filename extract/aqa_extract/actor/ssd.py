@@ -13,7 +13,6 @@ SSD300-VGG16 and SSDlite320-MobileNetV3. Which one a weights file belongs to is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from aqa_extract.resize import resize_like_opencv
+from aqa_shared.console import Say
 from aqa_shared.errors import EnvironmentFault
 
 CANDIDATES = 64
@@ -222,7 +222,7 @@ def build_detector(state: dict[str, Tensor]) -> PersonDetector:
     return PersonDetector(cast(Network, network))
 
 
-def load_detector(weights: str, say: Callable[[str], None]) -> tuple[PersonDetector, dict[str, Any]]:
+def load_detector(weights: str, say: Say) -> tuple[PersonDetector, dict[str, Any]]:
     """The detector named `weights` (registry name, `default` or a file), on the CPU, and its provenance.
 
     `say` receives what a person should know while it loads. Raises `EnvironmentFault` when the weights are

@@ -17,7 +17,7 @@ from aqa_shared.settings import given, with_options
 
 app = App(help="Serve a stage over HTTP: extract.", no_args_is_help=True)
 
-Run = group(RUN)
+RunOption = group(RUN)
 
 
 @app.callback()
@@ -29,9 +29,9 @@ def serve() -> None:
 @with_options(Service, grammar=GRAMMAR, views=", ".join(filter(None, VIEWS)), backbones=", ".join(BACKBONES))
 def extract(
     context: typer.Context,
-    config: Annotated[Path | None, Run(help="TOML file of these options.")] = None,
+    config: Annotated[Path | None, RunOption(help="TOML file of these options.")] = None,
     print_config: Annotated[
-        bool, Run("--print-config", help="Print the options as --config reads them and stop.")
+        bool, RunOption("--print-config", help="Print the options as --config reads them and stop.")
     ] = False,
     **settings_given: Any,
 ) -> None:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
+from aqa_shared.records import Finite
 from aqa_train.batch import Batch, Inputs
 from aqa_train.layers import mean_feature, mlp, refuse_unknown
 from aqa_train.methods.mean_mlp import Widths
@@ -30,7 +31,6 @@ from aqa_train.pool import Pool
 
 Decoding = Literal["argmax", "expectation"]
 Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
