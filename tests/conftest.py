@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # The suite runs several decode children beside the tests; more threads only fight over the cores.
 torch.set_num_threads(1)
+# A loaded machine fails no property: no time limit for an example, and the same examples every time.
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 # What a shell runs in the background ignores Ctrl-C, and so would everything that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

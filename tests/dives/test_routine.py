@@ -55,7 +55,7 @@ def test_deductions_by_hand() -> None:
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Measured)])
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_score_falls_with_each_fault_alone(name: str, data: st.DataObject) -> None:
     """Strictly between `free` and `full`, and never the other way."""
     rule = DEDUCTIONS[name]
@@ -206,7 +206,7 @@ def test_early_faults_foretell_the_entry() -> None:
 
 
 @given(index=st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_sampled_dive_can_be_simulated(index: int) -> None:
     rng = np.random.default_rng(index)
     entry = DIVES[int(rng.integers(len(DIVES)))]

@@ -66,7 +66,7 @@ def test_no_motion_is_one_level_below_or_above_the_middle() -> None:
     bound=st.sampled_from([5.0, 20.0, 32.0]),
     quantise=st.sampled_from(["mediapipe", "round", "none"]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_input_is_in_range_and_within_one_level_of_the_flow(px: float, bound: float, quantise: str) -> None:
     flow = torch.full((1, 2, 1, 1), px)
     found = to_input(flow, FlowSettings(quantise=quantise, bound=bound))  # type: ignore[arg-type]

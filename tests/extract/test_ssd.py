@@ -246,7 +246,7 @@ def test_frames_of_another_kind_are_refused(state: dict[str, Tensor]) -> None:
 # --- the operations -------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.floats(0.1, 0.9))
 def test_suppression_is_torchvisions_nms(seed: int, count: int, threshold: float) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -277,7 +277,7 @@ def test_decode_by_hand() -> None:
     assert decode(torch.full((1, 4), 1e9), anchor).isfinite().all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), *[st.integers(1, 90)] * 4)
 def test_resize_is_opencvs(seed: int, height: int, width: int, out_height: int, out_width: int) -> None:
     frame = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -342,7 +342,7 @@ def test_reads_a_graph_written_by_hand(tmp_path: Path) -> None:
     assert nodes["norm"].numbers == {"epsilon": pytest.approx(0.001), "n": 7}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_damaged_graphs_are_faults_and_nothing_else(data: st.DataObject, tmp_path_factory: Any) -> None:
     whole = bytearray(graph())

@@ -254,7 +254,7 @@ def anything(rng: np.random.Generator, count: int, people: int, length: int) -> 
     return Looks(positions, boxes, scores, Motion(rng.normal(0, 0.1, (count, 2)).cumsum(0), cuts), colours)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 6), st.integers(8, 700), st.integers(8, 700))
 def test_whatever_is_found_the_crops_are_squares_in_reach(
     seed: int, count: int, people: int, height: int, width: int

@@ -165,7 +165,7 @@ def test_describe_says_what_is_there(path: Path) -> None:
     assert info["bytes"] > 10 * 8 * 4
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=6),
     order=st.randoms(use_true_random=False),
