@@ -46,7 +46,7 @@ def end(jobs: Jobs, name: str, reason: str = "") -> Job:
     jobs.finish(job_id(name), failure(name, reason) if reason else None)
     if not reason:
         jobs.settle(job_id(name), stored=True)
-    return jobs.known[job_id(name)]
+    return jobs[job_id(name)]
 
 
 def test_it_has_room_for_so_many(jobs: Jobs) -> None:
@@ -118,8 +118,8 @@ def test_who_kills_processes_is_found_out(jobs: Jobs) -> None:
         assert claimed(jobs) == "b"
         assert claimed(jobs) is None
         jobs.give_back("cpu", died=True)
-        assert jobs.known[job_id("b")].deaths == deaths
-    job = jobs.known[job_id("b")]
+        assert jobs[job_id("b")].deaths == deaths
+    job = jobs[job_id("b")]
     assert (job.state, job.fault) == ("failed", "the machine, the installation or a library")
     assert "died 3 times" in job.detail
     assert end(jobs, "c").state == "done"
@@ -132,7 +132,7 @@ def test_a_store_that_is_gone_is_no_death(jobs: Jobs) -> None:
     for _ in range(2 * DEATHS):
         assert [claimed(jobs), claimed(jobs)] == ["a", "b"]
         jobs.give_back("cpu", died=False)
-    assert (states(jobs), jobs.known[job_id("a")].deaths) == ({"a": "queued", "b": "queued"}, 0)
+    assert (states(jobs), jobs[job_id("a")].deaths) == ({"a": "queued", "b": "queued"}, 0)
 
 
 def test_a_journal_that_cannot_be_written_promises_nothing(jobs: Jobs) -> None:
@@ -142,6 +142,22 @@ def test_a_journal_that_cannot_be_written_promises_nothing(jobs: Jobs) -> None:
         jobs.submit(video("b"), "1")
     assert end(jobs, "a").state == "done"
     assert states(jobs) == {"a": "done"}
+
+
+def test_a_disk_that_removes_nothing_ends_nothing(jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEEP", -2)
+    (tmp_path / "coming").write_bytes(b"x")
+    upload = Video(id="upload", path=str(jobs.uploads / "upload"))
+    jobs.submit(upload, "1", tmp_path / "coming")
+    for name in "abc":
+        jobs.submit(video(name), "1")
+    for folder in (jobs.folder, jobs.uploads):  # to remove what is below a file is an error even of root's
+        shutil.rmtree(folder)
+        folder.touch()
+    for name in ("upload", *"abc"):
+        assert claimed(jobs) == name
+        jobs.finish(job_id(name), failure(name, "not_a_video"))
+    assert states(jobs) == {"b": "failed", "c": "failed"}
 
 
 def test_what_is_called_off_is_not_queued_again(jobs: Jobs) -> None:

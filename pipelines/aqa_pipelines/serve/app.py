@@ -155,10 +155,11 @@ def make_app(
     def answer(job: Job, status: int = 200) -> Response:
         return Response(job.text(), status, {"Location": f"/jobs/{job.id}"}, "application/json")
 
-    def known(id: str) -> Job:
-        if (job := jobs.known.get(id)) is None:
-            raise Refused(404, f"{id[:64]}: no such job; ended ones are forgotten in time (GET /jobs)")
-        return job
+    def known(found: Callable[[str], Job], id: str) -> Job:
+        try:
+            return found(id)
+        except KeyError:
+            raise Refused(404, f"{id[:64]}: no such job; ended ones are forgotten in time (GET /jobs)") from None
 
     @app.post("/jobs", responses={**_JOB, **_answers(403, 404, 409, 429, 503, 507)}, response_model=None)
     def submit(asked: Submission) -> Response:
@@ -228,7 +229,7 @@ def make_app(
     @app.get("/jobs/{id}", responses=_answers(404), response_model=Job)
     def status(id: str) -> Response:
         """One job."""
-        return answer(known(id))
+        return answer(known(jobs.__getitem__, id))
 
     @app.delete(
         "/jobs/{id}",
@@ -240,8 +241,7 @@ def make_app(
     )
     def cancel(id: str) -> Response:
         """Cancel a job: at once where it waits, at its next step where it is at work."""
-        before = known(id)
-        job = jobs.cancel(id) or before
+        job = known(jobs.cancel, id)
         if job.state == "running":
             call_off(job)
             return answer(job, 202)

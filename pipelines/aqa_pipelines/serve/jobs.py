@@ -19,8 +19,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from aqa_extract.faults import Fault, fault
 from aqa_shared.console import printable, warn
@@ -64,6 +65,19 @@ class Job(Record):
         """JSON in ASCII: names that are not UTF-8 survive."""
         return json.dumps({**self.model_dump(), "video": self.video.model_dump(exclude_defaults=True)})
 
+    @classmethod
+    def read(cls, text: str | bytes) -> Job:
+        """The inverse of `text`. Raises ValueError."""
+        return cls.model_validate(json.loads(text))
+
+
+class _Past(NamedTuple):
+    """A job that has ended: its text takes a third of the memory of the record."""
+
+    number: int
+    state: State
+    text: str
+
 
 class Full(Exception):
     """The queue has no room."""
@@ -91,8 +105,8 @@ class Jobs:
         Raises UsageError where another service has the folder, EnvironmentFault where it cannot be used."""
         self.folder, self.uploads, self.limit, self.told = folder / "jobs", folder / "uploads", limit, told
         self.lock = threading.RLock()
-        self.known: dict[str, Job] = {}
-        """By id, in the order of their numbers."""
+        self.known: dict[str, Job | _Past] = {}
+        """By id, in the order of their numbers; `jobs[id]` is always a Job."""
         self.waiting: deque[str] = deque()
         self.running: dict[str, tuple[str, float]] = {}
         """Job → the device that has it, and since when (time.monotonic)."""
@@ -102,6 +116,8 @@ class Jobs:
         """Places in the queue of uploads that are under way."""
         self.open = True
         self.number = 0
+        self.deaths = 0
+        """Extraction processes that died while they had jobs."""
         self.recent: deque[float] = deque(maxlen=32)
         """Seconds of the latest jobs."""
         try:
@@ -124,20 +140,25 @@ class Jobs:
                 path.unlink()  # being written when the service was killed
                 continue
             try:
-                found.append(Job.model_validate(json.loads(path.read_bytes())))
+                found.append(Job.read(path.read_bytes()))
             except ValueError:
                 warn(f"{path}: cannot be read and is ignored; ask for that video again")
         for job in sorted(found, key=lambda job: job.number):
             self.number = max(self.number, job.number)
             if job.state == "queued":
                 self.waiting.append(job.id)
-            self.known[job.id] = job
-        kept = {Path(job.video.path).name for job in self.known.values() if job.upload and job.state not in ENDED}
+            self._remember(job)
+        kept = {Path(job.video.path).name for job in found if job.upload and job.state not in ENDED}
         for path in self.uploads.iterdir():
             if path.name not in kept:
                 path.unlink()
 
     # what clients do
+
+    def __getitem__(self, id: str) -> Job:
+        """Raises KeyError for one that is not known."""
+        found = self.known[id]
+        return Job.read(found.text) if isinstance(found, _Past) else found
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -158,7 +179,7 @@ class Jobs:
         video's own, or the file is another since. Raises Full, Closed, Conflict, OSError.
         """
         with self.lock:
-            before = self.known.get(job_id(video.id))
+            before = self[job_id(video.id)] if job_id(video.id) in self.known else None
             again = before is not None and (before.video, before.version) == (video, version)
             if before is not None and again and self._stands(before):
                 return before, False
@@ -184,22 +205,22 @@ class Jobs:
             self.waiting.append(job.id)
             return job, True
 
-    def cancel(self, id: str) -> Job | None:
-        """Take a job out of the queue, or have its device call it off; None where it is not known."""
+    def cancel(self, id: str) -> Job:
+        """Take a job out of the queue, or have its device call it off. Raises KeyError."""
         with self.lock:
-            job = self.known.get(id)
-            if job is not None and job.state == "queued":
+            job = self[id]
+            if job.state == "queued":
                 self.waiting.remove(id)
                 return self._ended(job, "cancelled")
-            if job is not None and job.state == "running":
+            if job.state == "running":
                 self.cancelling.add(id)
             return job
 
     def page(self, after: int, limit: int, state: str | None) -> list[Job]:
         """Jobs with higher numbers than `after`, in their order."""
         with self.lock:
-            found = (job for job in self.known.values() if job.number > after and state in (None, job.state))
-            return [job for job, _ in zip(found, range(limit), strict=False)]
+            found = (i for i, job in self.known.items() if job.number > after and state in (None, job.state))
+            return [self[i] for i in islice(found, limit)]
 
     # what devices do
 
@@ -211,8 +232,8 @@ class Jobs:
         with self.lock:
             if not self.open or not self.waiting:
                 return None
-            job = self.known[self.waiting[0]]
-            beside = [self.known[id] for id, (of, _) in self.running.items() if of == device]
+            job = self[self.waiting[0]]
+            beside = [self[id] for id, (of, _) in self.running.items() if of == device]
             if beside and (job.deaths or any(other.deaths for other in beside)):
                 return None
             self.waiting.popleft()
@@ -228,7 +249,7 @@ class Jobs:
             self.cancelling.discard(id)
             _, since = self.running.pop(id)
             seconds = time.monotonic() - since
-            job = self.known[id].model_copy(update={"seconds": round(seconds, 3)})
+            job = self[id].model_copy(update={"seconds": round(seconds, 3)})
             if failure is None:
                 self.recent.append(seconds)
                 self._keep(job.model_copy(update={"state": "committed"}))
@@ -240,9 +261,11 @@ class Jobs:
     def give_back(self, device: str, died: bool) -> None:
         """Queue again, first, what a device had. `died` says that nobody knows why its process ended."""
         with self.lock:
-            for id in sorted((id for id, (of, _) in self.running.items() if of == device), reverse=True):
+            had = [id for id, (of, _) in self.running.items() if of == device]
+            self.deaths += bool(died and had)
+            for id in sorted(had, reverse=True):
                 del self.running[id]
-                job = self.known[id]
+                job = self[id]
                 if id in self.cancelling:
                     self.cancelling.remove(id)
                     self._ended(job, "cancelled")
@@ -262,13 +285,13 @@ class Jobs:
     def committed(self) -> list[Job]:
         """Jobs that wait to be finalised."""
         with self.lock:
-            return [job for job in self.known.values() if job.state == "committed"]
+            return [job for job in self.known.values() if isinstance(job, Job) and job.state == "committed"]
 
     def settle(self, id: str, stored: bool) -> None:
         """The store was finalised and has the video, or lost it (a power failure): then it is made again."""
         with self.lock:
-            job = self.known.get(id)
-            if job is None or job.state != "committed":
+            job = self[id]
+            if job.state != "committed":
                 return
             if stored:
                 self._ended(job, "done")
@@ -279,7 +302,7 @@ class Jobs:
     def forget(self, id: str) -> None:
         """An ended job."""
         with self.lock:
-            (self.folder / f"{id}.json").unlink(missing_ok=True)
+            _remove(self.folder / f"{id}.json")
             self.known.pop(id, None)
 
     # the rest
@@ -315,12 +338,13 @@ class Jobs:
 
     def _ended(self, job: Job, state: State) -> Job:
         if job.upload:
-            Path(job.video.path).unlink(missing_ok=True)
+            _remove(Path(job.video.path))
         job = job.model_copy(update={"state": state, "ended": time.time()})
         self._keep(job)
         self.told(job)
         if len(self.known) > KEEP + self.limit:
-            for old in [j.id for j in self.known.values() if j.state in ENDED][: len(self.known) - KEEP - self.limit]:
+            ended = (i for i, known in self.known.items() if isinstance(known, _Past))
+            for old in list(islice(ended, len(self.known) - KEEP - self.limit)):
                 self.forget(old)
         return job
 
@@ -335,9 +359,12 @@ class Jobs:
             if promised:
                 raise
             warn(f"{self.folder}: cannot keep that {printable(job.video.id)} is {job.state}: {e.strerror}")
+        self._remember(job)
+
+    def _remember(self, job: Job) -> None:
         if job.id in self.known and self.known[job.id].number != job.number:
             del self.known[job.id]  # it goes to the end
-        self.known[job.id] = job
+        self.known[job.id] = _Past(job.number, job.state, job.text()) if job.state in ENDED else job
 
     def _write(self, job: Job) -> None:
         path = self.folder / f"{job.id}.json"
@@ -350,3 +377,11 @@ class Jobs:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """The next start removes, or reads, what the disk keeps: that is no reason to end anything."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as e:
+        warn(f"{path}: cannot be removed: {e.strerror}")

@@ -13,7 +13,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from aqa_pipelines.serve.device import Device
 from aqa_pipelines.serve.jobs import ENDED, Job, Jobs
@@ -63,13 +63,13 @@ class _Gauges:
     def collect(self) -> Iterator[Metric]:
         with self.jobs.lock:
             states = Tally(job.state for job in self.jobs.known.values() if job.state not in ENDED)
-            deaths = sum(job.deaths for job in self.jobs.known.values())
         now = GaugeMetricFamily("aqa_jobs", "Jobs that have not ended, by state.", labels=["state"])
         for state in ("queued", "running", "committed"):
             now.add_metric([state], states[state])
         yield now
         yield GaugeMetricFamily("aqa_queue_limit", "Jobs that may wait.", self.jobs.limit)
-        yield GaugeMetricFamily("aqa_job_deaths", "Extraction processes that died over the jobs listed.", deaths)
+        died = "Extraction processes that died while they had jobs."
+        yield CounterMetricFamily("aqa_extraction_deaths", died, self.jobs.deaths)
         up = GaugeMetricFamily(
             "aqa_device_ready", "1 where the networks are loaded and jobs are taken.", labels=["device"]
         )
