@@ -22,6 +22,7 @@ from aqa_pipelines.serve.settings import Service, token_of
 from aqa_pipelines.serve.watch import Watch
 from aqa_shared import console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, UsageError
+from aqa_shared.machine import return_freed_memory
 from aqa_shared.store import Objects, contents, finalise, is_store
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ STEP = 0.2
 
 def serve(service: Service) -> ExitCode:
     """Serve until a signal ends it. Raises what keeps it from beginning."""
+    return_freed_memory()  # blocks of the store that are merged pass through many threads
     try:
         import uvicorn
 
