@@ -153,8 +153,11 @@ class Index(Generic[S]):
                 for place in self.place.values():
                     place[gone] = -1
             for name in source.arrays:
-                self.place.setdefault(name, np.full(len(self.ids), -1, np.int32))[at] = number
-                self.item.setdefault(name, np.zeros(len(self.ids), np.int32))[at] = np.arange(len(at))
+                if name not in self.place:  # a committed video is a source: no array of all videos for each
+                    self.place[name] = np.full(len(self.ids), -1, np.int32)
+                    self.item[name] = np.zeros(len(self.ids), np.int32)
+                self.place[name][at] = number
+                self.item[name][at] = np.arange(len(at))
 
     def has(self, names: Iterable[str]) -> np.ndarray:
         """bool (videos,): which videos have all of these arrays."""
@@ -171,10 +174,14 @@ class Index(Generic[S]):
         """int64 (videos,): segments of each video in this array, 0 where it lacks it."""
         if name not in self._lengths:
             found = self._lengths[name] = np.zeros(len(self.ids), np.int64)
-            place, item = self.place[name], self.item[name]
-            for number in np.unique(place[place >= 0]):
-                here = place == number
-                found[here] = self.sources[number].lengths[item[here]]
+            held = self.place[name] >= 0
+            place, item = self.place[name][held], self.item[name][held]
+            # Of all sources in one go: a committed video is a source, and looking for each takes the square of them.
+            used = np.unique(place)
+            lengths = [self.sources[number].lengths for number in used]
+            first = np.cumsum([0, *map(len, lengths)])
+            if lengths:
+                found[held] = np.concatenate(lengths)[first[np.searchsorted(used, place)] + item]
         return self._lengths[name]
 
     def meta(self, i: int) -> dict[str, Any]:

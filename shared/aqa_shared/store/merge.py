@@ -83,9 +83,8 @@ def _change(objects: Objects, doing: str, step: Callable[[Objects, State], tuple
             else:
                 after = state
             write_root(objects, after)
-            markers = [key for key in used if key.endswith(".json")]
-            objects.remove(markers)
-            objects.remove([key for key in used if key not in markers])
+            objects.remove([key for key in used if key.endswith(".json")])  # markers before their arrays
+            objects.remove([key for key in used if not key.endswith(".json")])
             return after
     raise StoreError(f"{objects}: the store keeps changing", fix="run again when nothing else writes to it")
 
@@ -172,7 +171,8 @@ def _done(objects: Objects, before: Index[Any], new: Sequence[Part]) -> list[str
         return []
     index = Index([*before.sources, *new]) if new else before
     failed = read_failures(objects).keys()
-    ready = [r for r in runs if not set(r.ids) - failed - {index.ids[i] for i in index.has(r.arrays).nonzero()[0]}]
+    has = {arrays: {index.ids[i] for i in index.has(arrays).nonzero()[0]} for arrays in {r.arrays for r in runs}}
+    ready = [r for r in runs if not set(r.ids) - failed - has[r.arrays]]
     shards: dict[tuple[int, tuple[str, ...]], set[int]] = {}
     for run in ready:
         if run.shard:

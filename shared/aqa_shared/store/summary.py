@@ -26,8 +26,9 @@ def missing(where: Where) -> list[dict[str, Any]]:
         found = contents(objects)
         runs, failed = read_runs(objects), read_failures(objects)
     rows: list[dict[str, Any]] = []
+    has = {arrays: found.having(arrays).keys() if found else set() for arrays in {run.arrays for run in runs}}
     for run in runs:
-        lacking = sorted(set(run.ids) - (set(found.having(run.arrays)) if found else set()) - failed.keys())
+        lacking = sorted(i for i in run.ids if i not in has[run.arrays] and i not in failed)
         if lacking:
             rows.append({"command": run.command, "missing": len(lacking), "ids": lacking[:5], "shard": run.shard})
     return rows + _never_began(runs)
