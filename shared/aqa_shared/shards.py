@@ -34,19 +34,25 @@ def asked(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
 def dealt(work: Sequence[float], names: Sequence[str], part: int, count: int) -> list[int]:
     """The places of what is this part's, from 1, of `count` parts of about equal work; together they are all.
 
-    What takes longest is given out first, then by name, each to the part that has the least so far: a function of
-    what there is to do alone, so that all processes cut it in the same way, whatever is done by now.
+    A function of what there is to do alone, so that all processes cut it in the same way, whatever is done by now.
+    """
+    parts = all_parts(work, names, count)
+    return parts[part - 1] if part <= len(parts) else []
+
+
+def all_parts(work: Sequence[float], names: Sequence[str], count: int) -> list[list[int]]:
+    """The places of every part: what takes longest is given out first, then by name, each to who has the least so far.
+
+    Of more parts than there is work the last get none, and are not there: a mistyped count must not take all memory.
     """
     order = sorted(range(len(work)), key=lambda k: (-work[k], names[k]))
-    # Of more parts than there is work the last get none; a mistyped count must not take all memory.
-    parts = [(0.0, n) for n in range(1, min(count, len(work)) + 1)]
-    mine = []
+    parts: list[list[int]] = [[] for _ in range(min(count, len(work)))]
+    loads = [(0.0, n) for n in range(len(parts))]
     for k in order:
-        load, to = heapq.heappop(parts)
-        heapq.heappush(parts, (load + work[k], to))
-        if to == part:
-            mine.append(k)
-    return sorted(mine)
+        load, to = heapq.heappop(loads)
+        heapq.heappush(loads, (load + work[k], to))
+        parts[to].append(k)
+    return [sorted(part) for part in parts]
 
 
 def scheduled(text: str, environment: Mapping[str, str]) -> str:
