@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 from aqa_shared.errors import UsageError
@@ -20,7 +21,7 @@ from aqa_shared.shards import dealt
 from aqa_train.cli import app, finalise
 from aqa_train.config import RunConfig
 from aqa_train.parts import jobs_of, missing, part_of
-from aqa_train.run import open_run
+from aqa_train.run import Opened, open_run, train_part
 from aqa_train.train_one import ABANDONED
 
 from .conftest import MakeStore
@@ -103,6 +104,32 @@ def array(task: int, tasks: int) -> dict[str, str]:
     """What SLURM says in a task."""
     said = {"ID": task, "MIN": 1, "MAX": tasks, "COUNT": tasks}
     return {f"SLURM_ARRAY_TASK_{k}": str(v) for k, v in said.items()}
+
+
+@pytest.mark.parametrize("labelled", [(1.0,), (0.4, 0.8)])
+def test_of_two_that_find_an_empty_folder_the_second_must_be_the_same_run(
+    make_store: MakeStore, tmp_path: Path, labelled: tuple[float, ...]
+) -> None:
+    """Both looked before either had written, as all tasks of an array do while they read the features."""
+    store, out = make_store(videos=16), tmp_path / "run"
+
+    def looked(seeds: int, store: Path = store) -> Opened:
+        config = RunConfig(features=str(store), methods=("ridge",), labelled=labelled, seeds=seeds, folds=2)
+        return open_run(config, out)
+
+    def trained(run: Opened, part: int) -> None:
+        train_part(run, (part, 3), device=torch.device("cpu"), jobs=1, in_memory="auto")
+
+    first, second, other = looked(2), looked(2), looked(3)
+    grown = looked(2, make_store(videos=20, name="grown.zarr"))
+    trained(first, 1)
+    trained(second, 2)
+    before = files(out)
+    with pytest.raises(UsageError, match="already holds a run with other settings: seeds: 2 → 3"):
+        trained(other, 3)
+    with pytest.raises(UsageError, match="changed since the run in .* began"):
+        trained(grown, 3)
+    assert files(out) == before
 
 
 @pytest.mark.slow

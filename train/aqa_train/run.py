@@ -63,10 +63,13 @@ class Opened:
 
     def begin(self, device: str, part: tuple[int, int] | None) -> None:
         """What a folder of several cells says of itself, before any of them begins."""
-        if len(self.grid) > 1 and not self.begun:
-            write_run(self.config, self.data.digests, self.out, device, part)
-        elif len(self.grid) > 1:
+        if len(self.grid) == 1:
+            return
+        if holds_config(self.out, self.config):
+            refuse_other_digests(self.config, self.data.digests, self.out)
             write_places(self.config, self.out)
+        else:
+            write_run(self.config, self.data.digests, self.out, device, part)
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,7 @@ def holds_this_run(out: Path, config: RunConfig, parts: set[str], *, quiet: bool
     # Listed before it is asked for: another process may be beginning this run now, and config.json says that it has.
     exists = out.exists()
     names = [p.name for p in out.iterdir()] if out.is_dir() else []
-    if (out / "config.json").exists():
-        changed = differences(absolute(read_config(out)), absolute(config))
-        if changed:
-            raise UsageError(
-                f"{out} already holds a run with other settings: {'; '.join(changed)}",
-                fix="name another --out, or give the settings of that run to go on with it",
-            )
+    if holds_config(out, config):
         if not quiet:
             console.note(f"{out} holds this run: going on where it stands")
         return True
@@ -132,6 +129,18 @@ def holds_this_run(out: Path, config: RunConfig, parts: set[str], *, quiet: bool
     if exists and not begun:
         raise UsageError(f"{out} exists and is not a run folder", fix="name another --out")
     return False
+
+
+def holds_config(out: Path, config: RunConfig) -> bool:
+    """Whether a run of these settings has begun in `out`; raises UsageError for one of others."""
+    if not (out / "config.json").exists():
+        return False
+    if changed := differences(absolute(read_config(out)), absolute(config)):
+        raise UsageError(
+            f"{out} already holds a run with other settings: {'; '.join(changed)}",
+            fix="name another --out, or give the settings of that run to go on with it",
+        )
+    return True
 
 
 def train_cells(
@@ -194,7 +203,9 @@ def _placed(
 def _begin(grid: Grid, out: Path, device: torch.device, part: tuple[int, int] | None) -> None:
     """What each cell's folder says before anything is trained. Others may be writing the same now."""
     for cell, experiment in grid:
-        if (out / cell.name / "config.json").exists():
+        # Asked again: while the features were read, a process with other settings or data may have begun.
+        if holds_config(out / cell.name, experiment.config):
+            refuse_other_data(experiment, out / cell.name)
             write_places(experiment.config, out / cell.name)
         else:
             write_start(experiment, out / cell.name, str(device), part)
