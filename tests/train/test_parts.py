@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def test_of_two_that_find_an_empty_folder_the_second_must_be_the_same_run(
     before = files(out)
     with pytest.raises(UsageError, match="already holds a run with other settings: seeds: 2 → 3"):
         trained(other, 3)
-    with pytest.raises(UsageError, match="changed since the run in .* began"):
+    with pytest.raises(UsageError, match=r"changed since the run in .* began"):
         trained(grown, 3)
     assert files(out) == before
 
@@ -158,6 +159,30 @@ def test_a_half_written_file_goes_once_it_is_old(make_store: MakeStore, tmp_path
     os.utime(old, (time.time() - ABANDONED - 60,) * 2)
     aqa_train("--resume", tmp_path / "run", "--jobs", 1, "--device", "cpu")
     assert (young.exists(), old.exists()) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("environment.json", "copy the run folder again"),
+        ("data.json", "restore them"),
+        ("splits/fold1-seed0.json", "take the file as it was saved"),
+        ("models/ridge/fold1-seed0/result.json", "does this training again"),
+        ("models/ridge/fold0-seed0/failed.json", "tries that method again"),
+    ],
+)
+def test_a_damaged_file_of_the_run_is_named(make_store: MakeStore, tmp_path: Path, name: str, fix: str) -> None:
+    common = ["--features", make_store(videos=16), "--method", "ridge", "--seeds", 1, "--folds", 2, *SMALL[-4:]]
+    out = tmp_path / "run"
+    aqa_train(*common, "--out", out, "--shard", "1/1")
+    damaged = out / name
+    if damaged.name == "failed.json":
+        damaged.with_name("result.json").rename(damaged)
+    for text in (damaged.read_bytes()[:-9], b""):
+        damaged.write_bytes(text)
+        with pytest.raises(UsageError, match=re.escape(str(damaged))) as caught:
+            told([], out)
+        assert fix in caught.value.fix
 
 
 def test_a_part_that_is_told_to_stop_names_the_command_of_its_part(make_store: MakeStore, tmp_path: Path) -> None:

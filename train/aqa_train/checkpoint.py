@@ -43,6 +43,16 @@ def write_json(path: Path, value: Any) -> None:
         replace_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True))
 
 
+def read_json(path: Path, fix: str) -> Any:
+    """What `write_json` wrote. Raises UsageError with this fix for a file that is absent, damaged or cut off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UsageError(f"{path} cannot be read: {e.strerror or e}", fix=fix) from None
+    except ValueError as e:
+        raise UsageError(f"{path} is damaged: {e}", fix=fix) from None
+
+
 def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write beside, sync, then replace: an interrupted or failed write leaves the previous file whole."""
     with writing(path.parent):

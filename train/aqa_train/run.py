@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import torch
 
 from aqa_shared import console
 from aqa_shared.errors import AqaError, UsageError
-from aqa_train.checkpoint import writing
+from aqa_train.checkpoint import read_json, writing
 from aqa_train.config import RunConfig, absolute
 from aqa_train.experiment import Data, Experiment, arrange, open_data
 from aqa_train.features import FeatureSet, InMemory
@@ -58,7 +57,8 @@ class Opened:
     @property
     def parts(self) -> int | None:
         """In how many parts it was begun; None for one process."""
-        found: int | None = json.loads((self.out / "environment.json").read_text()).get("parts")
+        said = read_json(self.out / "environment.json", "copy the run folder again, or start a new run")
+        found: int | None = said.get("parts")
         return found
 
     def begin(self, device: str, part: tuple[int, int] | None) -> None:

@@ -55,10 +55,13 @@ class Split:
     @classmethod
     def load(cls, path: Path) -> Split:
         """Read back what `save` wrote; a changed file is an error."""
-        record = json.loads(path.read_text())
-        digest = record.pop("sha256", None)
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-        split = cls(**values)
+        try:
+            record = json.loads(path.read_text())
+            digest = record.pop("sha256", None)
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+            split = cls(**values)
+        except (ValueError, TypeError, AttributeError) as e:
+            raise UsageError(f"{path} is damaged: {e}", fix="take the file as it was saved") from None
         if digest != split.digest:
             raise UsageError(f"{path}: the ids do not have the digest {digest}", fix="take the file as it was saved")
         return split

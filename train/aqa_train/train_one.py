@@ -5,7 +5,6 @@ The baselines, which every method is compared with, are trained in the same way 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +18,7 @@ import torch
 from aqa_shared.console import counted
 from aqa_train import metrics, protocol
 from aqa_train.batch import Inputs
-from aqa_train.checkpoint import write_json
+from aqa_train.checkpoint import read_json, write_json
 from aqa_train.experiment import Experiment, OneTraining
 from aqa_train.features import FeatureSet, InMemory
 from aqa_train.memory import enough_memory
@@ -67,7 +66,9 @@ def run_training(
 
 def result_of(training: OneTraining, out: Path) -> dict[str, Any]:
     """What a training that is done found."""
-    found: dict[str, Any] = json.loads((out / "models" / training.name / RESULT).read_text())
+    folder = out / "models" / training.name
+    again = f"remove {folder / RESULT}; aqa-train --resume then does this training again"
+    found: dict[str, Any] = read_json(folder / RESULT, again)
     return found
 
 

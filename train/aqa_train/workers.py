@@ -6,7 +6,6 @@ nothing has to come back but trouble; whatever is done is not done again.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -24,7 +23,7 @@ from aqa_shared import console
 from aqa_shared.errors import AqaError, ExitCode, UsageError
 from aqa_shared.files import scratch
 from aqa_shared.machine import available_cores, pick_device
-from aqa_train.checkpoint import write_json
+from aqa_train.checkpoint import read_json, write_json
 from aqa_train.experiment import Experiment, OneTraining
 from aqa_train.features import FeatureSet
 from aqa_train.method_settings import epochs_of
@@ -315,7 +314,7 @@ def failures_of(jobs: Sequence[Job]) -> Failures:
     found: Failures = {}
     for job in jobs:
         if job.key not in found and not job.done and (job.folder / FAILED).exists():
-            said = json.loads((job.folder / FAILED).read_text())
+            said = read_json(job.folder / FAILED, "remove it; aqa-train --resume then tries that method again")
             found[job.key] = (UsageError if said["refused"] else AqaError)(said["why"])
     return found
 
