@@ -159,8 +159,11 @@ def end_script(settings: Slurm, command: Sequence[str], out: str, array: str, fo
         # By standard input, since lines of a shell have commas in them.
         line = (
             f"{line} && exit 0\n"
-            f"exec {launch} submit slurm --missing --config /dev/stdin -- {shlex.join(command)} <<'{_END}'\n"
-            f"{as_toml(left.model_dump(exclude_defaults=True))}{_END}"
+            # Where nothing is missing the job must not hide that the store or the tables could not be written.
+            "code=$?\n"
+            f"{launch} submit slurm --missing --config /dev/stdin -- {shlex.join(command)} <<'{_END}' || exit\n"
+            f"{as_toml(left.model_dump(exclude_defaults=True))}{_END}\n"
+            "exit $code"
         )
     return _script(settings, "end", asked, settings.end_directives, folder, line)
 

@@ -13,7 +13,7 @@ from tests.train.runs import files
 from typer.testing import CliRunner
 
 from aqa_pipelines.cli import app
-from aqa_pipelines.slurm import array_script, end_script
+from aqa_pipelines.slurm import Slurm, array_script, end_script
 
 from .commands import run
 from .slurm_cluster import answer, states, stop, until
@@ -62,6 +62,22 @@ def test_only_parts_with_something_missing_are_submitted_again(tmp_path: Path, m
     assert "spearman" in said.lower()
     assert said.endswith("run: whole, nothing is missing\n")
     assert json.loads(aqa("finalise", "run", "--json")) == {"missing": []}
+
+
+def test_the_job_at_the_end_says_that_the_tables_could_not_be_written(tmp_path: Path, monkeypatch) -> None:
+    """Nothing is missing, so nothing is submitted, and that must not look as if all were well."""
+    monkeypatch.chdir(tmp_path)
+    store_maker(tmp_path)(videos=16)
+    train = ["train", "--features", "feats.zarr", "--method", "ridge", "--seeds", "1", "--folds", "2", "--out", "run"]
+    assert run("aqa", *train, *SMALL[-4:], "--shard", "1/1").returncode == 0
+    script = tmp_path / "end.sh"
+    script.write_text(end_script(Slurm(parts=1), train, "run", "1", tmp_path))
+    whole = run("/bin/bash", script)
+    assert (whole.returncode, (tmp_path / "run/metrics.json").exists()) == (0, True), whole.stderr
+    (tmp_path / "run/models/ridge/fold0-seed0/result.json").write_text("{")
+    damaged = run("/bin/bash", script)
+    assert "nothing is missing" in damaged.stdout
+    assert (damaged.returncode, "result.json is damaged" in damaged.stderr) == (2, True), damaged.stderr
 
 
 @pytest.mark.slow
