@@ -27,6 +27,8 @@ DEEPEST = 8
 """Groups within groups; a group may hold itself."""
 _AT_ONCE = 64 << 20
 """Bytes of text that are read at a time."""
+_CHUNK_RECORD = 4096
+"""Bytes that HDF5 keeps of every chunk while an array is read, also of those that were never written."""
 
 
 def read_hdf5(path: Path, refuse_large: Callable[[int], None]) -> Nested:
@@ -46,7 +48,9 @@ def read_hdf5(path: Path, refuse_large: Callable[[int], None]) -> Nested:
         refuse_large(sum(map(_claimed, arrays.values())))
         read = {name: _values(array, path.stat().st_size, refuse_large) for name, array in arrays.items()}
     for name, target in links.items():
-        if target not in read:
+        for _ in range(DEEPEST):  # a link may lead to a link, and to itself
+            target = links.get(target, target)
+        if target not in arrays:
             raise ValueError(f"{printable_id(name)} is a link to {printable_id(target)}, which is no array in it")
         read[name] = read[target]
     return _nested(read)
@@ -65,6 +69,8 @@ def _arrays(file: h5py.File) -> tuple[dict[str, h5py.Dataset], dict[str, str]]:
             left -= 1
             if left < 0:
                 raise ValueError(f"it holds more than {MANY} arrays and groups")
+            if isinstance(key, bytes):
+                raise ValueError(f"the name {key!r} in {printable_id(group.name)} is not UTF-8")
             name, link = posixpath.join(group.name, key), group.get(key, getlink=True)
             if isinstance(link, h5py.SoftLink):
                 links[name] = posixpath.join(group.name, link.path)
@@ -88,14 +94,18 @@ def _refuse_other_files(name: str, array: h5py.Dataset) -> None:
     import h5py
 
     if array.is_virtual or array.external:
-        raise ValueError(f"{printable_id(name)} has its values in another file, which is not read")
+        raise ValueError(f"{printable_id(name)} is virtual or has its values in another file, which is not read")
     if array.dtype.hasobject and h5py.check_string_dtype(array.dtype) is None:
         raise ValueError(f"{printable_id(name)} holds objects or references, and only numbers and text are read")
 
 
 def _claimed(array: h5py.Dataset) -> int:
     """Bytes in memory; a chunk is unpacked whole, however little of it belongs to the array."""
-    return max(math.prod(array.shape or (0,)), math.prod(array.chunks or (0,))) * array.dtype.itemsize
+    shape, chunks = array.shape or (0,), array.chunks
+    if chunks is None:
+        return math.prod(shape) * array.dtype.itemsize
+    number = math.prod(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))
+    return max(math.prod(shape), math.prod(chunks)) * array.dtype.itemsize + number * _CHUNK_RECORD
 
 
 def _values(array: h5py.Dataset, file_size: int, refuse_large: Callable[[int], None]) -> np.ndarray:

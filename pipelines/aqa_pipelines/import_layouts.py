@@ -166,6 +166,8 @@ class ArrayFiles:
         only = _only(path, streams)
         if not isinstance(tree, dict):
             yield Item(printable_id(name), only(), path)
+        elif not tree and not alone:
+            raise UsageError("it holds no array", fix="make it again, or remove it")
         elif there := [key for key in tree if key in known]:
             self.ignored.update(f"{key} in {path.suffix}" for key in tree if key not in known)
             if lacking := set(known) - set(there) if streams else set():

@@ -41,7 +41,7 @@ class ArrayTable:
         """None where it is not a table: nothing in it says of how many videos it is."""
         for name in OFFSETS:
             if name in tree:
-                return cls(path, tree, len(tree[name]) - 1)
+                return cls(path, tree, np.size(tree[name]) - 1)  # type: ignore[arg-type]
         for name in (*LENGTHS, *IDS, *SCORES):
             if isinstance(values := tree.get(name), np.ndarray) and values.size > 1:
                 return cls(path, tree, values.size)
@@ -78,7 +78,14 @@ class ArrayTable:
 
     def rows(self, key: str) -> Iterator[tuple[str, int | slice]]:
         """(id, its part of the array `key`) of every video. Raises UsageError where the array has another length."""
-        count, spans = len(self.tree[key]), self._spans()
+        spans = self._spans()
+        values = self.tree[key]
+        if isinstance(values, np.ndarray) and not values.ndim:
+            raise UsageError(
+                f"{shown(self.path)}: {key} is one value, expected an entry for each of {self.videos} videos",
+                fix="save arrays that belong together",
+            )
+        count = len(values)
         parts: list[Any] = list(range(self.videos))
         if spans and count == spans[-1].stop:
             parts = spans
@@ -97,7 +104,7 @@ class ArrayTable:
             lengths = next((np.asarray(self.tree[k]).ravel() for k in LENGTHS if k in self.tree), None)
             if lengths is None:
                 return []
-            edges = np.concatenate([[0], np.cumsum(lengths)])
+            edges = np.concatenate([[0], np.cumsum(lengths)]) if lengths.dtype.kind in "iu" else lengths
         if edges.dtype.kind not in "iu" or len(edges) < 2 or edges[0] != 0 or (np.diff(edges) < 0).any():
             raise UsageError(
                 f"{shown(self.path)}: its offsets do not rise from 0",

@@ -129,6 +129,15 @@ def lists(file: h5py.File, folder: Path) -> None:
     file.create_dataset("a", (2,), h5py.vlen_dtype(np.float32))
 
 
+def in_a_circle(file: h5py.File, folder: Path) -> None:
+    file["a"], file["b"] = h5py.SoftLink("/b"), h5py.SoftLink("/a")
+
+
+def name_of_bytes(file: h5py.File, folder: Path) -> None:
+    file["a"] = np.ones((4, 2))
+    file.move("a", b"\xff\xfe")
+
+
 def kinds(file: h5py.File, folder: Path) -> None:
     file["a"] = np.dtype("f8")
 
@@ -142,12 +151,14 @@ def itself(file: h5py.File, folder: Path) -> None:
     ("make", "said"),
     [
         (outside, r"/a is a link to another file, which is not followed"),
-        (virtual, r"/a has its values in another file, which is not read"),
-        (raw, r"/a has its values in another file, which is not read"),
+        (virtual, r"/a is virtual or has its values in another file, which is not read"),
+        (raw, r"/a is virtual or has its values in another file, which is not read"),
         (soft_outside, r"/a is a link to /b/nothing, which is no array in it"),
         (soft_through, r"is a link to "),
         (references, r"/a holds objects or references"),
         (lists, r"/a holds objects or references"),
+        (in_a_circle, r"/a is a link to /[ab], which is no array in it"),
+        (name_of_bytes, r"the name b'\\xff\\xfe' in / is not UTF-8"),
         (kinds, r"/a is a Datatype, and only arrays are read"),
         (itself, r"/a/again.*/again lies more than 8 groups deep, or holds itself"),
     ],
@@ -163,19 +174,39 @@ def test_what_is_not_an_array_of_the_file_is_refused(
     expect(tmp_path / "s.zarr", "features", {"good": np.ones((3, 2))})
 
 
+def test_a_file_that_holds_nothing_is_listed(tmp_path: Path) -> None:
+    write(tmp_path / "f" / "good.h5", {"x": np.ones((3, 2))})
+    write(tmp_path / "f" / "none.h5", {})
+    left_out(bring(tmp_path / "f", tmp_path / "s.zarr"), tmp_path / "f" / "none.h5", "^it holds no array$")
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"data": np.ones((10, 3)), "offset": 5}, "its offsets do not rise from 0"),
+        ({"data": np.ones((10, 3)), "lengths": np.array(["4", "6"], dtype=object)}, "its offsets do not rise from 0"),
+        ({"features": 1.0, "id": np.array(["a", "b"], dtype=object)}, "features is one value, expected an entry for"),
+    ],
+)
+def test_a_table_whose_arrays_do_not_fit_is_refused(tmp_path: Path, tree: dict[str, Any], said: str) -> None:
+    path = write(tmp_path / "t.h5", tree)
+    problem(lambda: bring(path, tmp_path / "s.zarr"), UsageError, f"t.h5: {said}")
+
+
 def test_a_soft_link_within_the_file_is_its_array(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["all/first"] = signal("first")
         file["rgb/dive"] = h5py.SoftLink("/all/first")
         file["rgb/jump"] = h5py.SoftLink("../all/first")
         file["rgb/twin"] = file["all/first"]
+        file["rgb/again"] = h5py.SoftLink("/rgb/dive")
     # As HDF5 reads paths, there is no "..".
     with pytest.raises(UsageError, match=r"/rgb/jump"):
         bring(tmp_path / "a.h5", tmp_path / "s.zarr")
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         del file["rgb/jump"]
     bring(tmp_path / "a.h5", tmp_path / "s.zarr")
-    expect(tmp_path / "s.zarr", "rgb", {"dive": signal("first"), "twin": signal("first")})
+    expect(tmp_path / "s.zarr", "rgb", {id: signal("first") for id in ("again", "dive", "twin")})
 
 
 def test_what_would_not_fit_into_memory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,13 +216,15 @@ def test_what_would_not_fit_into_memory_is_not_read(tmp_path: Path, monkeypatch:
         file.create_dataset("x", (10**9, 1000), "f8", chunks=(1000, 1000))
     with h5py.File(folder / "c.h5", "w") as file:  # a small array in a large chunk
         file.create_dataset("x", (1, 1), "f8", chunks=(10**4, 1000), maxshape=(None, None))
+    with h5py.File(folder / "e.h5", "w") as file:  # a small file of chunks, of each of which HDF5 keeps a record
+        file.create_dataset("x", (10**4, 1), "f4", chunks=(1, 1))
     with h5py.File(folder / "d.h5", "w") as file:  # one long text, and many short ones that take as much room
         texts = file.create_dataset("id", (3000,), h5py.string_dtype())
         texts[0], texts[1:] = "x" * 1000, "y"
     monkeypatch.setattr("aqa_pipelines.import_files.available_memory", lambda: 1 << 20)
     with pytest.raises(NoInputError) as caught:
         bring(folder, tmp_path / "s.zarr")
-    assert caught.value.cause.count("MiB, and 0 MiB may be used for it") == 4
+    assert caught.value.cause.count("MiB, and 0 MiB may be used for it") == 5
 
 
 def test_a_damaged_file_is_left_out(tmp_path: Path) -> None:
