@@ -212,6 +212,11 @@ def test_chance_is_the_same_for_the_same_video_and_knows_nothing_of_its_score() 
     copied = Random(shape(3, 5))
     load_state(copied, first.state_dict())
     assert torch.equal(copied(batch), drawn)
+    # Zeros behind a shorter video are -0 where features are standardised.
+    (features,) = batch.streams.values()
+    for zero in (0.0, -0.0):
+        longer = torch.cat([features, torch.full_like(features, zero)], dim=1)
+        assert torch.equal(first(replace(batch, streams=dict.fromkeys(batch.streams, longer))), drawn)
 
 
 # ---- columns

@@ -57,7 +57,8 @@ class Random(nn.Module):
     def forward(self, batch: Batch) -> Float[Tensor, "batch"]:
         """Scores in training units."""
         (features, *_) = batch.streams.values()
-        bits = features.flatten(2).float().contiguous().view(torch.int32).long()
+        # + 0: standardised, the zeros behind a shorter video may be -0, which is not all bits 0.
+        bits = (features.flatten(2).float() + 0.0).contiguous().view(torch.int32).long()
         # Sums of integers are exact, so neither the batch nor the zeros behind a shorter video change the draw.
         places = torch.arange(bits[0].numel(), device=bits.device).view(bits.shape[1:])
         drawn = self.key + (bits * (2 * places + 1)).sum((1, 2))
