@@ -248,6 +248,13 @@ def test_long_trainings_are_parted_before_short_ones() -> None:
     assert [dealt([1, 8, 5, 5, 1], "abcde", i, 2) for i in (1, 2)] == [[0, 1, 4], [2, 3]]
 
 
+def test_what_is_missing_of_a_mistyped_number_of_parts_is_found_at_once(make_store: MakeStore, tmp_path: Path) -> None:
+    jobs = opened(make_store(videos=16), methods=("ridge",), seeds=2, folds=2)
+    rows = missing(jobs, tmp_path, 10**15)
+    assert [row["shard"] for row in rows] == [(i, 10**15) for i in range(1, 5)]
+    assert sorted(name for row in rows for name in row["ids"]) == sorted(job.name for job in jobs)
+
+
 def test_without_parts_the_command_is_that_of_all(make_store: MakeStore, tmp_path: Path) -> None:
     jobs = opened(make_store(videos=16), methods=("aa",), seeds=1, folds=2)
     (row,) = missing(jobs, tmp_path / "a run", None)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aqa_shared.shards import dealt
+from aqa_shared.shards import all_parts, dealt
 from aqa_train.config import RunConfig
 from aqa_train.experiment import Experiment
 from aqa_train.grid import Cell
@@ -38,8 +38,7 @@ def part_of(jobs: Sequence[Job], part: tuple[int, int] | None) -> list[Job]:
     """Those of the i-th of n parts, from 1; all of them where there is no part."""
     if part is None:
         return list(jobs)
-    work = [_work(job.experiment.config, job.training.method, job.training.split) for job in jobs]
-    return [jobs[k] for k in dealt(work, [job.name for job in jobs], *part)]
+    return [jobs[k] for k in dealt(*_to_deal(jobs), *part)]
 
 
 def missing(jobs: Sequence[Job], out: Path, parts: int | None) -> list[dict[str, Any]]:
@@ -49,9 +48,10 @@ def missing(jobs: Sequence[Job], out: Path, parts: int | None) -> list[dict[str,
     """
     failed = failures_of(jobs)
     rows = []
-    for part in [None] if parts is None else [(i, parts) for i in range(1, parts + 1)]:
-        ids = [job.name for job in part_of(jobs, part) if not job.done and job.key not in failed]
-        if ids:
+    cut = [range(len(jobs))] if parts is None else all_parts(*_to_deal(jobs), parts)
+    for i, places in enumerate(cut, start=1):
+        part = None if parts is None else (i, parts)
+        if ids := [jobs[k].name for k in places if not jobs[k].done and jobs[k].key not in failed]:
             rows.append({"command": go_on(out, part), "missing": len(ids), "ids": ids, "shard": part})
     return rows
 
@@ -64,6 +64,12 @@ def missing_parts(jobs: Sequence[Job], parts: int) -> list[int]:
 def go_on(out: Path, part: tuple[int, int] | None = None) -> str:
     """The command that does what is left of a run, or of a part of it."""
     return f"aqa-train --resume {shlex.quote(str(out))}" + (f" --shard {part[0]}/{part[1]}" if part else "")
+
+
+def _to_deal(jobs: Sequence[Job]) -> tuple[list[float], list[str]]:
+    """Work and name of each."""
+    work = [_work(job.experiment.config, job.training.method, job.training.split) for job in jobs]
+    return work, [job.name for job in jobs]
 
 
 def _work(config: RunConfig, method: str, split: Split) -> float:
