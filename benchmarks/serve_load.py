@@ -6,15 +6,19 @@ Starts `aqa serve extract` on loopback with a short queue and small input (I3D o
 service is tried and not the networks. Every client submits parts by path, uploads, asks for status, lists and
 cancels, and waits as Retry-After says. Meanwhile 200 uploads come that are no videos, are cut, lie, or break off.
 
-Prints memory of the service (HTTP and queue) and of its extraction process over time and the ratio of the last third to
-the first after warming up, requests by status, latencies, and what was left: files of uploads, open files, processes.
-Exit code 1 where anything was left, a server error was answered, or memory grew by more than a tenth.
+Prints memory of the service (HTTP and queue) and of its extraction process over time, without the files that both map,
+and the ratio of the last third to the second, requests by status, latencies, and what was left: files of uploads, open
+files, processes. What the service has to keep of a video (in the index of the store) and of a job that has ended is
+measured afterwards, and the ratio without it is printed as well. Exit code 1 where anything was left, a server error
+was answered, or memory, with all that is kept, grew by more than a tenth.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
+import pathlib
 import random
 import re
 import signal
@@ -24,6 +28,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +37,8 @@ import numpy as np
 import requests
 
 SMALL = ["--segments", "2", "--short-side", "32", "--crop", "32", "--finalise-every", "5", "--max-upload", "1"]
-SMALL += ["--port", "0"]
+MOST = 1.1
+"""What memory may grow by, from the middle of the run to its end."""
 
 
 def main() -> int:
@@ -46,25 +52,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="aqa-serve-load-") as name:
         folder = Path(name)
         clips = [write_clip(folder / "videos" / f"clip{i}.mp4", frames=30 + 3 * i) for i in range(8)]
-        command = [
-            Path(sys.executable).with_name("aqa"),
-            "serve",
-            "extract",
-            "--store",
-            folder / "s.zarr",
-            "--port",
-            "0",
-        ]
-        options = [
-            "--root",
-            folder / "videos",
-            "--queue",
-            str(asked.queue),
-            "--weights",
-            asked.weights,
-            "--max-upload",
-            "1",
-        ]
+        command = [Path(sys.executable).with_name("aqa"), "serve", "extract", "--port", "0"]
+        options = ["--store", folder / "s.zarr"]
+        options += ["--root", folder / "videos", "--queue", str(asked.queue), "--weights", asked.weights]
         with subprocess.Popen([*command, *options, *SMALL], stderr=subprocess.PIPE, text=True) as server:
             try:
                 return load(server, folder, clips, asked)
@@ -186,16 +176,18 @@ def load(server: subprocess.Popen[str], folder: Path, clips: list[Path], asked: 
     for thread in threads:
         thread.start()
     memory: list[tuple[float, float]] = []
-    print(f"{asked.clients} clients, {asked.minutes:g} minutes, a queue of {asked.queue}\n")
+    ended: list[tuple[int, int]] = []
+    print(f"{asked.clients} clients, {asked.minutes:g} minutes, a queue of {asked.queue}; {machine()}\n")
     print("seconds   service MB   extraction MB   open files   ended jobs")
     begun, every = time.monotonic(), max(2.0, 3 * asked.minutes)
     while any(thread.is_alive() for thread in threads):
         time.sleep(every)
-        memory.append((resident(server.pid), resident(extractor)))
-        ended = sum(float(x) for x in re.findall(r"aqa_jobs_ended_total\{.*\} (\S+)", metrics(url)))
-        files = len(os.listdir(f"/proc/{server.pid}/fd"))
+        memory.append((own(server.pid), own(extractor)))
+        ended.append(jobs_ended(url))
+        of_service, of_extraction = memory[-1]
+        files, seconds = len(os.listdir(f"/proc/{server.pid}/fd")), time.monotonic() - begun
         print(
-            f"{time.monotonic() - begun:7.0f} {memory[-1][0]:12.1f} {memory[-1][1]:15.1f} {files:12d} {ended:12.0f}",
+            f"{seconds:7.0f} {of_service:12.1f} {of_extraction:15.1f} {files:12d} {ended[-1][0]:12d}",
             flush=True,
         )
     while re.search(r'aqa_jobs\{state="(queued|running|committed)"\} [1-9]', metrics(url)):
@@ -204,24 +196,70 @@ def load(server: subprocess.Popen[str], folder: Path, clips: list[Path], asked: 
     for (what, status), number in sorted(clients.statuses.items()):
         print(f"{what:10} {status or 'left':>6} {number:8d}")
     print("\nrequest    median ms   99 % ms   most ms")
-    for what, seconds in sorted(clients.seconds.items()):
-        middle, late, most = np.percentile(seconds, [50, 99, 100]) * 1000
+    for what, waited in sorted(clients.seconds.items()):
+        middle, late, most = np.percentile(waited, [50, 99, 100]) * 1000
         print(f"{what:10} {middle:9.1f} {late:9.1f} {most:9.1f}")
-    print("\n" + "\n".join(x for x in metrics(url).splitlines() if x.startswith(("aqa_jobs_ended", "aqa_job_deaths "))))
+    told = [x for x in metrics(url).splitlines() if x.startswith(("aqa_jobs_ended", "aqa_extraction_deaths"))]
+    print("", *told, sep="\n")
     left = sorted(p.name for p in (folder / "s.zarr.jobs" / "uploads").iterdir())
     quarantined = len(list((folder / "s.zarr").glob("failures/*")))
     same = extractor in children(server.pid)
     server.send_signal(signal.SIGTERM)
     code = server.wait(40)
-    third = max(1, len(memory) // 3)
-    warm = memory[third:] or memory  # the first third loads, compiles and fills what is remembered
-    half = max(1, len(warm) // 2)
-    growth = [float(np.median([m[i] for m in warm[-half:]]) / np.median([m[i] for m in warm[:half]])) for i in (0, 1)]
+    third = max(1, len(memory) // 3)  # the first one loads, compiles and fills what is remembered
+    (service, extraction), (jobs, videos) = middle_and_end(memory, third), middle_and_end(ended, third)
+    job_bytes, video_bytes = kept(folder)
+    must = ((jobs[1] - jobs[0]) * job_bytes + (videos[1] - videos[0]) * video_bytes) / 1e6
+    growth = [end / middle for middle, end in (service, extraction)]
     print(f"\nmemory, end of the run to its middle: service {growth[0]:.3f}, extraction {growth[1]:.3f}")
+    print(
+        f"service: {service[0]:.1f} to {service[1]:.1f} MB. It keeps {job_bytes:.0f} bytes of a job that has ended and "
+        f"{video_bytes:.0f} of a video in the index:\nof the {jobs[1] - jobs[0]:.0f} and {videos[1] - videos[0]:.0f} "
+        f"more at the end {must:.2f} MB. Without these {(service[1] - must) / service[0]:.3f}"
+    )
     print(f"left behind: {len(left)} uploads, {quarantined} records of hostile uploads in the store")
     print(f"the extraction process is {'the same' if same else 'another'}; exit code {code}")
     print("\n".join(clients.faults[:5]))
-    return int(bool(left or quarantined or clients.faults or code or not same or max(growth) > 1.1))
+    return int(bool(left or quarantined or clients.faults or code or not same or max(growth) > MOST))
+
+
+def middle_and_end(samples: list[tuple[Any, Any]], third: int) -> list[tuple[float, float]]:
+    """Of each of two series: the medians of its second third and of its last."""
+    return [(float(np.median(x[third:-third] or x)), float(np.median(x[-third:]))) for x in zip(*samples, strict=True)]
+
+
+def kept(folder: Path) -> tuple[float, float]:
+    """Bytes of Python objects for a job that has ended, and for a video in the index, as the service keeps them."""
+    from aqa_pipelines.serve.jobs import Jobs
+    from aqa_shared.store import Objects, contents
+
+    def held() -> int:
+        gc.collect()
+        # Python's own table of names is enlarged now and then.
+        found = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, pathlib.__file__)])
+        return sum(x.size for x in found.statistics("filename"))
+
+    contents(folder / "s.zarr")  # so that everything is imported
+    tracemalloc.start()
+    before = held()
+    jobs = Jobs(folder / "s.zarr.jobs", 1)
+    between = held()
+    index = contents(Objects.at(folder / "s.zarr"))
+    assert index is not None
+    return (between - before) / len(jobs.known), (held() - between) / len(index.index.ids)
+
+
+def machine() -> str:
+    """What computes, and what it has to do already."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    load = " ".join(f"{x:.1f}" for x in os.getloadavg())
+    return f"{len(os.sched_getaffinity(0))} threads of {model[1] if model else 'a processor'}, load before {load}"
+
+
+def jobs_ended(url: str) -> tuple[int, int]:
+    """All that have ended, and those of them that are in the store."""
+    found = re.findall(r'aqa_jobs_ended_total\{.*state="(\w+)".*\} (\S+)', metrics(url))
+    return sum(int(float(n)) for _, n in found), sum(int(float(n)) for state, n in found if state == "done")
 
 
 def metrics(url: str) -> str:
@@ -232,10 +270,10 @@ def children(pid: int) -> list[int]:
     return [int(p) for task in Path(f"/proc/{pid}/task").iterdir() for p in (task / "children").read_text().split()]
 
 
-def resident(pid: int) -> float:
-    """MB."""
-    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) / 1000 if found else 0.0
+def own(pid: int) -> float:
+    """MB in memory or swapped out, without what is read from files: of that the system drops what it likes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return sum(int(n) for n in re.findall(r"(?:RssAnon|VmSwap):\s+(\d+) kB", status)) * 1024 / 1e6
 
 
 if __name__ == "__main__":
