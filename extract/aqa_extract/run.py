@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from aqa_extract.compute import Compute
     from aqa_extract.networks import Networks
+    from aqa_extract.pipeline import Pipeline
+    from aqa_extract.work import Work
 
 PACKAGES = ("torch", "torchvision", "av", "decord", "zarr", "numpy")
 
@@ -162,32 +164,19 @@ def _run(
     signals: Signals,
 ) -> set[str]:
     """One pass: the part that needs torch and the networks; returns the ids it committed."""
-    import torch
-
     from aqa_extract.budget import ByteBudget
-    from aqa_extract.networks import Networks
-    from aqa_extract.pipeline import Pipeline
     from aqa_extract.work import Work
 
-    device = pick_device(options.device)
-    cores = available_cores()
-    torch.set_num_threads(1)
-    workers = decode_children(options, device, len(jobs))
-    networks = Networks.load(settings, device, console.note)
-    if why := networks.slow_flow:
-        console.warn(f"flow takes ten times as long as it could, as torch computes it: {why} (docs/flow.md)")
+    networks = load_networks(settings, options)
     with open_writer(report.store, networks, overwrite) as writer:
         expect(report.store, asked)
         writer.forget(todo.damaged)
         writer.replace(todo.replaced)
-        work = Work(networks, writer, options, ByteBudget(memory_budget(device), threading.Event()))
-        compute = new_compute(networks, options)
+        work = Work(networks, writer, options, ByteBudget(memory_budget(networks.device), threading.Event()))
 
         with console.progress("extract", len(jobs)) as advance:
-            told = Told(report, jobs, advance, work.committed, lambda: compute.frames)
-            drivers = min(cores, len(jobs)) if device.type == "cpu" else 1
-            most = options.stop_after
-            pipeline = Pipeline(work, compute, told.ended, workers=workers, drivers=drivers, stop_after=most)
+            told = Told(report, jobs, advance, work.committed, lambda: pipeline.compute.frames)
+            pipeline = new_pipeline(work, told.ended, len(jobs))
 
             def finish(number: int) -> None:
                 work.stop.set()
@@ -270,6 +259,34 @@ def _with_twins(job: VideoJob, failed: Failure) -> list[Failure]:
             for v, i in job.twins
         ),
     ]
+
+
+def load_networks(settings: ExtractSettings, options: Options) -> Networks:
+    """On the device of `options`, for a process that gives each of its threads one core. Raises EnvironmentFault."""
+    import torch
+
+    from aqa_extract.networks import Networks
+
+    torch.set_num_threads(1)
+    networks = Networks.load(settings, pick_device(options.device), console.note)
+    if why := networks.slow_flow:
+        console.warn(f"flow takes ten times as long as it could, as torch computes it: {why} (docs/flow.md)")
+    return networks
+
+
+def new_pipeline(work: Work, ended: Callable[[Failure | None], None], jobs: int) -> Pipeline:
+    """The stages of so many jobs, with all that this process may use; on a CPU each core is a device of its own."""
+    from aqa_extract.pipeline import Pipeline
+
+    networks, options = work.networks, work.options
+    return Pipeline(
+        work,
+        new_compute(networks, options),
+        ended,
+        workers=decode_children(options, networks.device, jobs),
+        drivers=min(available_cores(), jobs) if networks.device.type == "cpu" else 1,
+        stop_after=options.stop_after,
+    )
 
 
 def open_writer(store: Where, networks: Networks, overwrite: bool = False) -> StoreWriter:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
-
 from aqa_extract import faults, quarantine
 from aqa_extract.budget import ByteBudget
 from aqa_extract.compute import Done
@@ -20,20 +18,16 @@ from aqa_extract.config import Options
 from aqa_extract.faults import Fault
 from aqa_extract.job import Asked, JobFailed, VideoJob
 from aqa_extract.loading import Prepared
-from aqa_extract.networks import Networks
-from aqa_extract.pipeline import Pipeline
 from aqa_extract.plan import pinned, plan, read_plan
-from aqa_extract.run import decode_children, memory_budget, new_compute, open_writer
+from aqa_extract.run import load_networks, memory_budget, new_pipeline, open_writer
 from aqa_extract.streams import completed
 from aqa_extract.work import Work
-from aqa_shared import console
 from aqa_shared.errors import StoreError
-from aqa_shared.machine import available_cores, pick_device
 from aqa_shared.records import ExtractSettings, Failure, Video
 from aqa_shared.store import Where
 
 MANY = 1 << 20
-"""Videos that are yet to come, as far as the number of decode children goes."""
+"""Videos that are yet to come, as far as the numbers of threads and decode children go."""
 
 
 @dataclass
@@ -94,10 +88,7 @@ class Warm:
         _, known = read_plan((), store, settings, options)  # refuses a store of others before the networks are loaded
         if known is None and not create:
             raise StoreError(f"{store}: the store is gone", fix="put it back where it was; nothing else was lost")
-        torch.set_num_threads(1)
-        self.networks = Networks.load(pinned(settings, known), pick_device(options.device), console.note)
-        if why := self.networks.slow_flow:
-            console.warn(f"flow takes ten times as long as it could, as torch computes it: {why} (docs/flow.md)")
+        self.networks = load_networks(pinned(settings, known), options)
         self.writer = open_writer(store, self.networks)
         self.failed_before = quarantine.read(store)
         self.stale = threading.Event()
@@ -115,9 +106,9 @@ class Warm:
         `ended(id, failure)` is called once a video, from several threads: None is in the store. Raises what no single
         video is to blame for; what was finished by then is committed.
         """
-        networks, device = self.networks, self.networks.device
-        budget = ByteBudget(memory_budget(device), threading.Event())
-        self.work = work = _Work(networks, self.writer, self.options, budget, ended=ended)
+        budget = ByteBudget(memory_budget(self.networks.device), threading.Event())
+        options = self.options.model_copy(update={"stop_after": 0})
+        self.work = work = _Work(self.networks, self.writer, options, budget, ended=ended)
 
         def jobs() -> Iterator[VideoJob]:
             while not work.stop.is_set():
@@ -142,10 +133,7 @@ class Warm:
                     quarantine.write(self.store, failure)
                 work.through(failure.id, failure)
 
-        drivers = available_cores() if device.type == "cpu" else 1
-        workers = decode_children(self.options, device, MANY)
-        compute = new_compute(networks, self.options)
-        pipeline = Pipeline(work, compute, told, workers=workers, drivers=drivers, stop_after=0)
+        pipeline = new_pipeline(work, told, MANY)
         pipeline.run(jobs())
 
     def call_off(self, number: int) -> None:
