@@ -135,11 +135,15 @@ def test_a_store_that_is_gone_is_no_death(jobs: Jobs) -> None:
     assert (states(jobs), jobs[job_id("a")].deaths) == ({"a": "queued", "b": "queued"}, 0)
 
 
-def test_a_journal_that_cannot_be_written_promises_nothing(jobs: Jobs) -> None:
+def test_a_journal_that_cannot_be_written_promises_nothing(jobs: Jobs, tmp_path: Path) -> None:
     jobs.submit(video("a"), "1")
     shutil.rmtree(jobs.folder)
     with pytest.raises(OSError, match="No such file"):
         jobs.submit(video("b"), "1")
+    (tmp_path / "coming").write_bytes(b"x")
+    with pytest.raises(OSError, match="No such file"):
+        jobs.submit(Video(id="c", path=str(jobs.uploads / "c")), "1", tmp_path / "coming")
+    assert not list(jobs.uploads.iterdir()), "nothing is left of an upload that was refused"
     assert end(jobs, "a").state == "done"
     assert states(jobs) == {"a": "done"}
 

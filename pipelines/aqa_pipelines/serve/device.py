@@ -118,7 +118,6 @@ class Device:
         """Set when it was ready for the first time, or could not begin."""
         self.ended = threading.Event()
         self._pipe: Connection | None = None
-        self._process: Any = None
         self._lock = threading.Lock()
         self._killed = False
         self._thread = threading.Thread(target=self._keep_alive, name=f"device-{name}", daemon=True)
@@ -136,8 +135,6 @@ class Device:
     def kill(self) -> None:
         """End the process wherever it is; it is not started again once the queue is closed. `ended` follows."""
         self._killed = True
-        if self._process is not None and self._process.is_alive():
-            self._process.kill()
 
     def _keep_alive(self) -> None:
         pause = 1.0
@@ -177,10 +174,10 @@ class Device:
         process.start()
         theirs.close()
         with self._lock:
-            self._pipe, self._process = ours, process
+            self._pipe = ours
         fault, asks = None, False
         try:
-            while True:
+            while not self._killed:
                 if asks and not self.jobs.open:
                     asks = False
                     self.say("end")
@@ -200,13 +197,14 @@ class Device:
                     case ("fault", code, cause, fix):
                         fault = (code, cause, fix)
         except (EOFError, OSError):
-            return fault
+            pass
         finally:
             with self._lock:
                 self._pipe = None
             ours.close()
             process.kill()
             process.join()
+        return fault
 
     def _finish(self, video_id: str, failure: Failure | None) -> None:
         self.jobs.finish(job_id(video_id), failure)

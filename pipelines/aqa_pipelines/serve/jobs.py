@@ -200,7 +200,12 @@ class Jobs:
             )
             if upload is not None:
                 upload.replace(Path(job.video.path))
-            self._keep(job, promised=True)
+            try:
+                self._keep(job, promised=True)
+            except OSError:
+                if upload is not None:
+                    _remove(Path(job.video.path))
+                raise
             self.number = job.number
             self.waiting.append(job.id)
             return job, True

@@ -103,7 +103,7 @@ class Running:
     def begin(self) -> None:
         """Start a process a device, and see which jobs the store has. Raises what keeps any of them from it."""
         service = self.service
-        options = Options(**service.handling.model_dump(), stop_after=0)
+        options = Options(**service.handling.model_dump())
         start = (service.store, service.features, options)
         for name in devices(service.devices):
             self.devices.append(Device(name, self.jobs, start, self.news.set))
