@@ -58,16 +58,17 @@ def _memory_limit_files(proc: Path, cgroups: Path) -> list[Path]:
 
 
 def return_freed_memory(above: int = 128 << 10) -> None:
-    """Have the C library return every block of more than `above` bytes to the system when it is freed.
+    """Have the C library give freed memory back to the system: now all it can, from now on blocks of `above` bytes.
 
-    For processes that stay. By itself glibc raises this limit to the largest block that was freed so far, up to 32 MB,
+    For processes that stay. By itself glibc raises that limit to the largest block that was freed so far, up to 32 MB,
     and the arena of each thread then keeps twice as much (mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD). Other C
     libraries have no such limit, and nothing happens.
     """
     with suppress(AttributeError, TypeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
         for limit in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
-            mallopt(limit, above)
+            library.mallopt(limit, above)
+        library.malloc_trim(0)
 
 
 UNITS = {

@@ -10,19 +10,15 @@ import pytest
 
 SCRIPT = """
 import ctypes, gc, json, pathlib, sys, tracemalloc
-from contextlib import suppress
 from pathlib import Path
 import numpy as np
 from aqa_pipelines.serve.jobs import Jobs
-from aqa_pipelines.serve.service import Running, serve
+from aqa_pipelines.serve.service import Running
 from aqa_pipelines.serve.settings import Service
-from aqa_shared.errors import EnvironmentFault
 from aqa_shared.records import Video
 from aqa_shared.store import ArraySpec, Objects, StoreWriter
 
 folder, batches = Path(sys.argv[1]), 20
-with suppress(EnvironmentFault):  # it has prepared the process by then
-    serve(Service(token_file=folder / "none"))
 spec = ArraySpec("rgb", ("channel",), (1024,), "float32", role="feature")
 objects = Objects(folder / "s.zarr", write=True)
 writer = StoreWriter.open(objects, specs=[spec], provenance={})
@@ -78,7 +74,7 @@ def test_a_job_that_has_ended_and_the_index_of_its_video_are_small(measured: dic
 
 
 def test_what_finalising_frees_goes_back_to_the_system(measured: dict[str, float | None]) -> None:
-    # 3.1 to 3.5 MB, without `return_freed_memory` 17 to 19 MB, and more in a larger store. What remains are small
+    # 3.1 to 3.6 MB, without `return_freed_memory` 17 to 22 MB, and more in a larger store. What remains are small
     # blocks among others that are in use; it depends on the order of threads.
     if measured["freed"] is None:
         pytest.skip("the C library does not say what it keeps")

@@ -34,7 +34,6 @@ STEP = 0.2
 
 def serve(service: Service) -> ExitCode:
     """Serve until a signal ends it. Raises what keeps it from beginning."""
-    return_freed_memory()  # blocks of the store that are merged pass through many threads
     try:
         import uvicorn
 
@@ -207,6 +206,8 @@ class Running:
             self.store_fault = e.cause
             self.news.set()
             return
+        finally:
+            return_freed_memory()  # blocks that were merged have passed through many threads
         for device in self.devices:
             device.say("finalised")
 
