@@ -232,6 +232,7 @@ class Simulation:
         self.speed = (speed * np.where(self.rng.random(workers) < setting.stragglers, setting.slower, 1.0)).tolist()
         self.put = Line(setting.puts if setting.remote else float("inf"))
         self.get = Line(setting.gets if setting.remote else float("inf"))
+        self.look = Line(setting.stats)
         self.latency = setting.latency if setting.remote else 0.0
         self.result = Result(engine, workers, 1, waited=defaultdict(float))
         self.done = bytearray(self.count)
@@ -251,8 +252,8 @@ class Simulation:
         names = [f"{k:07}" for k in range(self.count)]
         if self.engine == "array":
             asked = self.count * self.costs.stats * workers / self.setting.stats
-            r.waited["file system"] += max(0.0, asked - self.planned) * workers
-            self.planned = max(self.planned, asked)
+            self.planned = max(self.planned, asked)  # all begin at once, and share what the file system answers
+            r.waited["planning"] += self.planned * workers
             parts = all_parts(self.videos.size.tolist(), names, workers * self.setting.parts)
             self.queued = deque(deque(part) for part in parts)
             self.todo = [self.queued.popleft() if self.queued else deque() for _ in range(workers)]
@@ -273,6 +274,7 @@ class Simulation:
             now, worker = heapq.heappop(self.events)
             busy += self._turn(now, worker)
         r.wall = max(self.committing)
+        r.waited["the last to end"] += sum(r.wall - at for at in self.committing)
         r.committed = self.made
         r.idle = r.wall * workers - busy
         r.puts, r.gets, r.peak_puts, r.peak_gets = self.put.total, self.get.total, self.put.peak, self.get.peak
@@ -284,7 +286,13 @@ class Simulation:
     def _started(self, worker: int, now: float) -> float:
         """When a process that begins now has planned, loaded its networks, and read what the store holds."""
         c, r = self.costs, self.result
-        ready = now + c.start + (self.planned if self.engine == "array" else 0.0)
+        ready = now + c.start
+        if self.engine == "array" and not now:
+            ready += self.planned
+        elif self.engine == "array":
+            planned = self.look.ask(now, self.count * c.stats, self.count * c.plan)
+            r.waited["planning"] += planned - now
+            ready += planned - now
         staged = self.made
         looks = c.looks if self.engine == "array" else 1
         gets = looks * staged * 1.001  # and a page of the list for every thousand
