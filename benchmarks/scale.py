@@ -82,7 +82,7 @@ def cases(setting: Setting, many: Sequence[int]) -> dict[str, list[tuple[str, Se
     return {
         "array": [("array", setting, n, 1) for n in many],
         "parts": [("array", replace(setting, parts=4), n, 1) for n in last],
-        "dask": [("dask", setting, n, 1) for n in many[2:]],
+        "dask": [("dask", setting, n, 1) for n in many[-2:]],
         "batches": [("array", setting, n, ten) for n in last],
         "folder": [("array", folder, n, 1) for n in last],
         "dense": [(engine, dense, n, 1) for engine in ("array", "dask") for n in last],
