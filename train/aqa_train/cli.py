@@ -32,6 +32,12 @@ Input, Learning, RunOption = map(group, (INPUT, LEARNING, "Run"))
 """Options by the heading under which `--help` shows them; those that are settings are in `config`."""
 
 
+def _in_memory(value: str) -> str:
+    if value not in ("auto", "yes", "no"):
+        raise UsageError(f"--in-memory is {value!r}", fix="use auto, yes or no")
+    return value
+
+
 @app.command(epilog="aqa-train --features feats.zarr --out runs/first")
 @with_options(RunConfig)
 def train(
@@ -46,7 +52,8 @@ def train(
     device: Annotated[str, RunOption(help="auto, cpu, cuda or cuda:1.")] = "auto",
     jobs: Annotated[int | None, RunOption(min=1, help="Trainings at a time. [default: one per core]")] = None,
     in_memory: Annotated[
-        str, RunOption(metavar="auto|yes|no", help="Load all features once; auto does where they fit.")
+        str,
+        RunOption(metavar="auto|yes|no", callback=_in_memory, help="Load all features once; auto does where they fit."),
     ] = "auto",
     print_config: Annotated[bool, RunOption("--print-config", help="Print the settings as TOML and stop.")] = False,
     dry_run: Annotated[
@@ -69,8 +76,6 @@ def train(
     --print-config shows outside of [settings]. They win over --config; options win over them; --resume ignores them.
     """
     settings, out = asked(context, out, resume, set_ or [], config, print_config=print_config)
-    if in_memory not in ("auto", "yes", "no"):
-        raise UsageError(f"--in-memory is {in_memory!r}", fix="use auto, yes or no")
     if print_config:
         from aqa_shared.store import is_store
 
