@@ -12,7 +12,7 @@ from aqa_pipelines import datasets_cli, submit_cli, tables_cli, weights_cli
 from aqa_pipelines.serve import cli as serve_cli
 from aqa_shared import console
 from aqa_shared.commands import App, CommandGroup, Later, Version
-from aqa_shared.errors import ExitCode, UsageError
+from aqa_shared.errors import ExitCode, StoreError, UsageError
 
 
 class _Umbrella(CommandGroup):
@@ -326,7 +326,13 @@ def finalise(
         finalise_run(Path(store), quiet=json, tell=tell)
         return
     from aqa_shared.store import finalise as put_together
-    from aqa_shared.store import missing
+    from aqa_shared.store import is_store, missing
+
+    if Path(store).is_dir() and not is_store(store):
+        raise StoreError(
+            f"{console.printable(store)}: neither a feature store nor a run folder in which a part has begun",
+            fix="give the --out of aqa-extract or aqa-train; where no part has begun, see what the parts printed",
+        )
 
     state = put_together(store)
     lacking = missing(store)

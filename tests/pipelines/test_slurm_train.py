@@ -64,6 +64,14 @@ def test_only_parts_with_something_missing_are_submitted_again(tmp_path: Path, m
     assert json.loads(aqa("finalise", "run", "--json")) == {"missing": []}
 
 
+def test_a_folder_in_which_no_part_has_begun_is_said_to_be_neither(tmp_path: Path) -> None:
+    (tmp_path / "run/splits").mkdir(parents=True)
+    done = run("aqa", "finalise", tmp_path / "run")
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "neither a feature store nor a run folder in which a part has begun" in done.stderr
+    assert "the --out of aqa-extract or aqa-train" in done.stderr
+
+
 def test_the_job_at_the_end_says_that_the_tables_could_not_be_written(tmp_path: Path, monkeypatch) -> None:
     """Nothing is missing, so nothing is submitted, and that must not look as if all were well."""
     monkeypatch.chdir(tmp_path)
