@@ -81,6 +81,19 @@ def test_a_single_flash_is_no_track() -> None:
     assert follow(looks((person(0.2, 0.5), during(5, 6, 0.9))), LENGTH, SIZE, ActorSettings(min_coverage=0)) == []
 
 
+@pytest.mark.parametrize(("share", "people"), [(0.97, 0), (0.9, 1)])
+def test_a_box_of_the_whole_frame_is_nobody_s(share: float, people: int) -> None:
+    """Whatever its score: what is everywhere is nowhere. Of each side, 0.9 is 0.81 of the area."""
+    boxes = np.tile([1 - share, 1 - share, 1.0, 1.0], (COUNT, 1))
+    assert len(follow(looks((boxes, 0.8)), LENGTH, SIZE, ActorSettings())) == people
+
+
+def test_somebody_who_comes_close_is_followed_there() -> None:
+    """Sure boxes elsewhere make him a person; those of the whole frame then are his."""
+    close = np.where(np.arange(COUNT) < 6, 0.9, 0.99)[:, None] * [0, 0, 1, 1]
+    assert run(looks((close, 0.6))).coverage == 1
+
+
 def test_the_people_s_order_in_a_frame_does_not_matter() -> None:
     rng = np.random.default_rng(0)
     seen = looks((person(along(0.2, 0.8), 0.4), 0.6), (person(along(0.7, 0.3), 0.6, 0.2), 0.5))
