@@ -33,8 +33,9 @@ MEMORY = 5
 """Looks whose colours a tracklet remembers: one box that took in too much background is outvoted."""
 UNMIXED = 0.55
 """Mean colours of the looks before and after; less is a change of person within a tracklet."""
-ALIKE = 0.7
-"""Colours over a gap: of two people, 90 % agree by less."""
+ALIKE = 0.77
+"""Colours over a gap: of a person's boxes five in six agree by more with the mean of his others, of his neighbours'
+one in nine."""
 ALIKE_FOLLOWED = 0.8
 """Colours from which a body may also have stayed where it was in the picture, as one does that the camera follows."""
 FOLLOWED = 0.5

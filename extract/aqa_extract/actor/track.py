@@ -101,10 +101,10 @@ def follow(looks: Looks, length: int, size: tuple[int, int], settings: ActorSett
         found.look[firm], *(a[firm] for a in (found.boxes, found.fixed, found.scores, found.colours))
     )
     parts = link.tracklets(people, looks.positions)
-    tracks = [np.concatenate(chain) for chain in link.join(people, parts, looks.positions, looks.motion.cuts)]
+    tracks = [firm[np.concatenate(chain)] for chain in link.join(people, parts, looks.positions, looks.motion.cuts)]
     hopeful = settings.model_copy(update={"min_coverage": 0.0, "actors": settings.actors + CANDIDATES})
-    best = choose.ranked(tracks, people, size, count, hopeful)
-    whole = [fill.filled(found, firm[rows], looks.positions, looks.motion.cuts) for rows in best]
+    best = choose.ranked(tracks, found, size, count, hopeful)
+    whole = [fill.filled(found, rows, tracks, looks.positions, looks.motion.cuts) for rows in best]
     result = []
     for rows in choose.ranked(whole, found, size, count, settings):
         own = np.full((count, 4), np.nan)
