@@ -47,8 +47,7 @@ def ranked(
     people = [
         rows
         for rows in tracks
-        if sure[rows].sum() >= min(SURE_LOOKS, looks)
-        and len(rows) >= settings.min_coverage * looks
+        if sure[rows].sum() >= min(SURE_LOOKS, looks) and len(rows) >= settings.min_coverage * looks
     ]
     merits = [_merit(rows, found, size, settings.select) for rows in people]
     best: list[NDArray[np.int64]] = []

@@ -33,14 +33,15 @@ ALIKE = 0.65
 """Agreement with the person's mean colours."""
 ROUNDS = 30
 DOUBT, COLOUR, SIZE = 0.5, 10.0, 0.25
-"""Which of several boxes: log of the score, disagreement of colours, and of the log of sizes, beside the distance. The logarithm of
-how much oftener a person's own box has such an agreement than a neighbour's rises by 20 a unit, and is 0 at 0.75."""
+"""Which of several boxes: log of the score, disagreement of colours, and of the log of sizes, beside the distance. How
+much oftener a person's own box agrees so well in colour than a neighbour's (the log of it) is 0 at 0.75 and rises by
+about 20 a unit in rendered dives; half of that is believed."""
 LEAST_NEIGHBOUR, TOGETHER, APART = 3, 2, 0.3
 """Detections of a neighbour; looks on which he and the person are two bodies, and overlap below which they are."""
 REACH = 1.0
 """Body lengths from a neighbour's place within which a box may be his."""
 LEAST_LEFT = 2
-"""Detections that a person keeps of his own: who has fewer is not another."""
+"""Detections of their own that a person needs; who has fewer keeps all."""
 
 
 def filled(
@@ -118,6 +119,11 @@ def _fitting(
         far, least = (FAR_OUTSIDE, ALIKE_OUTSIDE) if outside else (FAR, ALIKE)
         fits = (distance <= far) & (size <= -np.log(LEAST_RATIO)) & (alike[here] >= least)
         if fits.any():
-            merit = DOUBT * np.log(found.scores[here]) - distance**2 / 2 - (size / SIZE) ** 2 / 2 - COLOUR * (1 - alike[here])
+            merit = (
+                DOUBT * np.log(found.scores[here])
+                - distance**2 / 2
+                - (size / SIZE) ** 2 / 2
+                - COLOUR * (1 - alike[here])
+            )
             more.append(here[np.where(fits, merit, -np.inf).argmax()])
     return np.array(more, np.int64)
