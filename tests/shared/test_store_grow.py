@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import uuid
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from aqa_shared.store import (
     Objects,
     Run,
     Where,
+    blocks,
     compact,
     describe,
     expect,
@@ -31,6 +33,7 @@ from aqa_shared.store import (
 from aqa_shared.store.blocks import Block, Index, write_blocks
 from aqa_shared.store.log import Group, publish, state_of
 from aqa_shared.store.merge import LARGE, SMALL, tail
+from aqa_shared.store.objects import AT_A_TIME
 from aqa_shared.store.stage import read_failures, write_failure
 
 from .store_cases import FLOW, SPECS, arrays_of, commit, make_store, meta_of, open_writer, tree
@@ -377,3 +380,32 @@ def test_a_block_that_is_made_twice_is_whole_at_every_moment() -> None:
     prefix = block.path.split("/")[1].split("-")[0] + "-"
     assert write_blocks(Objects(again), index, state_of(Objects(memory)).arrays, prefix) == [block]
     assert again.puts > 10
+
+
+class _Counting(WrapperStore[MemoryStore]):
+    """How many committed arrays are being read at once."""
+
+    now = most = 0
+
+    async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        if not key.endswith(".npz"):
+            return await super().get(key, *args, **kwargs)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0)  # as a request that is under way
+        self.now -= 1
+        return await super().get(key, *args, **kwargs)
+
+
+@pytest.mark.parametrize(("ahead", "most"), [(None, AT_A_TIME), (1, 1)])
+def test_finalising_reads_many_committed_videos_at_once(
+    ahead: int | None, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, a million of them would take an object store hours. What is read ahead has a limit."""
+    if ahead is not None:
+        monkeypatch.setattr(blocks, "_AHEAD_BYTES", ahead)
+    make_store(memory := MemoryStore(), 2 * AT_A_TIME, finalise=False)
+    finalise(Objects(counting := _Counting(memory), write=True))
+    assert counting.most == most
+    assert verify(memory) == []
+    assert len(FeatureStore.open(memory).ids) == 2 * AT_A_TIME

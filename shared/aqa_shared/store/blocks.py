@@ -6,7 +6,7 @@ The layout is CF's contiguous ragged array: video i owns the `length[i]` rows af
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Generic, Protocol, TypeVar
@@ -29,6 +29,7 @@ from aqa_shared.store.log import Group
 from aqa_shared.store.objects import Objects
 
 _BUFFER_BYTES = 64 << 20
+_AHEAD_BYTES = 32 << 20
 
 
 class Source(Protocol):
@@ -48,6 +49,13 @@ class Source(Protocol):
     def meta(self, item: int) -> dict[str, Any]: ...
     def rows(self, name: str, item: int) -> np.ndarray: ...
     def release(self) -> None: ...
+
+    @property
+    def unread(self) -> str | None:
+        """Key of the one object that `rows` would have to get; None where it has it, or gets what it needs itself."""
+
+    def fetched(self, data: bytes | None) -> None:
+        """What lies at `unread`, got by somebody else."""
 
 
 class Block(GroupReader):
@@ -115,6 +123,11 @@ class Block(GroupReader):
 
     def release(self) -> None:
         """Chunks are kept: the next video may need them."""
+
+    unread = None
+
+    def fetched(self, data: bytes | None) -> None:
+        """Never asked for."""
 
     def read(self, name: str, rows: slice) -> np.ndarray:
         try:
@@ -296,20 +309,33 @@ def _write_block(
 
 def _copy(objects: Objects, index: Index[Any], members: Sequence[int], out: Mapping[str, _Appender]) -> None:
     torn: dict[int, tuple[Source, str]] = {}
-    for i in members:
-        for name in out:
-            source = index.sources[index.place[name][i]]
-            try:
-                out[name].append(source.rows(name, int(index.item[name][i])))
-            except Torn as e:
-                torn[id(source)] = (source, e.cause)
-                break
-        for name in out:
-            index.sources[index.place[name][i]].release()
+    for some in _windows(index, members, out):
+        of = {i: {name: index.sources[index.place[name][i]] for name in out} for i in some}
+        # Together, as an object store takes as long to answer one request as to answer many.
+        unread = {source.unread: source for i in some for source in of[i].values() if source.unread}
+        for source, data in zip(unread.values(), objects.get_all(list(unread)), strict=True):
+            source.fetched(data)
+        for i in some:
+            for name, source in of[i].items():
+                try:
+                    out[name].append(source.rows(name, int(index.item[name][i])))
+                except Torn as e:
+                    torn[id(source)] = (source, e.cause)
+                    break
+            for source in of[i].values():
+                source.release()
     if torn:
         raise Torn(objects, *(list(x) for x in zip(*torn.values(), strict=True)))
     for appender in out.values():
         appender.flush()
+
+
+def _windows(index: Index[Any], members: Sequence[int], out: Mapping[str, _Appender]) -> Iterator[Sequence[int]]:
+    """`members` in their order, as many at a time as have about `_AHEAD_BYTES` in these arrays, and at least one."""
+    sizes = sum(index.lengths(name)[np.array(members)] * appender.row_bytes for name, appender in out.items())
+    window = np.cumsum(sizes) // _AHEAD_BYTES
+    for same in np.split(np.array(members), np.flatnonzero(np.diff(window)) + 1):
+        yield same.tolist()
 
 
 def block_digest(
@@ -327,7 +353,7 @@ class _Appender:
     """Fills an array from the front; writes whole chunks only, so that no chunk is written twice."""
 
     def __init__(self, array: Any, row_bytes: int) -> None:
-        self.array = array
+        self.array, self.row_bytes = array, row_bytes
         rows = array.chunks[0] * max(1, _BUFFER_BYTES // max(1, array.chunks[0] * row_bytes))
         self.buffer = np.empty((min(rows, max(1, array.shape[0])), *array.shape[1:]), dtype=array.dtype)
         self.written = self.filled = 0

@@ -55,6 +55,7 @@ class Part:
     """Nothing of the video counts that was there before."""
     again: bool
     """What the store has of it is damaged: these values count, though the digests are the same."""
+    _packed: bytes | None = field(default=None, repr=False)
     _data: dict[str, np.ndarray] | None = field(default=None, repr=False)
 
     @property
@@ -83,11 +84,12 @@ class Part:
         """The array `name`, shape (length, …). Raises Torn where it is not what was committed."""
         try:
             if self._data is None:
-                data = self.objects.get(f"{self.key}.npz")
-                if data is None:
+                packed = self._packed or self.objects.get(f"{self.key}.npz")
+                if packed is None:
                     raise ValueError("its arrays are missing")
-                with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
                     self._data = dict(arrays)
+                self._packed = None
             if array_digest(self._data[name]) != self.digests[name]:
                 raise ValueError("its values differ from what was committed")
             return self._data[name]
@@ -96,7 +98,16 @@ class Part:
 
     def release(self) -> None:
         """Forget the values."""
-        self._data = None
+        self._packed = self._data = None
+
+    @property
+    def unread(self) -> str | None:
+        """Key of its arrays, unless it has them."""
+        return f"{self.key}.npz" if self._packed is None and self._data is None else None
+
+    def fetched(self, data: bytes | None) -> None:
+        """Its arrays, as they lie there; None where they are missing."""
+        self._packed = data
 
     @property
     def keys(self) -> list[str]:
