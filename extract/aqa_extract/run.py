@@ -147,7 +147,7 @@ def _by(options: Options) -> Iterator[Callable[..., set[str]]]:
         yield _run
         return
     from aqa_extract.cluster.blocks import run_pass
-    from aqa_extract.cluster.workers import reached
+    from aqa_shared.workers import reached
 
     with reached(options.scheduler, options.device) as client:
         yield partial(run_pass, client)

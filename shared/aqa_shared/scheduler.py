@@ -22,8 +22,12 @@ COMPARED = ("python", "dask", "distributed", "aqa")
 """What must be the same everywhere: three speak with each other, the last says what is computed."""
 ANSWER = 20.0
 """Seconds for a scheduler to answer."""
-DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-"""Run by workers of our own, to which a terminal sends Ctrl-C as well: whoever started them decides."""
+DEAF = (
+    "import signal; "
+    "[signal.signal(s, signal.SIG_IGN) for s in signal.Signals if s.name in ('SIGINT', 'SIGTERM', 'SIGUSR1')]"
+)
+"""Run by workers of our own, to which terminals send Ctrl-C and batch systems their warnings as well: whoever started
+them decides."""
 
 
 def named(value: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Extraction by the workers of a Dask cluster: `blocks` says what is sent, `workers` to whom, `worker` what they do."""
+"""Extraction by the workers of a Dask cluster: `blocks` says what is sent, `worker` what they do with it."""

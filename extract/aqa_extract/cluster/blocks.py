@@ -11,16 +11,16 @@ to the same bytes.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from aqa_extract import faults
-from aqa_extract.cluster.worker import Trouble
-from aqa_extract.cluster.workers import Block, Ended, Workers
+from aqa_extract.cluster.worker import Terms, extract_block, load_networks
 from aqa_extract.config import Options
 from aqa_extract.faults import Fault
 from aqa_extract.identity import identify
@@ -33,7 +33,9 @@ from aqa_extract.streams import identified
 from aqa_shared import console
 from aqa_shared.errors import AqaError, ExitCode
 from aqa_shared.records import ExtractSettings, Failure
+from aqa_shared.sessions import Trouble
 from aqa_shared.store import Objects, Run, StoreWriter, disk_errors, expect
+from aqa_shared.workers import Duties, Ended, Workers
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -46,6 +48,20 @@ BLOCK_SECONDS = 30.0
 """Of work in a block: long beside a message and the start of a decoder, short beside what a lost worker costs."""
 LARGEST, FIRST = 64, 2
 """Videos of a block; and while nobody knows how long they take."""
+DUTIES = Duties(load_networks, extract_block, "load the networks")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Videos for one worker."""
+
+    jobs: tuple[VideoJob, ...]
+    tries: int = 0
+    """Workers that failed with it."""
+    losses: int = 0
+    """Times that a worker died with it, as far as Dask says."""
+    not_on: frozenset[str] = frozenset()
+    """Those that failed with it."""
 
 
 def run_pass(
@@ -60,17 +76,27 @@ def run_pass(
     signals: Signals,
 ) -> set[str]:
     """Extract `jobs` on the cluster, as `aqa_extract.run` does here; returns the ids that were committed."""
-    workers = Workers(client, settings, options, report.store)
+    place, theirs = str(report.store), options.model_copy(update={"scheduler": None, "command": ""})
+    place = place if "://" in place else os.path.abspath(place)
+    where, wait = options.scheduler or "", options.scheduler_wait
+    workers: Workers[Block] = Workers(
+        client,
+        DUTIES,
+        lambda run, device: Terms(run, settings, theirs, place, device),
+        where=where,
+        device=options.device,
+        wait=wait,
+    )
     objects = Objects.at(report.store, write=True)
     try:
-        made_with = workers.first_offer().provenance
+        made_with = workers.first_ready().offer
         specs = identified(settings, made_with["weights"])
         StoreWriter.open(objects, specs=specs, settings=settings, provenance=made_with, overwrite=overwrite)
         expect(objects, asked)
         with disk_errors(objects, "write to the store"):
             objects.put(workers.terms.token, b"")
         with console.progress("extract", len(jobs)) as advance:
-            work = _Pass(workers, jobs, todo, advance, report)
+            work = _Pass(workers, jobs, todo, advance, report, options.stop_after)
             work.signalled = bool(signals.received)  # in an earlier pass, at its end
             signals.hand_to(work.finish, lambda: None)
             stopped_by = work.run()
@@ -88,9 +114,15 @@ class _Pass:
     """What is still to do, what is under way, what has come of it."""
 
     def __init__(
-        self, workers: Workers, jobs: Sequence[VideoJob], todo: Plan, advance: Callable[..., None], report: Report
+        self,
+        workers: Workers[Block],
+        jobs: Sequence[VideoJob],
+        todo: Plan,
+        advance: Callable[..., None],
+        report: Report,
+        most: int,
     ) -> None:
-        self.workers, self.todo, self.report = workers, todo, report
+        self.workers, self.todo, self.report, self.most = workers, todo, report, most
         self.told = Told(report, jobs, advance, set(), lambda: self.frames)
         self.looked_at: list[tuple[int, int]] = []
         self.frames = 0
@@ -105,10 +137,13 @@ class _Pass:
 
     def run(self) -> str | None:
         """Work until nothing is left, or the run is to end early: why, None for a signal."""
-        while self.workers.blocks or not self._over:
-            while not self._over and self.workers.blocks < sum(self.workers.slots.values()):
+        while self.workers.at_work or not self._over:
+            while not self._over and self.workers.at_work < sum(self.workers.slots.values()):
                 block = self.again.popleft() if self.again else self._next()
-                self.workers.submit(block, self.todo.damaged, self.todo.replaced)
+                ids = {i for job in block.jobs for i in job.ids}
+                self.workers.submit(
+                    block, (block.jobs, self.todo.damaged & ids, self.todo.replaced & ids), self._elsewhere(block)
+                )
             if (ended := self.workers.step()) is not None:
                 self._settle(ended)
             if self.signalled and not self.workers.stopping:
@@ -118,7 +153,7 @@ class _Pass:
     def finish(self, number: int) -> None:
         """A signal came, perhaps amid a message to the scheduler: what has begun is finished."""
         self.signalled = True
-        blocks = console.counted(self.workers.blocks, "block")
+        blocks = console.counted(self.workers.at_work, "block")
         how = "again to stop now" if number == signal.SIGINT else f"for at most {GRACE:.0f} s"
         console.note(f"finishing what the workers have begun in {blocks}; {how}")
 
@@ -137,8 +172,12 @@ class _Pass:
         count = max(1, min(enough, LARGEST, len(self.fresh) // (2 * slots)))
         return Block(tuple(self.fresh.popleft() for _ in range(count)))
 
-    def _settle(self, ended: Ended) -> None:
-        block, manifest = ended.block, ended.manifest
+    def _elsewhere(self, block: Block) -> frozenset[str]:
+        """Fit workers that have not failed with it."""
+        return frozenset(self.workers.slots) - block.not_on
+
+    def _settle(self, ended: Ended[Block]) -> None:
+        block, manifest = ended.task, ended.result
         if manifest is None:
             for job in block.jobs:
                 self._lost(job, block, ended.losses)
@@ -191,7 +230,7 @@ class _Pass:
         """A fault of the machine is tried on another one."""
         alone = replace(block, jobs=(job,), tries=block.tries + 1, not_on=block.not_on | {worker})
         ours = faults.fault(failed.reason) is Fault.OURS
-        if ours and alone.tries < TRIES and self.workers.elsewhere(alone) and not self._stops:
+        if ours and alone.tries < TRIES and self._elsewhere(alone) and not self._stops:
             console.note(f"{console.printable(job.video.id)} failed ({failed.reason}) on {worker}: again on another")
             self.again.append(alone)
         else:
@@ -208,8 +247,7 @@ class _Pass:
     def _ended(self, failed: Failure | None) -> None:
         self.told.ended(failed)
         self.in_a_row = 0 if failed is None else self.in_a_row + 1
-        most = self.workers.options.stop_after
-        if most and self.in_a_row >= most and (self.fresh or self.again):
+        if self.most and self.in_a_row >= self.most and (self.fresh or self.again):
             self.stopped_by = f"{self.in_a_row} failures in a row"
             self.workers.stop()
 

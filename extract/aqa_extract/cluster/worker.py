@@ -7,19 +7,19 @@ otherwise is said of the worker, never of a video.
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aqa_extract.config import Options
 from aqa_extract.identity import identify
 from aqa_extract.job import VideoJob
-from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode
+from aqa_shared.errors import EnvironmentFault
 from aqa_shared.machine import available_memory, pick_device
 from aqa_shared.records import ExtractSettings, Failure
+from aqa_shared.sessions import Ready, Trouble, device_here, gpu_name, idle_gpus, session, trouble
 from aqa_shared.store import Objects, StoreWriter, disk_errors
 
 if TYPE_CHECKING:
@@ -35,27 +35,17 @@ class Terms:
     """What a run asks of its workers; goes with every block."""
 
     run: str
-    """A name of its own: what a worker keeps for a run goes by it."""
+    """A name of its own: what a worker keeps of a run goes by it."""
     settings: ExtractSettings
     options: Options
     store: str
     device: str
-    """`cpu`, `cuda`, or `cuda:*` for the one that the number of a local worker says."""
+    """`cpu`, `cuda:1`, or `cuda` for each worker's own."""
 
     @property
     def token(self) -> str:
         """Key of the object that only the store of this run has; `aqa compact` removes what a killed client left."""
         return f"staged/session-{self.run}.npz"
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What a worker computes with."""
-
-    provenance: dict[str, Any]
-    """What the store says of what it makes: weights, versions …"""
-    said: tuple[str, ...]
-    """What was to be said while its networks were loaded."""
 
 
 @dataclass
@@ -73,28 +63,17 @@ class Manifest:
     trouble: Trouble | None = None
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """Why a worker could not do its work."""
-
-    cause: str
-    fix: str
-    exit_code: ExitCode
-    unfit: bool
-    """It would not be able to do any other either."""
-
-
 class Session:
     """What a process keeps of a run between its blocks."""
 
-    def __init__(self, terms: Terms, name: object) -> None:
+    def __init__(self, terms: Terms, device: str) -> None:
         import torch
 
         from aqa_extract.networks import Networks
 
         torch.set_num_threads(1)
         self.terms = terms
-        self.device: torch.device = pick_device(_device(terms.device, name))
+        self.device: torch.device = pick_device(device)
         self.said: list[str] = []
         self.networks: Networks = Networks.load(terms.settings, self.device, self.said.append)
         self.at_work: list[Work] = []
@@ -128,44 +107,31 @@ class Session:
 
 LOOKS = 3
 """At the store, a second apart."""
-_sessions: dict[str, Session] = {}
-_lock = threading.Lock()
-KEPT = 2
-"""Runs of which a process holds the networks: two clients may share a cluster."""
 
 
-def _session(terms: Terms, name: object) -> Session:
-    with _lock:
-        if terms.run not in _sessions:
-            while len(_sessions) >= KEPT:
-                del _sessions[next(iter(_sessions))]
-            gc.collect()
-            _sessions[terms.run] = Session(terms, name)
-        return _sessions[terms.run]
+def _session(terms: Terms, places: Mapping[str, int]) -> Session:
+    return session(terms.run, lambda: Session(terms, device_here(terms.device, places)))
 
 
-def offer(terms: Terms) -> Offer | Trouble:
-    """Load the networks; what the worker lacks for that is its trouble."""
-    import torch
-    from distributed import get_worker
-
+def load_networks(terms: Terms, places: Mapping[str, int]) -> Ready | Trouble:
+    """Get ready; offers what the store says of what this worker makes: weights, versions …"""
     from aqa_extract.run import provenance
 
     try:
-        session = _session(terms, get_worker().name)
+        ours = _session(terms, places)
     except Exception as e:
-        return _trouble(e, unfit=True)
-    said = list(session.said)
-    if why := session.networks.slow_flow:
+        return trouble(e, unfit=True)
+    said = [*ours.said, *idle_gpus(terms.device, terms.options.device)]
+    if why := ours.networks.slow_flow:
         said.append(
             f"flow takes ten times as long as it could on the workers, as torch computes it: {why} (docs/flow.md)"
         )
-    if terms.device == "cpu" and terms.options.device == "auto" and torch.cuda.is_available():
-        said.append("workers have GPUs and none declares one, so CPUs compute: start them with --resources GPU=1")
-    return Offer(provenance(session.networks), tuple(said))
+    return Ready(provenance(ours.networks), gpu_name(ours.device), tuple(said))
 
 
-def extract_block(terms: Terms, jobs: Sequence[VideoJob], damaged: set[str], replaced: set[str]) -> Manifest:
+def extract_block(
+    terms: Terms, places: Mapping[str, int], jobs: Sequence[VideoJob], damaged: set[str], replaced: set[str]
+) -> Manifest:
     """Extract these videos and commit each; `damaged` and `replaced` of them are written though the store has them."""
     from distributed import get_worker
 
@@ -174,77 +140,57 @@ def extract_block(terms: Terms, jobs: Sequence[VideoJob], damaged: set[str], rep
     work: Work | None = None
     unfit = True
     try:
-        session = _session(terms, worker.name)
-        writer = session.writer()
+        ours = _session(terms, places)
+        writer = ours.writer()
         for job in jobs:
             _refuse_other_files(job)
         unfit = False
         writer.forget(damaged)
         writer.replace(replaced)
-        work = _work(session, writer, worker)
-        _run(session, work, jobs, worker, manifest)
+        work = _work(ours, writer, worker)
+        _run(ours, work, jobs, worker, manifest)
     except Exception as e:
-        manifest.trouble = _trouble(e, unfit)
+        manifest.trouble = trouble(e, unfit)
     if work is not None:
         manifest.committed = sorted(work.committed)
         manifest.without_actor, manifest.looked_at = work.without_actor, work.looked_at
     return manifest
 
 
-def stop(run: str) -> None:
-    """Sent to every worker when the run is to end early."""
-    if session := _sessions.get(run):
-        session.stop()
-
-
-def leave(run: str) -> None:
-    """Sent to every worker at the end: nothing is kept of the run."""
-    _sessions.pop(run, None)
-    gc.collect()
-
-
-def _run(session: Session, work: Work, jobs: Sequence[VideoJob], worker: Worker, manifest: Manifest) -> None:
+def _run(ours: Session, work: Work, jobs: Sequence[VideoJob], worker: Worker, manifest: Manifest) -> None:
     from aqa_extract.pipeline import Pipeline
     from aqa_extract.run import decode_children, new_compute
 
-    options, cuda = session.terms.options, session.device.type == "cuda"
-    compute = new_compute(session.networks, options, cores=1)
+    options, cuda = ours.terms.options, ours.device.type == "cuda"
+    compute = new_compute(ours.networks, options, cores=1)
     # A thread of a CPU worker is one core: a decode child and the networks take turns on it.
-    children = decode_children(options, session.device, len(jobs)) if cuda else options.workers or 1
+    children = decode_children(options, ours.device, len(jobs)) if cuda else options.workers or 1
 
     def ended(failed: Failure | None) -> None:
         if failed is not None:
             manifest.failures.append(failed)
 
-    session.at_work.append(work)
+    ours.at_work.append(work)
     try:
-        if session.stopped:
+        if ours.stopped:
             return
         outcome = Pipeline(work, compute, ended, workers=min(children, len(jobs)), stop_after=0).run(jobs)
         manifest.stages = vars(outcome.times)
     finally:
-        session.at_work.remove(work)
+        ours.at_work.remove(work)
         manifest.frames = compute.frames
 
 
-def _trouble(error: Exception, unfit: bool) -> Trouble:
-    if isinstance(error, AqaError):
-        return Trouble(error.cause, error.fix, error.exit_code, unfit)
-    machines = isinstance(error, OSError | MemoryError)
-    code = ExitCode.ENVIRONMENT if machines else ExitCode.INTERNAL
-    return Trouble(f"{type(error).__name__}: {error}", "run `aqa doctor` there", code, unfit)
-
-
-def _work(session: Session, writer: StoreWriter, worker: Worker) -> Work:
+def _work(ours: Session, writer: StoreWriter, worker: Worker) -> Work:
     from aqa_extract.budget import ByteBudget
     from aqa_extract.run import memory_budget
     from aqa_extract.work import Work
 
-    budget = memory_budget(session.device)
-    if session.device.type == "cpu":
+    budget = memory_budget(ours.device)
+    if ours.device.type == "cpu":
         limit = worker.memory_manager.memory_limit or available_memory()
         budget = min(budget, limit // 4) // worker.state.nthreads
-    return Work(session.networks, writer, session.terms.options, ByteBudget(budget, threading.Event()))
+    return Work(ours.networks, writer, ours.terms.options, ByteBudget(budget, threading.Event()))
 
 
 def _refuse_other_files(job: VideoJob) -> None:
@@ -272,12 +218,3 @@ def _sees(objects: Objects, key: str) -> bool:
                 return True
             time.sleep(1)
     return False
-
-
-def _device(asked: str, name: object) -> str:
-    """`cuda:*` for a local worker, which is named by its number."""
-    if asked != "cuda:*":
-        return asked
-    import torch
-
-    return f"cuda:{int(str(name)) % max(torch.cuda.device_count(), 1)}"

@@ -10,12 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from distributed import Client
+from tests.clusters import Cluster, dask, wait_until, without
 from tests.extract.clips import Clip
 from tests.extract.run.command import SMALL, contents, run_command
 from tests.extract.test_faults import CHANGED, broken_installation
@@ -27,78 +26,6 @@ from aqa_shared.store import FeatureStore
 
 KILLS = int(os.environ.get("AQA_TEST_KILLS", "100"))
 QUICK = ("--scheduler-wait", "5")
-
-
-class Cluster:
-    """`dask scheduler` and `dask worker`, as commands."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.file = folder, folder / "scheduler.json"
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", self.file)
-        wait_until(self.file.exists)
-        self.client = Client(scheduler_file=str(self.file), set_as_default=False, timeout=60)
-        self.address = self.client.scheduler.address
-
-    def start(self, what: str, *options: object, before: tuple[str, ...] = (), **environment: str) -> None:
-        log = (self.folder / f"{what}-{len(self.processes)}.log").open("wb")
-        command = [*before, sys.executable, "-m", "dask", what, *map(str, options)]
-        more = {"OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__WORKER__DAEMON": "True"}
-        self.processes.append(
-            subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **more, **environment})
-        )
-
-    def worker(self, *options: str, before: tuple[str, ...] = (), **environment: str) -> None:
-        there = self.folder / f"scratch-{len(self.processes)}"
-        given = (
-            "--scheduler-file",
-            self.file,
-            "--nthreads",
-            "1",
-            "--no-dashboard",
-            "--local-directory",
-            there,
-            *options,
-        )
-        count = len(self.client.nthreads())
-        self.start("worker", *given, before=before, **environment)
-        wait_until(lambda: len(self.client.nthreads()) > count)
-
-    @property
-    def pids(self) -> list[int]:
-        """Of the workers themselves, not of the nannies that start them again."""
-        return list(self.client.run(os.getpid, on_error="ignore").values())
-
-    @property
-    def tasks(self) -> int:
-        return int(self.client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
-
-    def close(self) -> None:
-        self.client.close()
-        for process in reversed(self.processes):
-            process.terminate()
-        for process in self.processes:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-@contextmanager
-def dask(folder: Path) -> Iterator[Cluster]:
-    found = Cluster(folder)
-    try:
-        yield found
-    finally:
-        found.close()
-
-
-def wait_until(true: Callable[[], object], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -232,14 +159,6 @@ def test_a_store_that_a_worker_does_not_see_is_the_machines_fault(clips: Path, t
     assert "give --out a folder that all machines see" in done.stderr
 
 
-def without(folder: Path) -> tuple[str, ...]:
-    """A command in whose view of the file system `folder` is empty."""
-    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
-        pytest.skip("this user may not mount")
-    script = f"mount -t tmpfs none {folder} && exec " + '"$@"'
-    return ("unshare", "--mount", "sh", "-c", script, "sh")
-
-
 @pytest.mark.slow
 def test_videos_that_no_worker_sees_are_the_machines_fault(clips: Path, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
@@ -274,6 +193,50 @@ def test_a_worker_that_lacks_something_is_named_and_the_next_one_does_the_work(
     assert "gets no work: there is no readable" in told
     assert list(quarantine.read(store)) == ["broken.mp4"]
     assert contents(store) == contents(undisturbed)
+
+
+DIES = """
+import os, signal, sys
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "aqa_extract.networks":
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.meta_path.insert(0, Finder)
+"""
+
+
+def test_a_worker_killed_while_it_loads_networks_is_asked_again(
+    many: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    """Before its first block; what restarts workers starts it again."""
+    clips, expected = many
+    store = tmp_path / "s.zarr"
+    with dask(tmp_path) as cluster:
+        cluster.worker()
+        before = cluster.pids
+        with started(clips, store, "--scheduler", cluster.address) as run:
+            wait_until(lambda: any(str(key).startswith("load_networks") for key in at_work(cluster)))
+            os.kill(before[0], signal.SIGKILL)
+            _, err = run.communicate(timeout=200)
+        assert cluster.pids != before
+    assert run.returncode == ExitCode.OK, err
+    assert "died while it was to load the networks; see its log" in err
+    assert contents(store) == expected
+
+
+def at_work(cluster: Cluster) -> list[object]:
+    """Keys of what workers compute."""
+    return [key for keys in cluster.client.processing().values() for key in keys]
+
+
+def test_workers_that_always_die_while_they_load_networks_end_the_run(clips: Path, tmp_path: Path) -> None:
+    with dask(tmp_path) as cluster:
+        cluster.worker(PYTHONPATH=broken_installation(tmp_path / "site", DIES))
+        done = run_command(clips, tmp_path / "s.zarr", "--scheduler", cluster.address, *QUICK)
+    assert done.returncode == ExitCode.ENVIRONMENT, done.stderr
+    assert "3 workers of its host died while they were to load the networks" in done.stderr
+    assert not (tmp_path / "s.zarr").exists()
 
 
 CRASHES = """

@@ -1,0 +1,60 @@
+"""Which workers of a Dask cluster are fit, and which GPU is whose: real clusters, with work of no weight."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from tests.clusters import dask, wait_until
+from tests.shared.duties import ready, work
+
+from aqa_shared.sessions import own_gpu
+from aqa_shared.workers import Duties, Workers
+
+
+def test_a_worker_takes_the_gpu_of_its_place_among_those_that_it_sees() -> None:
+    assert [own_gpu(place, 4) for place in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert [own_gpu(place, 1) for place in range(2)] == ["cuda:0", "cuda:0"]  # of CUDA_VISIBLE_DEVICES, one each
+    assert own_gpu(0, 0) == "cuda:0"  # which is then found not to be there
+
+
+def test_workers_of_a_host_have_a_gpu_each_and_one_too_many_gets_no_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))  # where they find what is above
+    with dask(tmp_path) as cluster:
+        for _ in range(3):
+            cluster.worker("--resources", "GPU=1")
+        cluster.worker()  # declares none
+        two = Workers[str](
+            cluster.client, Duties(ready, work, "sit down"), lambda run, device: 2, where="-", device="auto", wait=60
+        )
+        assert two.device == "cuda"
+        wait_until(lambda: two.step() is None and len(two.slots) == 2)
+        while two.at_work or len(two.slots) < 2:
+            two.step()
+        assert found(two) == {"cuda:0", "cuda:1"}
+        said = " ".join(capsys.readouterr().err.split())
+        assert "gets no work: its GPU is also that of worker tcp://127.0.0.1:" in said
+        assert "CUDA_VISIBLE_DEVICES=1 dask worker" in said
+        # The one that takes the place of a killed worker takes its GPU.
+        gone = next(iter(two.slots))
+        os.kill(cluster.client.run(os.getpid, workers=[gone])[gone], signal.SIGKILL)
+        wait_until(lambda: two.step() is None and gone not in two.slots)
+        wait_until(lambda: two.step() is None and len(two.slots) == 2)
+        assert found(two) == {"cuda:0", "cuda:1"}
+        two.leave()
+
+
+def found(workers: Workers[str]) -> set[str]:
+    """The GPUs of the fit workers."""
+    gpus = {}
+    for worker in workers.slots:
+        workers.submit(worker, ("hello",), frozenset([worker]))
+    while len(gpus) < len(workers.slots):
+        if (ended := workers.step()) is not None:
+            text, gpus[ended.task] = ended.result
+            assert text == "hello"
+    return set(gpus.values())
