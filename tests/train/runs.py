@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,19 @@ HELD = [*FAST, "--test-fraction", "0.25"]
 
 def aqa_train(*arguments: object) -> None:
     app([str(a) for a in arguments], standalone_mode=False)
+
+
+def started(arguments: list[object], start_new_session: bool = False, **environment: str) -> subprocess.Popen[str]:
+    """The command as a process of its own."""
+    command = [sys.executable, "-m", "aqa_train.cli", *map(str, arguments)]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "JOB_"))}
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**kept, **environment},
+        start_new_session=start_new_session,
+    )
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,15 +24,9 @@ from aqa_train.run import Opened, open_run, train_part
 from aqa_train.train_one import ABANDONED
 
 from .conftest import MakeStore
-from .runs import FAST, HIDING, aqa_train, files
+from .runs import FAST, HIDING, aqa_train, files, started
 
 SMALL = [*FAST, "--jobs", 1]
-
-
-def started(arguments: list[object], **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "aqa_train.cli", *map(str, arguments)]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "JOB_"))}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**kept, **environment})
 
 
 def told(lacking: list[dict[str, Any]], out: Path) -> None:

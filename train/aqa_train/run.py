@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,6 +33,9 @@ from aqa_train.protocol import once
 from aqa_train.signals import Stopped, ended_in_order
 from aqa_train.train_one import place, result_of, run_baselines
 from aqa_train.workers import Executor, Here, Job, Processes, failures_of, shared_folder
+
+if TYPE_CHECKING:
+    from aqa_train.cluster import OnCluster
 
 
 @dataclass(frozen=True)
@@ -161,8 +164,8 @@ def train_cells(
     """
     with _placed(grid, features, device, in_memory, jobs) as (grid, placed), ended_in_order(again):
         before()
-        _begin(grid, out, device, None)
-        _train(jobs_of(grid, out), placed, device, jobs, again)
+        _begin(grid, out, str(device), None)
+        _train(jobs_of(grid, out), _executor(placed, device, jobs), again)
         yield from _gathered(grid, out)
 
 
@@ -179,9 +182,18 @@ def train_part(
         ended_in_order(again),
     ):
         opened.begin(str(device), part)
-        _begin(grid, opened.out, device, part)
-        _train(part_of(jobs_of(grid, opened.out), part), placed, device, jobs, again)
+        _begin(grid, opened.out, str(device), part)
+        _train(part_of(jobs_of(grid, opened.out), part), _executor(placed, device, jobs), again)
     return mine
+
+
+def train_on(cluster: OnCluster, opened: Opened, part: tuple[int, int] | None) -> None:
+    """Train what is not done yet, of all or of the i-th of n parts, on the workers of a cluster; without tables."""
+    again = go_on(opened.out, part)
+    with ended_in_order(again):
+        opened.begin(cluster.device, part)
+        _begin(opened.grid, opened.out, cluster.device, part)
+        _train(part_of(opened.jobs, part), cluster, again)
 
 
 def gather(opened: Opened) -> Iterator[Trained]:
@@ -200,7 +212,7 @@ def _placed(
         yield [(cell, replace(experiment, features=placed)) for cell, experiment in grid], placed
 
 
-def _begin(grid: Grid, out: Path, device: torch.device, part: tuple[int, int] | None) -> None:
+def _begin(grid: Grid, out: Path, device: str, part: tuple[int, int] | None) -> None:
     """What each cell's folder says before anything is trained. Others may be writing the same now."""
     for cell, experiment in grid:
         # Asked again: while the features were read, a process with other settings or data may have begun.
@@ -208,11 +220,14 @@ def _begin(grid: Grid, out: Path, device: torch.device, part: tuple[int, int] | 
             refuse_other_data(experiment, out / cell.name)
             write_places(experiment.config, out / cell.name)
         else:
-            write_start(experiment, out / cell.name, str(device), part)
+            write_start(experiment, out / cell.name, device, part)
 
 
-def _train(every: list[Job], features: FeatureSet, device: torch.device, number: int, again: str) -> None:
-    executor: Executor = Processes(features, device, number) if number > 1 else Here(features, device)
+def _executor(features: FeatureSet, device: torch.device, number: int) -> Executor:
+    return Processes(features, device, number) if number > 1 else Here(features, device)
+
+
+def _train(every: list[Job], executor: Executor, again: str) -> None:
     for job in every:
         if not job.done:
             executor.submit(job)

@@ -32,8 +32,9 @@ from aqa_train.splits import Split
 from aqa_train.storage import load_state, rounded, unread
 from aqa_train.trainer import Diverged, Fitted, Task, fit, predict
 
-RESULT, FAILED = "result.json", "failed.json"
-"""In a training's folder: what it found, once it is done; why it ended, of a method that is left out for it."""
+RESULT, FAILED, STATE = "result.json", "failed.json", "state.safetensors"
+"""In a training's folder: what it found, once it is done; why it ended, of a method that is left out for it; where it
+stands, until it is done."""
 ABANDONED = 3600.0
 """Seconds after which nobody writes to a half-written file any more."""
 LESS_MEMORY = "use --in-memory no, a smaller --set batch, or fewer --jobs"
@@ -53,9 +54,9 @@ def run_training(
     folder = out / "models" / training.name
     if (folder / RESULT).exists():
         return result_of(training, out)
-    _remove_abandoned(folder)
+    remove_abandoned(folder)
     torch.set_num_threads(experiment.config.training.threads)
-    state = folder / "state.safetensors"
+    state = folder / STATE
     learned = _learn(experiment, training, features, device, state=state, stop=stop, on_epoch=on_epoch)
     result = _test(experiment, training, learned, folder, device)
     write_json(folder / RESULT, result)
@@ -72,7 +73,7 @@ def result_of(training: OneTraining, out: Path) -> dict[str, Any]:
     return found
 
 
-def _remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
     """What processes left that were killed while they saved; what is young, another one may be writing now."""
     for left in folder.glob(".*.partial"):
         with suppress(FileNotFoundError):
@@ -251,10 +252,11 @@ def place(
 ) -> FeatureSet:
     """The features where training wants them, and a word when they are streamed.
 
-    With a `folder` they are kept there for `jobs` processes to share, each of which copies them to a GPU alone.
+    With a `folder` they are kept there for `jobs` processes to share, each of which copies them to a GPU alone;
+    without one, each of `jobs` has its own.
     """
     here = device if folder is None else torch.device("cpu")
-    placed = features.place(here, in_memory, jobs if device.type != "cpu" else 1, folder)
+    placed = features.place(here, in_memory, jobs if device.type != "cpu" or folder is None else 1, folder)
     if placed.resident is None:
         size = placed.nbytes / 2**30
         placed.say(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from aqa_train.experiment import Experiment, OneTraining
 from aqa_train.features import FeatureSet
 from aqa_train.method_settings import epochs_of
 from aqa_train.signals import Stopped, asked_to_stop, starting_workers, worker_asked_to_stop
-from aqa_train.train_one import FAILED, RESULT, run_training
+from aqa_train.train_one import FAILED, RESULT, STATE, run_training
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,14 @@ class Job:
         return (self.folder / RESULT).exists()
 
     @property
+    def saved(self) -> float:
+        """When it was saved last, to go on from there; 0 where it was not."""
+        try:
+            return (self.folder / STATE).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    @property
     def epochs(self) -> int:
         return epochs_of(self.experiment.config, self.training.method)
 
@@ -62,6 +71,8 @@ class Job:
 
 Failures = dict[tuple[Path, str], AqaError]
 """By run folder and method, what a method of a run that leaves such out failed by; UsageError where it refused."""
+PAUSE = 1.0
+"""Seconds between two words of how far a training is."""
 ITS_OWN = (ExitCode.USAGE, ExitCode.INTERNAL)
 """Codes of what a method alone fails by; all others are faults of the machine or of the store, and end the run."""
 
@@ -105,11 +116,11 @@ class Here:
         failures: Failures = {}
         with console.progress("epochs", sum(j.epochs for j in self.jobs)) as advance, asked_to_stop() as stop:
             for job in self.jobs:
-                counted = _Counted(advance, job)
+                counted = Counted(advance, job)
                 if job.key not in failures:
-                    show = _shown(job.name, job.epochs, counted)
-                    if (error := _train(job, self.features, self.device, stop, show)) is not None:
-                        _note(failures, job, error)
+                    show = shown(job.name, job.epochs, counted)
+                    if (error := train_job(job, self.features, self.device, stop, show)) is not None:
+                        note_failure(failures, job, error)
                 counted.over()
         return failures
 
@@ -171,7 +182,7 @@ class Processes:
         stopping = False
         waiting = list(range(len(self.jobs)))
         working: dict[Connection, int] = {}
-        counted = [_Counted(advance, j) for j in self.jobs]
+        counted = [Counted(advance, j) for j in self.jobs]
         lost: list[str] = []
         workers = list(talking.values())
         while talking:
@@ -203,7 +214,7 @@ class Processes:
                 if kind == "epoch":
                     counted[working[pipe]](rest[0], note=rest[1], before=rest[2])
                 elif kind == "failed":
-                    _note(failures, self.jobs[working[pipe]], rest[0])
+                    note_failure(failures, self.jobs[working[pipe]], rest[0])
                     for n in [n for n in waiting if self.jobs[n].key in failures]:
                         waiting.remove(n)
                         counted[n].over()
@@ -217,7 +228,7 @@ class Processes:
         return lost, failure
 
 
-class _Counted:
+class Counted:
     """`advance` of one job, all of whose epochs count once it is over, however it ended."""
 
     def __init__(self, advance: Callable[..., None], job: Job) -> None:
@@ -238,18 +249,21 @@ def _lost(worker: BaseProcess, job: Job) -> list[str]:
     return [f"a process ended with code {worker.exitcode}, and what it did since its last save is lost: {job.name}"]
 
 
-def _shown(
-    name: str, epochs: int, advance: Callable[..., None], every: int = 1
+def shown(
+    name: str, epochs: int, advance: Callable[..., None], pause: float = 0.0
 ) -> Callable[[int, dict[str, float]], None]:
-    """Tells `advance` of each `every` epochs; those of an earlier run come with the first, as `before`."""
+    """Tells `advance` of epochs, at most every `pause` seconds; those of an earlier run come with the first, as
+    `before`."""
     told: int | None = None
+    last = 0.0
 
     def show(epoch: int, row: dict[str, float]) -> None:
-        nonlocal told
+        nonlocal told, last
         before, told = (epoch - 1, epoch - 1) if told is None else (0, told)
-        if before or epoch - told >= every or epoch == epochs:
+        now = time.monotonic()
+        if now - last >= pause or epoch == epochs:
             advance(epoch - told, note=f"{name} loss {row['total']:.4g}", before=before)
-            told = epoch
+            told, last = epoch, now
 
     return show
 
@@ -271,16 +285,16 @@ def _work(jobs: Sequence[Job], features: FeatureSet, device: str, parent: Connec
                     return
                 job = jobs[number]
                 # A message an epoch would cost more than a short epoch.
-                report = _shown(job.name, job.epochs, tell, every=max(1, job.epochs // 50))
-                if (error := _train(job, placed, where, stop, report)) is not None:
-                    parent.send(("failed", _plain(error)))
+                report = shown(job.name, job.epochs, tell, pause=PAUSE)
+                if (error := train_job(job, placed, where, stop, report)) is not None:
+                    parent.send(("failed", plain(error)))
     except (Stopped, BrokenPipeError, EOFError):  # of the pipe: who started us is gone, and may be started again
         return
     except AqaError as e:
-        parent.send(("error", _plain(e)))
+        parent.send(("error", plain(e)))
 
 
-def _train(
+def train_job(
     job: Job,
     features: FeatureSet,
     device: torch.device,
@@ -301,7 +315,7 @@ def _train(
     return None
 
 
-def _note(failures: Failures, job: Job, error: AqaError) -> None:
+def note_failure(failures: Failures, job: Job, error: AqaError) -> None:
     if job.key not in failures:
         failures[job.key] = error
         refused = isinstance(error, UsageError)
@@ -313,13 +327,19 @@ def failures_of(jobs: Sequence[Job]) -> Failures:
     """What methods failed by, whoever found out; of several trainings, the first one in order says why."""
     found: Failures = {}
     for job in jobs:
-        if job.key not in found and not job.done and (job.folder / FAILED).exists():
-            said = read_json(job.folder / FAILED, "remove it; aqa-train --resume then tries that method again")
+        file = job.folder / FAILED
+        if job.key not in found and not job.done and file.exists():
+            try:
+                said = read_json(file, "remove it; aqa-train --resume then tries that method again")
+            except UsageError:
+                if file.exists():
+                    raise
+                continue  # another process is done with it just now
             found[job.key] = (UsageError if said["refused"] else AqaError)(said["why"])
     return found
 
 
-def _plain(error: AqaError) -> AqaError:
+def plain(error: AqaError) -> AqaError:
     """The same of a class that comes through a pipe, which not every error does."""
     plain = (UsageError if isinstance(error, UsageError) else AqaError)(error.cause, fix=error.fix)
     plain.exit_code = error.exit_code

@@ -1,0 +1,394 @@
+"""Trainings by the workers of a Dask cluster, with the same results.
+
+    trainings ─▶ one a worker ─▶ run folder
+        ▲                          │
+        └── lost, failed there ◀── outcomes
+
+A worker opens the run by its folder, as `--resume` does, is told the names of trainings, and writes them there as any
+process does. So a training whose worker was lost goes on, on another one, where it was saved last.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aqa_shared import console
+from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode
+from aqa_shared.machine import available_memory, pick_device
+from aqa_shared.sessions import Ready, Trouble, device_here, gpu_name, idle_gpus, session, trouble
+from aqa_shared.workers import Duties, Ended, Workers
+from aqa_train.checkpoint import writing
+from aqa_train.config import PLACES
+from aqa_train.features import InMemory
+from aqa_train.outputs import read_config
+from aqa_train.parts import jobs_of
+from aqa_train.signals import Stopped, asked_to_stop
+from aqa_train.train_one import place, remove_abandoned
+from aqa_train.workers import PAUSE, Counted, Failures, Job, note_failure, plain, shown, train_job
+
+if TYPE_CHECKING:
+    from distributed import Client, Worker
+
+TRIES = 3
+"""Workers that may fail with a training before the run ends."""
+LOSSES = 10
+"""Workers that may die in a row with a training that does not get on: something else may be what kills them."""
+LOOKS = 30
+"""At a result, a second apart: a network file system may show it a little later than it was written."""
+TOPIC = "aqa-train"
+"""Of the events that say how far trainings are."""
+MOUNT = "keep the run folder, features and tables where all machines see them under the same path, or features at a URL"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a run asks of its workers; goes with every training."""
+
+    run: str
+    """A name of its own: what a worker keeps of a run goes by it."""
+    out: Path
+    """Its folder, absolute."""
+    in_memory: InMemory
+    asked: str
+    """`--device`."""
+    device: str
+    """`cpu`, `cuda:1`, or `cuda` for each worker's own."""
+
+    @property
+    def token(self) -> Path:
+        """A file that only the folder of this run has, while it runs."""
+        return self.out / f".session-{self.run}.partial"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a training, which is done where nothing else is said."""
+
+    worker: str
+    failed: AqaError | None = None
+    """Why its method is left out."""
+    error: AqaError | None = None
+    """Why the run is to end."""
+    trouble: Trouble | None = None
+    stopped: bool = False
+    """It was saved where it stands."""
+
+
+# ---- on a worker
+
+_alone = threading.Lock()
+"""Torch's generators are the process's: of two trainings, neither would draw what it draws alone."""
+
+
+class Session:
+    """A run as a worker has it between trainings."""
+
+    def __init__(self, terms: Terms, device: str, copies: int) -> None:
+        from aqa_train.run import open_run
+
+        self.stopped = 0
+        self.device = pick_device(device)
+        if not terms.token.exists():
+            raise EnvironmentFault(f"{terms.out} is not the run folder there that it is here", fix=MOUNT)
+        config = read_config(terms.out)
+        for file in (getattr(config, name) for name in PLACES):
+            if file is not None and "://" not in file and not os.path.exists(file):
+                raise EnvironmentFault(f"there is no {file} there", fix=MOUNT)
+        opened = open_run(config, terms.out, resume=True)
+        self.features = place(opened.data.features, self.device, terms.in_memory, copies)
+        grid = [(cell, replace(experiment, features=self.features)) for cell, experiment in opened.grid]
+        self.jobs = {job.name: job for job in jobs_of(grid, terms.out)}
+
+    def stop(self) -> None:
+        """Save what has begun, and begin nothing more."""
+        self.stopped = signal.SIGTERM
+
+
+def open_there(terms: Terms, places: Mapping[str, int]) -> Ready | Trouble:
+    """Get ready: open the run, load its features."""
+    try:
+        with _alone:  # methods are tried on a small batch
+            ours = _session(terms, places)
+    except Exception as e:
+        found = trouble(e, unfit=True)
+        # The client has opened the same run: whatever is wrong with it is the worker's.
+        return replace(found, exit_code=ExitCode.ENVIRONMENT) if found.exit_code == ExitCode.USAGE else found
+    return Ready(gpu=gpu_name(ours.device), said=idle_gpus(terms.device, terms.asked))
+
+
+def train_there(terms: Terms, places: Mapping[str, int], name: str) -> Outcome:
+    """Do a training, from where it was saved last."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    address, key = str(worker.contact_address), worker.get_current_task()
+    ours: Session | None = None
+
+    def tell(n: int, note: str, before: int) -> None:
+        event = {"run": terms.run, "name": name, "worker": address, "n": n, "note": note, "before": before}
+        worker.log_event(TOPIC, event)
+
+    def stop() -> int:
+        assert ours is not None
+        return ours.stopped or (signal.SIGTERM if _nobody_waits(worker, key) else 0)
+
+    try:
+        with _alone:
+            ours = _session(terms, places)
+            if stop():
+                return Outcome(address, stopped=True)
+            job = ours.jobs[name]
+            # A message an epoch would cost more than a short epoch.
+            show = shown(name, job.epochs, tell, pause=PAUSE)
+            failed = train_job(job, ours.features, ours.device, stop, show)
+            return Outcome(address, failed=None if failed is None else plain(failed))
+    except Stopped:
+        return Outcome(address, stopped=True)
+    except Exception as e:
+        if ours is None or _machines(e):
+            return Outcome(address, trouble=trouble(e, unfit=ours is None))
+        if isinstance(e, AqaError):
+            return Outcome(address, error=plain(e))
+        traceback.print_exc()
+        fix = f"this is a fault of ours, please report it; the log of worker {address} shows where"
+        return Outcome(address, error=AqaError(f"{type(e).__name__}: {e}", fix=fix))
+
+
+DUTIES = Duties(open_there, train_there, "load the features", alone=True)
+
+
+def _session(terms: Terms, places: Mapping[str, int]) -> Session:
+    from distributed import get_worker
+
+    limit = get_worker().memory_manager.memory_limit
+    copies = ceil(available_memory() / limit) if limit else 1
+    return session(terms.run, lambda: Session(terms, device_here(terms.device, places), copies))
+
+
+def _nobody_waits(worker: Worker, key: Any) -> bool:
+    """Whether the client is gone, or Dask gave the task to another worker."""
+    task = worker.state.tasks.get(key)
+    return task is None or task.state == "cancelled"
+
+
+def _machines(error: Exception) -> bool:
+    if isinstance(error, AqaError):
+        return error.exit_code in (ExitCode.ENVIRONMENT, ExitCode.STORE)
+    return isinstance(error, OSError | MemoryError)
+
+
+# ---- here
+
+
+@dataclass
+class _Todo:
+    """A training that is not done."""
+
+    job: Job
+    worker: str = ""
+    """The one that has it."""
+    told: int = 0
+    """Epochs that it told of."""
+    tries: int = 0
+    losses: int = 0
+    """Workers that died with it since it was saved last, at `saved`."""
+    saved: float = 0.0
+    not_on: frozenset[str] = frozenset()
+    """Workers that failed with it."""
+
+
+class OnCluster:
+    """On the workers of a Dask cluster, one at a time on each."""
+
+    def __init__(self, client: Client, out: Path, *, where: str, device: str, wait: float, in_memory: InMemory) -> None:
+        self.client = client
+        self.workers: Workers[_Todo] = Workers(
+            client,
+            DUTIES,
+            lambda run, found: Terms(run, Path(os.path.abspath(out)), in_memory, device, found),
+            where=where,
+            device=device,
+            wait=wait,
+        )
+        self.jobs: list[Job] = []
+
+    @property
+    def device(self) -> str:
+        """Of the workers."""
+        return self.workers.device
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def result(self) -> Failures:
+        failures: Failures = {}
+        if not self.jobs:
+            return failures
+        with (
+            console.progress("epochs", sum(j.epochs for j in self.jobs)) as advance,
+            asked_to_stop() as stop,
+            self._begun() as heard,
+        ):
+            work = _Trainings(self.workers, self.jobs, heard, advance, stop, failures)
+            work.run()
+        if work.failure is not None:
+            raise work.failure
+        if number := stop():
+            kept = "; ".join(work.lost) or "every training saved where it stands"
+            raise Stopped(number, f"stopped by signal {int(number)}; {kept}")
+        return failures
+
+    @contextmanager
+    def _begun(self) -> Iterator[queue.SimpleQueue[dict[str, Any]]]:
+        """Workers may come; yields what they tell. Nothing of the run stays on them."""
+        token, heard = self.workers.terms.token, queue.SimpleQueue[dict[str, Any]]()
+        remove_abandoned(token.parent)
+        with writing(token.parent):
+            token.touch()
+        try:
+            self.client.subscribe_topic(TOPIC, lambda event: heard.put(event[1]))
+            yield heard
+        finally:
+            self.workers.leave()
+            token.unlink(missing_ok=True)
+
+
+class _Trainings:
+    """What is still to do, who does what, what has come of it."""
+
+    def __init__(
+        self,
+        workers: Workers[_Todo],
+        jobs: list[Job],
+        heard: queue.SimpleQueue[dict[str, Any]],
+        advance: Callable[..., None],
+        stop: Callable[[], int],
+        failures: Failures,
+    ) -> None:
+        self.workers, self.heard, self.stop, self.failures = workers, heard, stop, failures
+        self.counted = {job.name: Counted(advance, job) for job in jobs}
+        self.waiting = [_Todo(job) for job in jobs]
+        self.working: dict[str, _Todo] = {}
+        """By worker."""
+        self.failure: AqaError | None = None
+        self.lost: list[str] = []
+
+    def run(self) -> None:
+        """Work until nothing is left, or the run is to end early: then until all have saved."""
+        while self.workers.at_work or not self._over:
+            while not self._over and (todo := self._next()) is not None:
+                self.working[todo.worker] = todo
+                self.workers.submit(todo, (todo.job.name,), frozenset([todo.worker]))
+            ended = self.workers.step()
+            self._show()
+            if ended is not None:
+                self._settle(ended)
+            if self._ends and not self.workers.stopping:
+                if self.stop() == signal.SIGINT:
+                    count = console.counted(len(self.working), "training")
+                    console.note(f"saving {count} on the workers; again to stop now")
+                self.workers.stop()
+
+    @property
+    def _ends(self) -> bool:
+        return bool(self.stop()) or self.failure is not None
+
+    @property
+    def _over(self) -> bool:
+        return self._ends or not self.waiting
+
+    def _next(self) -> _Todo | None:
+        """The next that a free worker can do, with that worker."""
+        fit = set(self.workers.slots)
+        for todo in self.waiting:
+            if able := (fit - todo.not_on or fit) - self.working.keys():
+                self.waiting.remove(todo)
+                todo.worker = min(able)
+                return todo
+        return None
+
+    def _show(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                told = self.heard.get_nowait()
+                todo = self.working.get(told["worker"])
+                if told["run"] != self.workers.run or todo is None or todo.job.name != told["name"]:
+                    continue
+                counted = self.counted[todo.job.name]
+                todo.told += told["n"] + told["before"]
+                # What is done again after a loss does not count twice.
+                if (more := todo.told - (todo.job.epochs - counted.left)) > 0:
+                    counted(min(told["n"], more), note=told["note"], before=max(more - told["n"], 0))
+
+    def _settle(self, ended: Ended[_Todo]) -> None:
+        todo, outcome = ended.task, ended.result
+        del self.working[todo.worker]
+        todo.told = 0
+        if outcome is None:
+            self._lost(todo, ended.losses)
+        elif outcome.trouble is not None:
+            self._troubled(todo, outcome.trouble)
+        elif outcome.error is not None:
+            self.failure = self.failure or outcome.error
+        elif outcome.stopped:
+            self.waiting.insert(0, todo)
+        elif outcome.failed is not None:
+            note_failure(self.failures, todo.job, outcome.failed)
+            self._over_with(todo)
+            for other in [t for t in self.waiting if t.job.key in self.failures]:
+                self.waiting.remove(other)
+                self._over_with(other)
+        elif self._seen(todo.job):
+            self.workers.succeeded(todo.worker)
+            self._over_with(todo)
+        else:
+            cause = f"what it wrote into {todo.job.folder} is not seen here"
+            self._troubled(todo, Trouble(cause, MOUNT, ExitCode.ENVIRONMENT, unfit=True))
+
+    def _over_with(self, todo: _Todo) -> None:
+        self.counted[todo.job.name].over()
+
+    def _troubled(self, todo: _Todo, trouble: Trouble) -> None:
+        """Another worker is to try; the fault is the machine's, as far as one can tell."""
+        self.workers.failed(todo.worker, trouble)
+        if not trouble.unfit:
+            todo.tries, todo.not_on = todo.tries + 1, todo.not_on | {todo.worker}
+        if todo.tries < TRIES:
+            self.waiting.insert(0, todo)
+        elif self.failure is None:
+            cause = f"{console.counted(todo.tries, 'worker')} failed with {todo.job.name}; the last: {trouble.cause}"
+            self.failure = AqaError(cause, fix=trouble.fix)
+            self.failure.exit_code = trouble.exit_code
+
+    def _lost(self, todo: _Todo, losses: int) -> None:
+        name, saved = todo.job.name, todo.job.saved
+        todo.losses = losses + (todo.losses if saved == todo.saved else 0)
+        todo.saved = saved
+        if self._ends:
+            self.lost.append(f"a worker was lost, and what it did since its last save with it: {name}")
+        elif todo.losses < LOSSES:
+            self.waiting.insert(0, todo)
+            console.note(f"{name} lost its worker, and goes on from its last save on another")
+        else:
+            self.failure = EnvironmentFault(
+                f"{todo.losses} workers died while they trained {name}: of memory, perhaps; see their logs",
+                fix="give workers more memory, or use --in-memory no, then resume",
+            )
+
+    def _seen(self, job: Job) -> bool:
+        for _ in range(LOOKS):
+            if job.done:
+                return True
+            time.sleep(1)
+        return False
