@@ -191,7 +191,8 @@ def test_a_cluster_that_cannot_be_used(
     options: list[object], code: int, message: str, make_store: MakeStore, tmp_path: Path
 ) -> None:
     store = make_store(videos=8)
-    assert message in ended(started(["--features", store, *HELD, "--out", tmp_path / "run", *options]), code)
+    common = ["--features", store, "--method", "aa", *HELD, "--out", tmp_path / "run"]
+    assert message in ended(started([*common, *options]), code)
     assert not (tmp_path / "run").exists()
 
 
