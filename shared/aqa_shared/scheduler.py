@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +61,10 @@ def connected(where: str, *, gpu: bool = False) -> Iterator[Client]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said by us
     if where.startswith(LOCAL):
         count = int(where.removeprefix(LOCAL))
+        if hasattr(signal, "pthread_sigmask"):  # Python's helper of these processes is deaf to the others by itself
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+            resource_tracker.ensure_running()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         with (
             LocalCluster(
                 n_workers=count,
