@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from aqa_shared.errors import UsageError
+from aqa_shared.errors import StoreError, UsageError
+from aqa_train import checkpoint
 
 from .conftest import MakeStore
 from .runs import FAST, HELD, HIDING, aqa_train, results
@@ -159,3 +160,10 @@ def test_a_run_cut_off_before_it_began_is_begun_again(make_store: MakeStore, tmp
             shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
     aqa_train(*command)
     assert (out / "metrics.json").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which even root can write nothing")
+def test_a_checkpoint_in_a_folder_that_cannot_be_written_asks_for_the_right_thing() -> None:
+    with pytest.raises(StoreError) as e:
+        checkpoint.save(Path("/proc/self/state.safetensors"), {}, {"kind": "state"})
+    assert e.value.fix == "let /proc/self be written, then resume"

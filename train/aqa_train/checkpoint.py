@@ -25,14 +25,17 @@ FORMAT = 1
 _KEY = "aqa"
 
 
+def _full(e: Exception) -> bool:
+    return isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
     """What the system refuses while writing in `place` is a `StoreError` with its reason."""
     try:
         yield
     except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-        fix = "free space, or name another --out" if full else "name another --out: nothing can be written there"
+        fix = "free space, or name another --out" if _full(e) else "name another --out: nothing can be written there"
         raise StoreError(f"cannot write {e.filename or place}: {e.strerror or e}", fix=fix) from e
 
 
@@ -68,7 +71,7 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     except (OSError, SafetensorError) as e:
         raise StoreError(
             f"{path} could not be written ({e}); what was saved there before is whole",
-            fix="make room on the disk, then resume",
+            fix=f"{'free space there' if _full(e) else f'let {path.parent} be written'}, then resume",
         ) from None
 
 
