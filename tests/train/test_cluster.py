@@ -196,7 +196,7 @@ def test_a_cluster_that_cannot_be_used(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("hidden", ["runs", "stores"])
+@pytest.mark.parametrize("hidden", ["runs", pytest.param("stores", marks=pytest.mark.slow)])
 def test_a_worker_that_does_not_see_the_run_or_the_store_is_named(
     hidden: str, make_store: MakeStore, tmp_path: Path
 ) -> None:
@@ -225,10 +225,12 @@ def test_the_documented_commands_train(make_store: MakeStore, tmp_path: Path) ->
     documented = (Path(__file__).resolve().parents[2] / "docs/cluster.md").read_text()
     (block,) = (b for b in re.findall(r"```bash\n(.*?)```", documented, re.DOTALL) if "local:2" in b and "train" in b)
     make_store(videos=24)
-    script = "trap 'kill $(jobs -p); wait' EXIT\nset -e\n" + block.replace("aqa-train", "wait_for_it; aqa-train")
-    script = "wait_for_it() { until test -e dask.json; do sleep 0.1; done; }\n" + script
+    script = "trap 'kill $(jobs -p); wait' EXIT\nset -e\n" + block.replace(
+        "aqa-train", "wait_for_it; aqa-train"
+    ).replace("--method aa,s4aqa", "--method aa,s4aqa --epochs 2")
+    script = "wait_for_it() { for i in $(seq 600); do test -e dask.json && return; sleep 0.1; done; false; }\n" + script
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "AQA_TRAIN_EPOCHS": "2", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
     )
