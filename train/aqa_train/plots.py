@@ -120,8 +120,8 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 def _figure(panels: int, columns: int, *, width: float = 4.0, height: float = 3.7) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
-    columns = min(panels, columns)
     rows = -(-panels // columns)
+    columns = -(-panels // rows)  # rows of equal length: four are two by two
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[panels:]:
@@ -170,8 +170,8 @@ def _scatter(predictions: Sequence[dict[str, str]], summary: dict[str, Any]) -> 
         axis.set(xlabel="true score", xlim=(low - pad, high + pad), ylim=(low - pad, high + pad), aspect="equal")
         axis.set_xticks(ticks)
         axis.set_yticks(ticks)
-    for axis in axes[::3]:
-        axis.set_ylabel("predicted score")
+        if axis.get_subplotspec().is_first_col():
+            axis.set_ylabel("predicted score")
     says = ["test videos"]
     if protocol["seeds"] > 1:
         says[0] += f", each by the mean of {protocol['seeds']} seeds (bars: lowest to highest seed)"
@@ -224,7 +224,7 @@ def _curves(losses: Sequence[dict[str, str]]) -> Any:
     """A panel a loss: the median over runs by epoch, with the range."""
     methods = list(dict.fromkeys(r["method"] for r in losses))
     terms = [k for k in losses[0] if k not in ("method", "fold", "seed", "epoch")]
-    figure, axes = _figure(len(terms), 2 if len(terms) == 4 else 3, height=3.0)
+    figure, axes = _figure(len(terms), 3, height=3.0)
     titles = {"total": "total, weighted", "validation_spearman": "Spearman on validation"}
     for axis, term in zip(axes, terms, strict=True):
         for method, colour in zip(methods, COLOURS * len(methods), strict=False):
