@@ -103,7 +103,12 @@ def _extraction(arguments: list[str]) -> _Parted:
 
     context: Any = typer.main.get_command(extract).make_context("aqa extract", list(arguments))
     asked = resolve(context.params["config"], given(context, Config))
-    _refuse({"shard": asked.options.shard, "overwrite": asked.options.overwrite, "dry_run": context.params["dry_run"]})
+    _refuse(
+        {
+            **{name: getattr(asked.options, name) for name in ("shard", "overwrite", "scheduler")},
+            **{name: context.params[name] for name in ("print_config", "dry_run")},
+        }
+    )
     if not asked.out:
         raise UsageError("the extraction has no --out", fix="give an extraction: -- extract videos/ --out feats.zarr")
     return _Parted(asked.out, lambda parts: missing_parts(asked.out, arguments, parts))
@@ -117,7 +122,7 @@ def _training(arguments: list[str]) -> _Parted:
 
     context: Any = typer.main.get_command(train).make_context("aqa train", list(arguments))
     params = context.params
-    _refuse({name: params[name] for name in ("shard", "print_config", "dry_run")})
+    _refuse({name: params[name] for name in ("shard", "scheduler", "print_config", "dry_run")})
     settings, out = asked(context, params["out"], params["resume"], params["set_"] or [], params["config"])
     if out is None:
         raise UsageError("the training has no --out", fix="name the folder that all parts have in common: --out FOLDER")

@@ -89,10 +89,13 @@ def test_a_variable_of_the_environment_is_named(monkeypatch) -> None:
     [
         (["extract", "v", "--out", "s", "--shard", "1/2"], "--shard cannot be given"),
         (["extract", "v", "--out", "s", "--overwrite"], "--overwrite cannot be given"),
+        (["extract", "v", "--out", "s", "--print-config"], "--print-config cannot be given"),
+        (["extract", "v", "--out", "s", "--scheduler", "local:2"], "--scheduler cannot be given"),
         (["extract", "v", "--ot", "s"], "--ot"),
         (["train", "--features", "f"], "the training has no --out"),
         (["train", "--features", "f", "--out", "r", "--in-memory", "maybe"], "--in-memory is 'maybe'"),
         (["train", "--features", "f", "--out", "r", "--shard", "1/2"], "--shard cannot be given"),
+        (["train", "--features", "f", "--out", "r", "--scheduler", "local:2"], "--scheduler cannot be given"),
         (["train", "--features", "f", "--out", "r", "--method", "aaa"], "no method 'aaa'"),
         (["verify", "s"], "'verify' cannot be submitted"),
     ],
