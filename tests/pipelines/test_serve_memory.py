@@ -9,7 +9,7 @@ import sys
 import pytest
 
 SCRIPT = """
-import ctypes, gc, json, pathlib, sys, tracemalloc
+import ctypes, gc, json, os, sys, tracemalloc
 from pathlib import Path
 import numpy as np
 from aqa_pipelines.serve.jobs import Jobs
@@ -29,7 +29,7 @@ draw = np.random.default_rng(0)
 def bytes_in_use():
     gc.collect()
     # Python's own table of names is enlarged now and then; pathlib puts names into it, for a moment each.
-    names = tracemalloc.Filter(False, pathlib.__file__)
+    names = tracemalloc.Filter(False, os.path.dirname(os.__file__) + "/pathlib*")
     return sum(x.size for x in tracemalloc.take_snapshot().filter_traces([names]).statistics("filename"))
 
 tracemalloc.start()
