@@ -74,8 +74,8 @@ def test_a_job_that_has_ended_and_the_index_of_its_video_are_small(measured: dic
 
 
 def test_what_finalising_frees_goes_back_to_the_system(measured: dict[str, float | None]) -> None:
-    # 3.1 to 3.6 MB, without `return_freed_memory` 17 to 22 MB, and more in a larger store. What remains are small
-    # blocks among others that are in use; it depends on the order of threads.
+    # 3 to 7 MB, by the version of Python; without `return_freed_memory` 17 to 22 MB, and more in a larger store. What
+    # remains are small blocks among others that are in use; it depends on the order of threads.
     if measured["freed"] is None:
         pytest.skip("the C library does not say what it keeps")
-    assert measured["freed"] < 8e6
+    assert measured["freed"] < 12e6

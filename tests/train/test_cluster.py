@@ -179,7 +179,12 @@ def test_what_was_named_and_fails_ends_the_run(make_store: MakeStore, two: Clust
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--scheduler", "tcp://127.0.0.1:1"], 5, "no Dask scheduler answers at tcp://127.0.0.1:1"),
+        pytest.param(
+            ["--scheduler", "tcp://127.0.0.1:1"],
+            5,
+            "no Dask scheduler answers at tcp://127.0.0.1:1",
+            marks=pytest.mark.slow,
+        ),
         (["--scheduler", "none.json"], 5, "neither an address nor a file that a scheduler wrote"),
         (["--scheduler", "host:8786"], 2, "tcp://host:8786"),
         (["--scheduler", "local:2", "--jobs", 2], 2, "--jobs does nothing with --scheduler"),
