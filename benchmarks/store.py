@@ -86,6 +86,8 @@ def many(path: Path, videos: int) -> None:
         def rows(self, name: str, item: int) -> np.ndarray:
             return self.data
 
+        unread = None
+
         def release(self) -> None: ...
 
     with writer(path, ONE) as to:

@@ -70,6 +70,7 @@ def test_two_workers_give_what_one_process_gives(make_store: MakeStore, two: Clu
     ended(started(["--resume", tmp_path / "run", "--scheduler", "tcp://127.0.0.1:1"]), 0)
 
 
+@pytest.mark.slow
 def test_a_part_is_trained_by_workers_of_our_own(make_store: MakeStore, tmp_path: Path) -> None:
     common = ["--features", make_store(videos=24), "--method", "aa", "--seeds", 2, "--folds", 2, "--epochs", 2, *FAST]
     out = tmp_path / "run"
@@ -96,7 +97,9 @@ def test_a_killed_worker_costs_what_it_did_since_its_last_save(
     wait_until(lambda: len(two.client.nthreads()) == 2)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_has_the_workers_save(
     number: signal.Signals, code: int, whole: tuple[list[object], dict[str, Any]], two: Cluster, tmp_path: Path
 ) -> None:
@@ -148,6 +151,7 @@ def test_a_signal_to_every_process_has_workers_of_our_own_save(
     wait_until(lambda: subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).stdout == b"", 10)
 
 
+@pytest.mark.slow
 def test_methods_that_fail_are_left_out_as_by_one_process(make_store: MakeStore, two: Cluster, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("leave_out = true\n")
     common = ["--features", make_store(videos=24), "--method", "aa,s4aqa,ridge", "--seeds", 2, "--folds", 2]
@@ -201,7 +205,8 @@ def test_a_cluster_that_cannot_be_used(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("hidden", ["runs", pytest.param("stores", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("hidden", ["runs", "stores"])
 def test_a_worker_that_does_not_see_the_run_or_the_store_is_named(
     hidden: str, make_store: MakeStore, tmp_path: Path
 ) -> None:
