@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.clusters import Cluster
 
 # The suite runs several decode children beside the tests; more threads only fight over the cores.
 torch.set_num_threads(1)
@@ -67,3 +72,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, none here"))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A scheduler and two workers that can do the work."""
+    from tests.clusters import dask
+
+    with dask(tmp_path_factory.mktemp("dask")) as found:
+        found.worker()
+        found.worker()
+        yield found

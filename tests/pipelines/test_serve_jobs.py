@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from aqa_extract.job import VideoJob
-from aqa_pipelines.serve import jobs as module
 from aqa_pipelines.serve.jobs import DEATHS, Closed, Conflict, Full, Job, Jobs, job_id
 from aqa_shared.records import Failure, Video
 
@@ -148,8 +147,11 @@ def test_a_journal_that_cannot_be_written_promises_nothing(jobs: Jobs, tmp_path:
     assert states(jobs) == {"a": "done"}
 
 
-def test_a_disk_that_removes_nothing_ends_nothing(jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KEEP", -2)
+def test_a_disk_that_removes_nothing_ends_nothing(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, 4, keep=0)
+    for name in "xy":  # which are to be forgotten when the others have ended
+        jobs.submit(video(name), "1")
+        end(jobs, name)
     (tmp_path / "coming").write_bytes(b"x")
     upload = Video(id="upload", path=str(jobs.uploads / "upload"))
     jobs.submit(upload, "1", tmp_path / "coming")
@@ -161,7 +163,7 @@ def test_a_disk_that_removes_nothing_ends_nothing(jobs: Jobs, tmp_path: Path, mo
     for name in ("upload", *"abc"):
         assert claimed(jobs) == name
         jobs.finish(job_id(name), failure(name, "not_a_video"))
-    assert states(jobs) == {"b": "failed", "c": "failed"}
+    assert states(jobs) == dict.fromkeys(("upload", *"abc"), "failed")
 
 
 def test_what_is_called_off_is_not_queued_again(jobs: Jobs) -> None:
@@ -174,8 +176,8 @@ def test_what_is_called_off_is_not_queued_again(jobs: Jobs) -> None:
     assert states(jobs) == {"a": "cancelled", "b": "cancelled"}
 
 
-def test_the_oldest_are_forgotten(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KEEP", 6)
+def test_the_oldest_are_forgotten(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, 4, keep=6)
     jobs.submit(video("waits"), "1")
     jobs.waiting.clear()
     for i in range(20):

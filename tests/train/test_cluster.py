@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,6 @@ from .runs import FAST, HELD, HIDING, aqa_train, files, started
 GRID = ["--method", "aa,s4aqa,ridge", "--labelled", "0.4,0.8", "--seeds", 2, "--folds", 2, "--epochs", 6, *FAST]
 LONG = ["--method", "s4aqa", "--seeds", 2, "--epochs", 250, "--set", "save_every=0.5", *HIDING, *HELD]
 ENDLESS = ["--method", "s4aqa", "--seeds", 2, "--epochs", 100000, *HIDING, *HELD]
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A scheduler and two workers that can do the work."""
-    with dask(tmp_path_factory.mktemp("dask")) as found:
-        found.worker()
-        found.worker()
-        yield found
 
 
 @pytest.fixture(scope="module")

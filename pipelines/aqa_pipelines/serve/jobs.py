@@ -99,11 +99,14 @@ def job_id(video_id: str) -> str:
 class Jobs:
     """All jobs, in memory and in a folder; every method may be called from any thread."""
 
-    def __init__(self, folder: Path, limit: int, told: Callable[[Job], None] = lambda job: None) -> None:
-        """`told` is called with every job that ends.
+    def __init__(
+        self, folder: Path, limit: int, told: Callable[[Job], None] = lambda job: None, *, keep: int = KEEP
+    ) -> None:
+        """`told` is called with every job that ends; `keep` of those are remembered.
 
         Raises UsageError where another service has the folder, EnvironmentFault where it cannot be used."""
         self.folder, self.uploads, self.limit, self.told = folder / "jobs", folder / "uploads", limit, told
+        self.keep = keep
         self.lock = threading.RLock()
         self.known: dict[str, Job | _Past] = {}
         """By id, in the order of their numbers; `jobs[id]` is always a Job."""
@@ -347,9 +350,9 @@ class Jobs:
         job = job.model_copy(update={"state": state, "ended": time.time()})
         self._keep(job)
         self.told(job)
-        if len(self.known) > KEEP + self.limit:
+        if len(self.known) > self.keep + self.limit:
             ended = (i for i, known in self.known.items() if isinstance(known, _Past))
-            for old in list(islice(ended, len(self.known) - KEEP - self.limit)):
+            for old in list(islice(ended, len(self.known) - self.keep - self.limit)):
                 self.forget(old)
         return job
 

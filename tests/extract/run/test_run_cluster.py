@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,15 +25,6 @@ from aqa_shared.store import FeatureStore
 
 KILLS = int(os.environ.get("AQA_TEST_KILLS", "100"))
 QUICK = ("--scheduler-wait", "5")
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A scheduler and two workers that can do the work."""
-    with dask(tmp_path_factory.mktemp("dask")) as found:
-        found.worker()
-        found.worker()
-        yield found
 
 
 @pytest.fixture(scope="session")
