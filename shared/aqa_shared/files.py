@@ -8,7 +8,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aqa_shared.errors import EnvironmentFault
@@ -30,13 +30,34 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def free_bytes(place: Path) -> int:
-    """Bytes that are free where `place` is or will be. Raises the OSError of writing there where that cannot be."""
+def existing(place: Path) -> Path:
+    """The folder that `place` is or will be made in. Raises NotADirectoryError where that is a file."""
     place = Path(os.path.abspath(place))
     while not place.exists():
         place = place.parent
     if not place.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    return place
+
+
+def try_writing(folder: Path) -> None:
+    """Write a file into a folder and remove it. Raises OSError, naming the folder, where that cannot be.
+
+    What permissions say is not enough: root has them all, and a network file system has rules of its own.
+    """
+    probe = folder / f".probe.{secrets.token_hex(4)}.partial"
+    try:
+        probe.write_bytes(b"0")
+        probe.unlink()
+    except OSError as e:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+        raise OSError(e.errno, e.strerror, str(folder)) from e
+
+
+def free_bytes(place: Path) -> int:
+    """Bytes that are free where `place` is or will be. Raises the OSError of writing there where that cannot be."""
+    place = existing(place)
     if not os.access(place, os.W_OK | os.X_OK):
         read_only = hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY
         code = errno.EROFS if read_only else errno.EACCES

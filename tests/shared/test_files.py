@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aqa_shared.errors import EnvironmentFault, did_you_mean
-from aqa_shared.files import replace_text, replacing
+from aqa_shared.files import existing, replace_text, replacing, try_writing
 from aqa_shared.machine import available_cores, available_memory, pick_device
 
 
@@ -25,6 +25,19 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         assert path.read_text() == "old\n"
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_is_tried_by_writing_and_nothing_stays(tmp_path: Path) -> None:
+    folder = existing(tmp_path / "a" / "b")
+    assert folder == tmp_path
+    try_writing(folder)
+    assert os.listdir(folder) == []
+    with pytest.raises(OSError) as e:  # for root too
+        try_writing(Path("/proc/self"))
+    assert e.value.filename == "/proc/self"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="file"):
+        existing(tmp_path / "file" / "a")
 
 
 def test_text_is_utf8_with_its_own_line_ends(tmp_path: Path) -> None:

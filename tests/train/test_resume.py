@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.shims import READ_ONLY, needs_shims, shim
 
-from aqa_shared.errors import StoreError, UsageError
+from aqa_shared.errors import ExitCode, StoreError, UsageError
 from aqa_train import checkpoint
 
 from .conftest import MakeStore
-from .runs import FAST, HELD, HIDING, aqa_train, results
+from .runs import FAST, HELD, HIDING, aqa_train, results, started
 
 
 def test_resuming_with_other_settings_or_labels_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
@@ -160,6 +161,33 @@ def test_a_run_cut_off_before_it_began_is_begun_again(make_store: MakeStore, tmp
             shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
     aqa_train(*command)
     assert (out / "metrics.json").exists()
+
+
+@needs_shims
+@pytest.mark.parametrize("how", ["resume", "part", "new"])
+def test_a_run_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
+    how: str, make_store: MakeStore, tmp_path: Path
+) -> None:
+    """A file system that is read-only, for root too; a run that was begun writes nothing for a long time."""
+    common = ["--features", make_store(videos=12), "--method", "aa", "--seeds", 1, "--epochs", 1, "--jobs", 1, *HELD]
+    out = tmp_path / "runs" / "one"
+    where = {"resume": ["--resume", out], "part": [*common, "--out", out, "--shard", "1/1"]}
+    if how in where:
+        aqa_train(*common, "--out", out)
+        shutil.rmtree(out / "models" / "aa" / "fold0-seed0")
+    else:
+        out.parent.mkdir()
+    before = sorted(tmp_path.joinpath("runs").rglob("*"))
+    (tmp_path / "tmp").mkdir()
+    poor = {"LD_PRELOAD": shim(tmp_path / "shim", READ_ONLY), "WRITABLE": str(tmp_path / "tmp")}
+    process = started(where.get(how, [*common, "--out", out]), TMPDIR=str(tmp_path / "tmp"), **poor)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == ExitCode.STORE, said
+    assert "epochs" not in said
+    place = {"resume": out, "part": out / "models" / "aa", "new": out.parent}[how]
+    assert f"cannot write {place}: Read-only file system" in said
+    assert "let it be written (owner, permissions, mount)" in said
+    assert sorted(tmp_path.joinpath("runs").rglob("*")) == before
 
 
 def test_a_checkpoint_in_a_folder_that_cannot_be_written_asks_for_the_right_thing() -> None:

@@ -30,12 +30,12 @@ def _full(e: Exception) -> bool:
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """What the system refuses while writing in `place` is a `StoreError` with its reason."""
+def writing(place: Path, fix: str = "name another --out: nothing can be written there") -> Iterator[None]:
+    """What the system refuses while writing in `place` is a `StoreError` with its reason, and this fix."""
     try:
         yield
     except OSError as e:
-        fix = "free space, or name another --out" if _full(e) else "name another --out: nothing can be written there"
+        fix = "free space, or name another --out" if _full(e) else fix
         raise StoreError(f"cannot write {e.filename or place}: {e.strerror or e}", fix=fix) from e
 
 

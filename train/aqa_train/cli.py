@@ -170,7 +170,7 @@ def run(
     workers train, and the seconds to wait for one.
     """
     from aqa_train.parts import go_on, part_of
-    from aqa_train.run import gather, open_run, train_cells, train_part
+    from aqa_train.run import gather, open_run, refuse_unwritable, train_cells, train_part
     from aqa_train.workers import choose_jobs, failures_of
 
     where = pick_device("cpu" if cluster else device)
@@ -185,6 +185,7 @@ def run(
             said = estimate(experiment, own, out / cell.name, opened.begun, where, in_memory, jobs)
             console.out.print(said, markup=False)
         return None
+    refuse_unwritable(mine, [out / cell.name for cell, _ in opened.grid] if part is None else [])
     if cluster is not None and not all(job.done for job in mine):
         _train_on(cluster, opened, part, device, in_memory)
     elif part is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 
 from aqa_shared import console
 from aqa_shared.errors import AqaError, UsageError
+from aqa_shared.files import existing, try_writing
 from aqa_train.checkpoint import read_json, writing
 from aqa_train.config import RunConfig, absolute
 from aqa_train.experiment import Data, Experiment, arrange, open_data
@@ -144,6 +145,25 @@ def holds_config(out: Path, config: RunConfig) -> bool:
             fix="name another --out, or give the settings of that run to go on with it",
         )
     return True
+
+
+def refuse_unwritable(jobs: Iterable[Job], tables: Iterable[Path] = ()) -> None:
+    """Find out now, not after hours, whether what is left to train and `tables`, folders, can be written.
+
+    They need not be there yet. Raises StoreError.
+    """
+    seen: set[Path] = set()
+    for where in (*tables, *(job.folder for job in jobs if not job.done)):
+        with writing(where, fix=_UNWRITABLE):
+            if (folder := existing(where)) not in seen:
+                try_writing(folder)
+                seen.add(folder)
+
+
+_UNWRITABLE = (
+    "let it be written (owner, permissions, mount), or name another --out; "
+    "a run that has begun may be copied, and its copy resumed"
+)
 
 
 def train_cells(

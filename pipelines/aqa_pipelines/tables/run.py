@@ -22,9 +22,10 @@ from aqa_train.grid import Cell
 from aqa_train.method_settings import epochs_of
 from aqa_train.methods import METHODS
 from aqa_train.outputs import refuse_other_data, refuse_other_digests
+from aqa_train.parts import Grid, jobs_of
 from aqa_train.plots import draw
 from aqa_train.protocol import once
-from aqa_train.run import holds_this_run, train_cells
+from aqa_train.run import holds_this_run, refuse_unwritable, train_cells
 from aqa_train.signals import ended_in_order
 from aqa_train.workers import choose_jobs
 
@@ -56,11 +57,13 @@ def run_table(
     for one in plan.ready:
         _go_on_or_begin(one, out)
     again = f"aqa table {shlex.quote(str(path))} --features {shlex.quote(features)} --out {shlex.quote(str(out))}"
+    stem = (write or out) / name_of(path)
+    refuse_unwritable(jobs_of(_grid(plan.ready), out), [stem.parent, *(out / w.name for w in plan.ready)])
     groups: dict[tuple[str | None, ...], list[TableRun]] = {}
     for one in plan.ready:
         groups.setdefault((one.config.labels, one.config.score_column, one.config.id_column), []).append(one)
     for works in groups.values():
-        grid = [(Cell(w.name, w.config.fraction, {}, w.config), w.experiment) for w in works if w.experiment]
+        grid = _grid(works)
         left = sum(1 for w in works for _ in trainings_left(w, out))
         number = choose_jobs(jobs, max(left, 1), where, works[0].config.training.threads)
         streams = tuple(dict.fromkeys(s for w in works for s in w.config.streams))
@@ -74,8 +77,7 @@ def run_table(
         ):
             one = next(w for w in works if w.name == done.cell.name)
             one.failed = next(iter(done.failures.values()), None)
-    name = name_of(path)
-    record = measure(plan, name, out, str(where))
+    record = measure(plan, name_of(path), out, str(where))
     record["features"] = Path(features.rstrip("/")).name
     changed = [f"run with {k} = {v}" for k, v in given.items() if k in ("seeds", "epochs")]
     changed += [f"only the rows {', '.join(only)}"] if only else []
@@ -84,7 +86,6 @@ def run_table(
         record["cases"] = cases(plan, out)
     if table.kind == "embedding":
         record["embedding"] = embedding(plan, out)
-    stem = (write or out) / name
     write_record(record, stem)
     if table.kind in ("figure", "embedding") and any(r["measured"] for r in record["rows"]):
         draw(stem.with_suffix(".json"), console.warn)
@@ -97,6 +98,11 @@ def write_record(record: Mapping[str, Any], stem: Path) -> None:
     replace_text(stem.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     replace_text(stem.with_suffix(".csv"), as_csv(record))
     replace_text(stem.with_suffix(".md"), as_markdown(record))
+
+
+def _grid(works: Sequence[TableRun]) -> Grid:
+    """The runs as cells of one grid."""
+    return [(Cell(w.name, w.config.fraction, {}, w.config), w.experiment) for w in works if w.experiment is not None]
 
 
 def _go_on_or_begin(one: TableRun, out: Path) -> None:
