@@ -237,11 +237,11 @@ def estimate(videos: Sequence[Video], out: Where, settings: ExtractSettings, opt
     settings = completed(settings)
     if options.shard is not None:
         videos = shard(videos, *options.shard)
-    todo, known = read_plan(videos, out, settings, options)
+    objects = Objects.at(out)
+    todo, known = read_plan(videos, objects, settings, options)
     missing = [s for s in settings.streams if any(s in streams for streams in todo.passes)]
     settings = only(settings, missing or settings.streams)
     result = Estimate(todo, settings, out)
-    objects = Objects.at(out)
     result.in_store = objects.size() if known is not None else 0
     if not result.plan.jobs:
         return result

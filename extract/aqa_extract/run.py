@@ -27,7 +27,7 @@ from aqa_shared import __version__, console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode, NoInputError
 from aqa_shared.machine import available_cores, available_memory, pick_device
 from aqa_shared.records import ExtractSettings, Failure, Video
-from aqa_shared.store import Run, StoreWriter, Where, expect, finalise, label
+from aqa_shared.store import Objects, Run, StoreWriter, Where, expect, finalise, label
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +111,7 @@ def extract(
     labelled = any(video.has_labels for video in videos) if labelled is None else labelled
     if options.shard is not None:
         videos = shard(videos, *options.shard)
+    out = Objects.at(out, write=True)  # one for all: what is committed is read once
     with caught() as signals:
         todo, known = read_plan(videos, out, settings, options)
         report = Report(out, 0, len(todo.already), todo.kept_out + todo.refused, {f.id for f in todo.kept_out})

@@ -24,7 +24,7 @@ from aqa_extract.streams import completed
 from aqa_extract.work import Work
 from aqa_shared.errors import StoreError
 from aqa_shared.records import ExtractSettings, Failure, Video
-from aqa_shared.store import Where
+from aqa_shared.store import Objects, Where
 
 MANY = 1 << 20
 """Videos that are yet to come, as far as the numbers of threads and decode children go."""
@@ -85,11 +85,12 @@ class Warm:
     def __init__(self, store: Where, settings: ExtractSettings, options: Options, *, create: bool = True) -> None:
         self.store, self.options = store, options
         settings = completed(settings)
-        _, known = read_plan((), store, settings, options)  # refuses a store of others before the networks are loaded
+        objects = Objects.at(store, write=True)
+        _, known = read_plan((), objects, settings, options)  # refuses a store of others before the networks are loaded
         if known is None and not create:
             raise StoreError(f"{store}: the store is gone", fix="put it back where it was; nothing else was lost")
         self.networks = load_networks(pinned(settings, known), options)
-        self.writer = open_writer(store, self.networks)
+        self.writer = open_writer(objects, self.networks)
         self.failed_before = quarantine.read(store)
         self.stale = threading.Event()
         """Set when others have changed the store: it is read again before the next video."""

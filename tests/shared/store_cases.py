@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from zarr.storage import MemoryStore, WrapperStore
 
 from aqa_shared.records import ExtractSettings, Video
 from aqa_shared.store import ArraySpec, Objects, StoreWriter, Where
@@ -90,3 +93,23 @@ def _keys(objects: Objects, prefix: str) -> list[str]:
     names = [f"{prefix}{n}" for n in objects.names(prefix.rstrip("/"))]
     found = dict(zip(names, objects.get_all(names), strict=True))
     return [key for name, data in found.items() for key in ([name] if data is not None else _keys(objects, name + "/"))]
+
+
+class Counting(WrapperStore[MemoryStore]):
+    """How many committed arrays are being read at once, and how often each other staged object is read."""
+
+    now = most = 0
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store)
+        self.markers: Counter[str] = Counter()
+
+    async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        if not key.endswith(".npz"):
+            self.markers.update([key] if key.startswith("staged/") else [])
+            return await super().get(key, *args, **kwargs)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0)  # as a request that is under way
+        self.now -= 1
+        return await super().get(key, *args, **kwargs)

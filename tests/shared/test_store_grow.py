@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import uuid
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from aqa_shared.store import (
     Run,
     Where,
     compact,
+    contents,
     describe,
     expect,
     finalise,
@@ -35,7 +35,7 @@ from aqa_shared.store.merge import LARGE, SMALL, tail
 from aqa_shared.store.objects import AT_A_TIME
 from aqa_shared.store.stage import read_failures, write_failure
 
-from .store_cases import FLOW, SPECS, arrays_of, commit, make_store, meta_of, open_writer, tree
+from .store_cases import FLOW, SPECS, Counting, arrays_of, commit, make_store, meta_of, open_writer, tree
 from .store_cases import label as labelled
 
 
@@ -381,21 +381,6 @@ def test_a_block_that_is_made_twice_is_whole_at_every_moment() -> None:
     assert again.puts > 10
 
 
-class _Counting(WrapperStore[MemoryStore]):
-    """How many committed arrays are being read at once."""
-
-    now = most = 0
-
-    async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
-        if not key.endswith(".npz"):
-            return await super().get(key, *args, **kwargs)
-        self.now += 1
-        self.most = max(self.most, self.now)
-        await asyncio.sleep(0)  # as a request that is under way
-        self.now -= 1
-        return await super().get(key, *args, **kwargs)
-
-
 @pytest.mark.parametrize(("channels", "videos", "most"), [(4, 2 * AT_A_TIME, AT_A_TIME), (9 << 20, 3, 1)])
 def test_finalising_reads_many_committed_videos_at_once(channels: int, videos: int, most: int) -> None:
     """One after the other, a million of them would take an object store hours; but not more bytes than fit."""
@@ -403,7 +388,42 @@ def test_finalising_reads_many_committed_videos_at_once(channels: int, videos: i
     with open_writer(memory := MemoryStore(), specs=[spec]) as writer:
         for i in range(videos):
             writer.commit(f"v{i}.mp4", {"rgb": np.full((1, channels), i, np.float32)}, meta_of(i))
-    finalise(Objects(counting := _Counting(memory), write=True))
+    finalise(Objects(counting := Counting(memory), write=True))
     assert counting.most == most
     assert verify(memory) == []
     assert len(FeatureStore.open(memory).ids) == videos
+
+
+def test_a_marker_is_read_once_and_what_others_do_meanwhile_is_seen() -> None:
+    """By a plan, the writer after it, and whoever finalises, where they share what was opened."""
+    other = open_writer(memory := MemoryStore())
+    objects = Objects(counting := Counting(memory), write=True)
+    commit(other, 0, 1)
+    label(memory, {"v0.mp4": labelled("v0.mp4", score=2)})
+    assert (found := contents(objects)) is not None
+    assert sorted(found.parts) == ["v0.mp4", "v1.mp4"]
+    commit(other, 2)
+    writer = open_writer(objects, specs=(*SPECS, *FLOW[:1]))  # which it declares
+    assert sorted(writer.known.parts) == ["v0.mp4", "v1.mp4", "v2.mp4"]
+    assert sorted(counting.markers.values()) == [1, 1, 1]  # and nobody's labels
+    other.objects.remove(other.known.parts["v1.mp4"][0].keys)  # as one that was torn
+    commit(other, 3)
+    finalise(objects)
+    assert sorted(counting.markers.values()) == [1, 1, 1, 1, 1]
+    assert verify(memory) == []
+    store = FeatureStore.open(memory)
+    assert store.ids == ["v0.mp4", "v2.mp4", "v3.mp4"]
+    assert store.column("score")[0] == 2
+    assert objects.staged == {}
+
+
+def test_a_marker_that_was_torn_is_read_again_when_it_is_whole() -> None:
+    other = open_writer(memory := MemoryStore())
+    commit(other, 0)
+    (key,) = (k for k in memory._store_dict if k.startswith("staged/") and k.endswith(".json"))
+    objects, whole = Objects(memory), memory._store_dict[key]
+    memory._store_dict[key] = whole[: len(whole) // 2]
+    for expected in ([], ["v0.mp4"]):
+        assert (found := contents(objects)) is not None
+        assert list(found.parts) == expected
+        memory._store_dict[key] = whole

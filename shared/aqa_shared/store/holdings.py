@@ -23,7 +23,7 @@ class Contents:
     def __init__(self, objects: Objects, state: State) -> None:
         self.objects, self.state = objects, state
         self.index = index_of(objects, state.blocks)
-        staged = read_staged(objects)
+        staged = read_staged(objects, labels=False)
         self.parts: dict[str, list[Part]] = {}
         for part in staged.parts:
             self.add(part)

@@ -65,6 +65,8 @@ class Objects:
         self.where = where
         self.remembered: Any = None
         """The index that was read last; see `index_of`."""
+        self.staged: dict[str, Any] = {}
+        """What was read of committed videos, by the names of their markers; see `read_staged`."""
         try:
             self.store = _open(where, write)
         except (ImportError, ValueError) as e:  # no package for this kind of URL, or no such kind

@@ -107,7 +107,7 @@ class FeatureStore:
     @cached_property
     def pending(self) -> int:
         """Committed videos that are not finalised; what they bring is not in `ids`."""
-        staged = read_staged(self._objects).parts
+        staged = read_staged(self._objects, labels=False).parts
         return len({p.id for p in staged if counts(self._state, p)})
 
     @cached_property

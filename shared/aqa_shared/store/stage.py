@@ -195,11 +195,16 @@ class Staged:
     """Markers that are not whole: they never counted."""
 
 
-def read_staged(objects: Objects) -> Staged:
-    """What is staged, whatever it was made with."""
-    names = [n for n in objects.names(STAGED) if n.endswith(".json")]
+def read_staged(objects: Objects, *, labels: bool = True) -> Staged:
+    """What is staged, whatever it was made with; without `labels` only videos.
+
+    The name of a marker says what is in it, so `objects` remembers those that it read: each is read once.
+    """
+    names = [n for n in objects.names(STAGED) if n.endswith(".json") and (labels or not n.startswith("labels-"))]
+    known = objects.staged = {n: objects.staged[n] for n in names if n in objects.staged}
+    fresh = [n for n in names if n not in known]
     found = Staged([], [], [])
-    for name, data in zip(names, objects.get_all([f"{STAGED}/{n}" for n in names]), strict=True):
+    for name, data in zip(fresh, objects.get_all([f"{STAGED}/{n}" for n in fresh]), strict=True):
         if data is None:  # finalised in this moment
             continue
         try:
@@ -209,10 +214,10 @@ def read_staged(objects: Objects) -> Staged:
                 continue
             if not name.startswith(video_key(record["id"])):
                 raise ValueError("of another video")
-            found.parts.append(Part(objects, f"{STAGED}/{name.removesuffix('.json')}", **record))
+            known[name] = Part(objects, f"{STAGED}/{name.removesuffix('.json')}", **record)
         except (ValueError, KeyError, TypeError):
             found.broken.append(f"{STAGED}/{name}")
-    found.parts.sort(key=lambda p: (p.sequence, p.key))
+    found.parts = sorted(known.values(), key=lambda p: (p.sequence, p.key))
     return found
 
 

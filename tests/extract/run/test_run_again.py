@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.extract.run.command import SETTINGS, SMALL, committed, contents, run_command
 from tests.pipelines.commands import BIN
+from tests.shared.store_cases import Counting
+from zarr.storage import MemoryStore
 
 from aqa_extract import quarantine
 from aqa_extract.config import Options
@@ -190,6 +193,16 @@ def test_a_part_with_nothing_to_do_begins_the_store(tmp_path: Path) -> None:
     assert FeatureStore.open(store).ids == []
     (never,) = missing(store)
     assert (never["missing"], never["command"]) == (None, "aqa-extract --shard 1/2")
+
+
+def test_a_run_reads_what_is_committed_once(clips: Path, i3d_rgb_weights: str) -> None:
+    """For its plan and for its writer together."""
+    videos, store = find_videos(clips).videos, MemoryStore()
+    extract(videos, store, SETTINGS, Options(shard=(1, 1)))
+    counting = Counting(store)
+    report = extract(videos, counting, SETTINGS, Options(shard=(1, 1), retry_failed=True))
+    assert (report.already, [f.id for f in report.failures], report.kept_out) == (5, ["broken.mp4"], set())
+    assert Counter(n for key, n in counting.markers.items() if "labels" not in key) == {1: 5}
 
 
 def test_a_stream_added_later_leaves_the_first_one_as_it_is(clips: Path, undisturbed: Path, tmp_path: Path) -> None:
