@@ -141,9 +141,10 @@ def _needs(settings: ExtractSettings) -> dict[str, set[str]]:
 def shard(videos: Sequence[Video], i: int, n: int) -> list[Video]:
     """The i-th (from 1) of n parts of about equal work, in the order of `videos`; the parts together are all of them.
 
-    A function of the videos alone: whatever the store holds by now, every run cuts them in the same way.
+    A function of the videos alone: whatever the store holds by now, every run cuts them in the same way. Of a long list
+    only some files are looked at: see `shared_out`.
     """
-    return [videos[k] for k in dealt([_work(video) for video in videos], [video.id for video in videos], i, n)]
+    return [videos[k] for k in dealt(lambda k: _work(videos[k]), [video.id for video in videos], i, n)]
 
 
 def _work(video: Video) -> float:

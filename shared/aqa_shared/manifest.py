@@ -257,7 +257,7 @@ def _from_table(table: Table, named: _Named) -> None:
         paths.append(path)
         extra = row.extra
         # Of a file it is something to know, of a folder of pictures something to read it by.
-        rate: Any = (extra.pop("fps", None) or None) if os.path.isdir(path) else None
+        rate: Any = (extra.pop("fps") or None) if "fps" in extra and os.path.isdir(path) else None
         try:
             video = Video(
                 id=shown(row.id) if row.id else id_of(path, folder) + part_name(row),

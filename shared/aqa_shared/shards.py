@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from aqa_shared.errors import UsageError
 
 AUTO = "auto"
+TOGETHER = 10_000
+"""Pieces of work, or more, among which parts are made equal. Lengths of videos vary by about twice their mean, so that
+sums of so many that a digest picks differ by some per cent."""
 
 
 def part_of_parts(value: Any) -> Any:
@@ -31,26 +36,50 @@ def asked(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
     return part, count
 
 
-def dealt(work: Sequence[float], names: Sequence[str], part: int, count: int) -> list[int]:
+def dealt(work: Callable[[int], float], names: Sequence[str], part: int, count: int) -> list[int]:
     """The places of what is this part's, from 1, of `count` parts of about equal work; together they are all.
 
     A function of what there is to do alone, so that all processes cut it in the same way, whatever is done by now.
+    `work` says how much there is at a place, and is asked only where `shared_out` says that it matters to this part.
     """
-    parts = all_parts(work, names, count)
-    return parts[part - 1] if part <= len(parts) else []
+    for parts, places in shared_out(names, count):
+        if part - 1 in parts:
+            return _equal(work, names, places, len(parts))[part - 1 - parts.start]
+    return []
 
 
-def all_parts(work: Sequence[float], names: Sequence[str], count: int) -> list[list[int]]:
-    """The places of every part: what takes longest is given out first, then by name, each to who has the least so far.
+def all_parts(work: Callable[[int], float], names: Sequence[str], count: int) -> list[list[int]]:
+    """The places of every part, as `dealt` gives them."""
+    return [p for parts, places in shared_out(names, count) for p in _equal(work, names, places, len(parts))]
 
-    Of more parts than there is work the last get none, and are not there: a mistyped count must not take all memory.
+
+def shared_out(names: Sequence[str], count: int) -> list[tuple[range, list[int]]]:
+    """(parts, from 0; the places that these share), for all parts: by a digest of the names, whatever the work.
+
+    How much work there is may take a question to a file system, and every part would ask about everything. Of more
+    parts than there is work the last get none, and are not there: a mistyped count must not take all memory.
     """
-    order = sorted(range(len(work)), key=lambda k: (-work[k], names[k]))
-    parts: list[list[int]] = [[] for _ in range(min(count, len(work)))]
-    loads = [(0.0, n) for n in range(len(parts))]
-    for k in order:
+    count = min(count, len(names))
+    shares = max(1, min(count, len(names) // TOGETHER))
+    places: list[list[int]] = [[] for _ in range(shares)]
+    for k, name in enumerate(names):
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        part = int.from_bytes(digest) * count >> 64
+        places[part * shares // count].append(k)
+    first = [-(-share * count // shares) for share in range(shares + 1)]
+    return [(range(*ends), of) for ends, of in zip(pairwise(first), places, strict=True)]
+
+
+def _equal(work: Callable[[int], float], names: Sequence[str], places: list[int], count: int) -> list[list[int]]:
+    """`places` in so many parts: what takes longest is given out first, then by name, each to who has the least."""
+    if count == 1:
+        return [places]
+    known = {k: work(k) for k in places}
+    parts: list[list[int]] = [[] for _ in range(count)]
+    loads = [(0.0, n) for n in range(count)]
+    for k in sorted(places, key=lambda k: (-known[k], names[k])):
         load, to = heapq.heappop(loads)
-        heapq.heappush(loads, (load + work[k], to))
+        heapq.heappush(loads, (load + known[k], to))
         parts[to].append(k)
     return [sorted(part) for part in parts]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -16,7 +18,9 @@ from zarr.storage import MemoryStore
 from aqa_extract.config import Options, resolve
 from aqa_extract.plan import only, plan, read_plan, shard
 from aqa_extract.streams import completed, identified
+from aqa_shared import shards
 from aqa_shared.errors import StoreError, UsageError
+from aqa_shared.manifest import find_videos
 from aqa_shared.records import ActorSettings, ExtractSettings, FlowSettings, Pixels, Video
 from aqa_shared.store import StoreWriter, Where, contents
 from aqa_shared.store.layout import sealed, unsealed
@@ -144,6 +148,39 @@ def test_files_count_by_their_size(tmp_path: Path) -> None:
             f.truncate(size * 1_000_000)
     videos = [Video(id=f"{i}", path=str(tmp_path / f"{i}.mp4")) for i in range(5)]
     assert [[v.id for v in shard(videos, i, 2)] for i in (1, 2)] == [["0"], ["1", "2", "3", "4"]]
+
+
+def test_of_a_long_list_a_part_looks_at_some_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "TOGETHER", 10)
+    for i in range(60):
+        with (tmp_path / f"{i:02}.mp4").open("wb") as f:
+            f.truncate((i % 7) * 1_000_000)
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{i:02}.mp4\n" for i in range(60)))
+    looked: Counter[str] = Counter()
+    real = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **more: (looked.update([str(path)]), real(path, **more))[1])
+    for n, most in ((12, 20), (6, 10), (2, 30)):  # two parts share what they deal; one has nothing to weigh
+        parts = []
+        for i in range(1, n + 1):
+            videos = find_videos(tmp_path / "list.csv", with_labels=False).videos
+            looked.clear()
+            parts.append({v.id for v in shard(videos, i, n)})
+            seen = sum(n for path, n in looked.items() if path.endswith(".mp4"))
+            assert seen == 0 if n < 12 else len(parts[-1]) <= seen <= most
+        assert sorted(chain(*parts)) == [v.id for v in videos]
+        assert {v.id for v in shard(videos[::-1], 1, n)} == parts[0]
+
+
+def test_parts_of_a_long_list_are_about_equal() -> None:
+    """Where five parts share two halves of the list, two fifths of it are for two of them, and three for three."""
+    rng = np.random.default_rng(0)
+    for count, videos, most in ((5, 29_000, 1.05), (100, 200_000, 1.08)):
+        work, names = rng.lognormal(0, 1.2, videos), [f"{k}.mp4" for k in range(videos)]
+        parts = shards.all_parts(work.__getitem__, names, count)
+        assert sorted(chain(*parts)) == list(range(videos))
+        loads = np.array([work[part].sum() for part in parts])
+        assert loads.max() < most * loads.mean()
+        assert shards.dealt(work.__getitem__, names, 4, count) == parts[3]
 
 
 def test_more_parts_than_videos_leave_the_last_without_any() -> None:

@@ -237,7 +237,7 @@ def test_every_part_has_as_many_of_each_method(make_store: MakeStore, count: int
 
 def test_long_trainings_are_parted_before_short_ones() -> None:
     # 8 + 1 + 1 and 5 + 5, which alternating would not give.
-    assert [dealt([1, 8, 5, 5, 1], "abcde", i, 2) for i in (1, 2)] == [[0, 1, 4], [2, 3]]
+    assert [dealt([1, 8, 5, 5, 1].__getitem__, "abcde", i, 2) for i in (1, 2)] == [[0, 1, 4], [2, 3]]
 
 
 def test_what_is_missing_of_a_mistyped_number_of_parts_is_found_at_once(make_store: MakeStore, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ without a word to each other; what is done is a training's folder with its resul
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,10 @@ def go_on(out: Path, part: tuple[int, int] | None = None) -> str:
     return f"aqa-train --resume {shlex.quote(str(out))}" + (f" --shard {part[0]}/{part[1]}" if part else "")
 
 
-def _to_deal(jobs: Sequence[Job]) -> tuple[list[float], list[str]]:
+def _to_deal(jobs: Sequence[Job]) -> tuple[Callable[[int], float], list[str]]:
     """Work and name of each."""
     work = [_work(job.experiment.config, job.training.method, job.training.split) for job in jobs]
-    return work, [job.name for job in jobs]
+    return work.__getitem__, [job.name for job in jobs]
 
 
 def _work(config: RunConfig, method: str, split: Split) -> float:
