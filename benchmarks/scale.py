@@ -6,7 +6,8 @@
 
 Nothing is extracted but with `--validate`. Decoding, networks and flow are those of `results/stages-xeon-2cores.json`;
 how much faster a GPU is than one of its cores is not known here and is given (`--device 50`). The same seed gives the
-same tables. What is modelled, and how, is in `scale_model.py`; how requests are counted, in `scale_counts.py`.
+same tables. What is modelled, and how, is in `scale_model.py`, what it is given in `scale_given.py`; how requests are
+counted, in `scale_counts.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ import numpy as np
 from aqa_shared.files import scratch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from scale_model import Costs, Result, Setting, of_frames, simulated
+from scale_given import Costs, Result, Setting
+from scale_model import of_frames, simulated
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
