@@ -21,6 +21,13 @@ sem_t *sem_open(const char *name, int flag, ...) { errno = ENOSYS; return SEM_FA
 """
 """As without /dev/shm, or with one that is read-only or full."""
 
+NO_LINKS = """
+#include <errno.h>
+int link(const char *from, const char *to) { errno = EPERM; return -1; }
+int linkat(int a, const char *from, int b, const char *to, int flags) { errno = EPERM; return -1; }
+"""
+"""A file system without hard links, as FAT."""
+
 READ_ONLY = """
 #define _GNU_SOURCE
 #include <dlfcn.h>

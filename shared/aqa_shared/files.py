@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, and folders that are gone afterwards."""
+"""Files that are replaced or made whole or not at all, and folders that are gone afterwards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Two processes do not share it, on two machines either, where process ids may be equal: in containers they are.
     After `kill -9` it stays, as `.<name>.<random>.partial`.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = _beside(path)
     try:
         yield partial
         partial.replace(path)
@@ -69,6 +69,33 @@ def replace_text(path: Path, text: str) -> None:
     """`path` holds `text` in UTF-8, line ends as they are."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
+
+
+def write_new(path: Path, text: str) -> bool:
+    """`path` holds `text` in UTF-8, unless it was there before: then False, and it stays as it is.
+
+    Of many processes that do so at once one succeeds, and the others find its file whole: it is made by a hard link.
+    On a file system without them (FAT, some network file systems) others may find it before its text is in it.
+    """
+    partial = _beside(path)
+    try:
+        partial.write_text(text, encoding="utf-8", newline="")
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            raise
+        except OSError:  # how a file system says that it has none differs; what else is wrong, the next line meets too
+            with path.open("x", encoding="utf-8", newline="") as file:
+                file.write(text)
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 @contextmanager

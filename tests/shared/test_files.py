@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.shims import NO_LINKS, needs_shims, shim
 
 from aqa_shared.errors import EnvironmentFault, did_you_mean
 from aqa_shared.files import existing, replace_text, replacing, try_writing
@@ -38,6 +39,39 @@ def test_a_folder_is_tried_by_writing_and_nothing_stays(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="file"):
         existing(tmp_path / "file" / "a")
+
+
+RACE = """
+import sys, threading
+from pathlib import Path
+from aqa_shared.files import write_new
+folder, many = Path(sys.argv[1]), 4
+start = threading.Barrier(many)
+made = [[] for _ in range(100)]
+def race(n):
+    for i, names in enumerate(made):
+        start.wait()
+        if write_new(folder / str(i), f"{n}" * 50_000):
+            names.append(f"{n}")
+        elif sys.argv[2:]:  # whoever comes second finds it whole
+            assert len((folder / str(i)).read_text()) == 50_000
+threads = [threading.Thread(target=race, args=(n,)) for n in range(many)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+for i, (name,) in enumerate(made):
+    assert (folder / str(i)).read_text() == name * 50_000
+assert len(list(folder.iterdir())) == 100
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("links", [True, pytest.param(False, marks=needs_shims)])
+def test_of_many_that_make_a_file_one_succeeds_and_its_file_stays(tmp_path: Path, links: bool) -> None:
+    (tmp_path / "files").mkdir()
+    poor = {} if links else {"LD_PRELOAD": shim(tmp_path / "shim", NO_LINKS)}
+    command = [sys.executable, "-c", RACE, tmp_path / "files", *(["whole"] if links else [])]
+    done = subprocess.run(command, env={**os.environ, **poor}, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("ok\n", "")
 
 
 def test_text_is_utf8_with_its_own_line_ends(tmp_path: Path) -> None:

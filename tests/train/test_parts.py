@@ -6,9 +6,12 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -20,7 +23,7 @@ from aqa_shared.shards import dealt
 from aqa_train.cli import app, finalise
 from aqa_train.config import RunConfig
 from aqa_train.parts import jobs_of, missing, part_of
-from aqa_train.run import Opened, open_run, train_part
+from aqa_train.run import Opened, _begin, open_run, train_part
 from aqa_train.train_one import ABANDONED
 
 from .conftest import MakeStore
@@ -123,6 +126,78 @@ def test_of_two_that_find_an_empty_folder_the_second_must_be_the_same_run(
     with pytest.raises(UsageError, match=r"changed since the run in .* began"):
         trained(grown, 3)
     assert files(out) == before
+
+
+BEGIN = """
+import sys
+from pathlib import Path
+from aqa_shared.errors import UsageError
+from aqa_train.config import RunConfig
+from aqa_train.run import _begin, open_run
+opened = open_run(RunConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]) / "none")
+print("ready", flush=True)
+for folder in sys.stdin:
+    try:
+        _begin(opened.grid, Path(folder.strip()), "cpu", None)
+        print(flush=True)
+    except UsageError as e:
+        print(e.cause, flush=True)
+"""
+"""A process that begins its run in every folder that it is told, and says what became of it."""
+
+
+@pytest.mark.slow
+def test_of_many_that_begin_at_the_same_moment_all_others_must_be_the_same_run(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    """One decides, and its folder has nothing of another run; whoever begins the same run may go on."""
+    first = RunConfig(features=str(make_store(videos=16)), methods=("ridge",), seeds=2, folds=2)
+    grown = str(make_store(videos=20, name="grown.zarr"))
+    configs = [first, first, first.model_copy(update={"seeds": 3}), first.model_copy(update={"features": grown})]
+    begin = [sys.executable, "-c", BEGIN]
+    processes = [
+        subprocess.Popen([*begin, c.model_dump_json(), tmp_path], stdin=PIPE, stdout=PIPE, text=True) for c in configs
+    ]
+    assert [hear(process) for process in processes] == ["ready"] * 4
+    alone = []
+    for n, process in enumerate(processes):
+        tell([process], tmp_path / f"alone{n}")
+        assert hear(process) == ""
+        alone.append(files(tmp_path / f"alone{n}"))
+    for i in range(24):
+        tell([*processes[i % 4 :], *processes[: i % 4]], tmp_path / str(i))
+        causes = [hear(process) for process in processes]
+        assert [n for n, cause in enumerate(causes) if not cause] in ([0, 1], [2], [3])
+        assert files(tmp_path / str(i)) == alone[causes.index("")]
+        assert all(re.search("other settings|changed since the run", cause) for cause in causes if cause)
+    for process in processes:
+        process.communicate(timeout=60)
+
+
+def tell(processes: list[subprocess.Popen[str]], folder: Path) -> None:
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(f"{folder}\n")
+        process.stdin.flush()
+
+
+def hear(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, "it ended"
+    return line.strip()
+
+
+def test_what_a_process_left_that_was_killed_as_it_began_is_named(make_store: MakeStore, tmp_path: Path) -> None:
+    config = RunConfig(features=str(make_store(videos=16)), methods=("ridge",), seeds=2, folds=2)
+    _begin(open_run(config, tmp_path / "run").grid, tmp_path / "run", "cpu", None)
+    (tmp_path / "run" / "config.json").unlink()
+    other = open_run(config.model_copy(update={"seeds": 3}), tmp_path / "run")
+    with pytest.raises(UsageError, match="a run with other settings begins in") as caught:
+        _begin(other.grid, tmp_path / "run", "cpu", None)
+    assert f"remove {tmp_path / 'run' / 'data.json'}" in caught.value.fix
+    (tmp_path / "run" / "data.json").unlink()
+    _begin(other.grid, tmp_path / "run", "cpu", None)
 
 
 @pytest.mark.slow

@@ -43,7 +43,12 @@ def write_json(path: Path, value: Any) -> None:
     """Atomically, and never with NaN."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True))
+        replace_text(path, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """As all files of a run are written. Raises ValueError for NaN."""
+    return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True)
 
 
 def read_json(path: Path, fix: str) -> Any:

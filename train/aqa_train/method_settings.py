@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -116,6 +118,13 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     a, b = (_flat(spelt_out(c).model_dump(mode="json")) for c in (old, new))
     moved = {k for k in PLACES if a.get(k) is not None and b.get(k) is not None}
     return [f"{k}: {a.get(k)} → {b.get(k)}" for k in sorted((a.keys() | b.keys()) - moved) if a.get(k) != b.get(k)]
+
+
+def settings_digest(config: RunConfig) -> str:
+    """The same for two configurations exactly where `differences` finds none."""
+    flat = _flat(spelt_out(config).model_dump(mode="json"))
+    known = {k: k in PLACES or v for k, v in flat.items() if v is not None}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

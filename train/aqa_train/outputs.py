@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from aqa_shared.errors import AqaError, UsageError
-from aqa_shared.files import replace_text, replacing
+from aqa_shared.files import replace_text, replacing, write_new
 from aqa_train import scores
-from aqa_train.checkpoint import write_json, writing
+from aqa_train.checkpoint import as_json, read_json, write_json, writing
 from aqa_train.comparisons import Compared, compare
 from aqa_train.config import PLACES, RunConfig
 from aqa_train.experiment import Experiment
 from aqa_train.intervals import LEVEL
-from aqa_train.method_settings import as_toml, spelt_out
+from aqa_train.method_settings import as_toml, settings_digest, spelt_out
 from aqa_train.protocol import comparison
 from aqa_train.splits import Split
 from aqa_train.summary import MEASURES, WITH_INTERVAL, Comparison, summarise
@@ -34,27 +34,41 @@ START = ("config.toml", "environment.json", "data.json", "splits")
 """What a run folder holds before config.json, which makes it a run."""
 
 
-def write_start(experiment: Experiment, out: Path, device: str, part: tuple[int, int] | None) -> None:
-    """Configuration, environment, digests of the data and splits, before anything is trained."""
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "splits").mkdir(exist_ok=True)
-        for split in experiment.splits:
-            split.save(out / "splits" / f"fold{split.fold}-seed{split.seed}.json")
-    write_run(experiment.config, experiment.data, out, device, part)
-
-
 def write_run(
-    config: RunConfig, data: dict[str, str | None], out: Path, device: str, part: tuple[int, int] | None
+    config: RunConfig,
+    data: dict[str, str | None],
+    out: Path,
+    device: str,
+    part: tuple[int, int] | None,
+    splits: Sequence[Split] = (),
 ) -> None:
-    """What a folder is the run or the grid of; config.json comes last, and says that the rest is whole."""
+    """What a folder is the run or the grid of; config.json comes last, and says that the rest is whole.
+
+    data.json comes first, and whoever makes it decides: raises UsageError where that was another process, with other
+    settings or data, before anything of its own is overwritten.
+    """
     place = {"folder": os.path.abspath(out), **({"parts": part[1]} if part else {})}
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
+        _begin_as(config, data, out)
+        for split in splits:
+            (out / "splits").mkdir(exist_ok=True)
+            split.save(out / "splits" / f"fold{split.fold}-seed{split.seed}.json")
         replace_text(out / "config.toml", as_toml(spelt_out(config)))
         write_json(out / "environment.json", {**environment(device), **place})
-        write_json(out / "data.json", data)
         write_json(out / "config.json", config.model_dump(mode="json"))
+
+
+def _begin_as(config: RunConfig, data: dict[str, str | None], out: Path) -> None:
+    file, ours = out / "data.json", {**data, "settings_sha256": settings_digest(config)}
+    if write_new(file, as_json(ours)):
+        return
+    refuse_other_digests(config, data, out)
+    if read_json(file, "start a new run with another --out").get("settings_sha256") != ours["settings_sha256"]:
+        raise UsageError(
+            f"a run with other settings begins in {out} at this moment",
+            fix=f"name another --out; if a process that began there was killed at once, remove {file}",
+        )
 
 
 def write_places(config: RunConfig, out: Path) -> None:

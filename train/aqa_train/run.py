@@ -27,7 +27,6 @@ from aqa_train.outputs import (
     write_places,
     write_results,
     write_run,
-    write_start,
 )
 from aqa_train.parts import Grid, go_on, jobs_of, part_of
 from aqa_train.protocol import once
@@ -235,12 +234,12 @@ def _placed(
 def _begin(grid: Grid, out: Path, device: str, part: tuple[int, int] | None) -> None:
     """What each cell's folder says before anything is trained. Others may be writing the same now."""
     for cell, experiment in grid:
-        # Asked again: while the features were read, a process with other settings or data may have begun.
+        # Asked again: while the features were read, another process may have begun.
         if holds_config(out / cell.name, experiment.config):
             refuse_other_data(experiment, out / cell.name)
             write_places(experiment.config, out / cell.name)
         else:
-            write_start(experiment, out / cell.name, device, part)
+            write_run(experiment.config, experiment.data, out / cell.name, device, part, experiment.splits)
 
 
 def _executor(features: FeatureSet, device: torch.device, number: int) -> Executor:
