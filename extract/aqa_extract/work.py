@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ class Work:
     """`FramePlan.looked_at` of every video written."""
     without_actor: list[str] = field(default_factory=list)
     """Ids written by this run of which the full frame was used."""
+    decoder: Callable[[], AbstractContextManager[Decoder]] = Decoder
+    """What each loader decodes with; by default it ends with the loader."""
 
     @property
     def stop(self) -> threading.Event:
@@ -51,7 +53,7 @@ class Work:
     @contextmanager
     def loader(self) -> Iterator[Callable[[VideoJob], Prepared]]:
         """A decode child, and the function that loads a job with it."""
-        with Decoder() as decoder:
+        with self.decoder() as decoder:
             self.decoders.append(decoder)
             yield lambda job: self._load(decoder, job)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from aqa_shared.errors import AqaError, ExitCode
+from aqa_shared.machine import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def session(run: str, make: Callable[[], S]) -> S:
             while len(_sessions) >= KEPT:
                 del _sessions[next(iter(_sessions))]
             gc.collect()
+            keep_freed_memory()
             _sessions[run] = make()
         found: S = _sessions[run]
         return found

@@ -1,8 +1,11 @@
-"""What the processor computes in by itself, against what the kernel says of it."""
+"""What the processor computes in by itself, against what the kernel says of it; and what becomes of freed memory."""
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,3 +24,25 @@ def test_half_precisions_are_those_of_the_kernels_flags() -> None:
     assert has_units_for("fp32", device)
     assert has_units_for("bf16", device) == bool(flags & {"avx512_bf16", "amx_bf16"})
     assert has_units_for("fp16", device) == bool(flags & {"avx512_fp16", "amx_fp16"})
+
+
+FAULTS = """
+import resource
+from aqa_shared.machine import keep_freed_memory
+keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+bytes(8 << 20)
+before = faults()
+for _ in range(20):
+    bytearray(b"x") * (8 << 20)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_a_worker_of_dask_uses_freed_blocks_again() -> None:
+    """Dask sets the variable; 20 times 8 MB are 40,960 pages that the system would have to clear."""
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 10_000

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aqa_extract.config import Options
+from aqa_extract.decode.child import Decoder
 from aqa_extract.identity import identify
 from aqa_extract.job import VideoJob
 from aqa_shared.errors import EnvironmentFault
@@ -79,6 +82,9 @@ class Session:
         self.at_work: list[Work] = []
         self.stopped = False
         self._of_thread = threading.local()
+        self._decoders: list[Decoder] = []
+        """Those that nobody uses now."""
+        weakref.finalize(self, _close, self._decoders)
 
     def writer(self) -> StoreWriter:
         """The calling thread's own."""
@@ -97,12 +103,29 @@ class Session:
             self._of_thread.writer = found
         return found
 
+    @contextmanager
+    def decoder(self) -> Iterator[Decoder]:
+        """A decode child, which waits for the next block afterwards: to start one takes seconds of a core."""
+        try:
+            decoder = self._decoders.pop()
+        except IndexError:
+            decoder = Decoder()
+        try:
+            yield decoder
+        finally:
+            self._decoders.append(decoder)
+
     def stop(self) -> None:
         """Let what has begun come to its end, and begin nothing more."""
         self.stopped = True
         for work in list(self.at_work):
             work.stop.set()
             work.kill_decoders()
+
+
+def _close(decoders: list[Decoder]) -> None:
+    for decoder in decoders:
+        decoder.close()
 
 
 LOOKS = 3
@@ -190,7 +213,7 @@ def _work(ours: Session, writer: StoreWriter, worker: Worker) -> Work:
     if ours.device.type == "cpu":
         limit = worker.memory_manager.memory_limit or available_memory()
         budget = min(budget, limit // 4) // worker.state.nthreads
-    return Work(ours.networks, writer, ours.terms.options, ByteBudget(budget, threading.Event()))
+    return Work(ours.networks, writer, ours.terms.options, ByteBudget(budget, threading.Event()), decoder=ours.decoder)
 
 
 def _refuse_other_files(job: VideoJob) -> None:

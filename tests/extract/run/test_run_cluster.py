@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,31 @@ def test_a_killed_worker_costs_what_it_had_begun(
     assert run.returncode == ExitCode.OK, said
     assert contents(store) == expected
     wait_until(lambda: len(two.client.nthreads()) == 2)
+
+
+def test_a_worker_keeps_its_decode_child_between_blocks(
+    many: tuple[Path, dict[str, bytes]], two: Cluster, tmp_path: Path
+) -> None:
+    seen, workers = set(), set(two.pids)
+    with started(many[0], tmp_path / "s.zarr", "--scheduler", two.address) as run:
+        while run.poll() is None:
+            seen |= decoders(workers)
+            time.sleep(0.02)
+        said = run.communicate()
+    assert run.returncode == ExitCode.OK, said
+    assert len(seen) == 2  # of some eight blocks
+    wait_until(lambda: not decoders(workers), 10)
+
+
+def decoders(workers: set[int]) -> set[int]:
+    """Pids of what these processes decode with."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if b"aqa_extract.decode.worker" in (entry / "cmdline").read_bytes():
+                parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                found |= {int(entry.name)} if int(parent) in workers else set()
+    return found
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
