@@ -13,8 +13,8 @@ from aqa_shared.errors import UsageError
 
 AUTO = "auto"
 TOGETHER = 10_000
-"""Pieces of work, or more, among which parts are made equal. Lengths of videos vary by about twice their mean, so that
-sums of so many that a digest picks differ by some per cent."""
+"""Pieces of work that are shared out together, on the average; or more. Where each deviates by twice their mean, sums of
+so many deviate by 2 %."""
 
 
 def part_of_parts(value: Any) -> Any:
