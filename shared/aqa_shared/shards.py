@@ -13,8 +13,8 @@ from aqa_shared.errors import UsageError
 
 AUTO = "auto"
 TOGETHER = 10_000
-"""Pieces of work that are shared out together, on the average; or more. Where each deviates by twice their mean, sums of
-so many deviate by 2 %."""
+"""Pieces of work that are shared out together, on the average; or more. Where each deviates by twice their mean, sums
+of so many deviate by 2 %."""
 
 
 def part_of_parts(value: Any) -> Any:
