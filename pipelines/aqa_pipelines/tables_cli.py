@@ -10,6 +10,7 @@ import typer
 from aqa_shared import console
 from aqa_shared.commands import App
 from aqa_shared.errors import ExitCode, UsageError
+from aqa_train import cluster_options
 
 RESULTS = Path("benchmarks/results/tables")
 
@@ -53,6 +54,11 @@ def table(
     in_memory: Annotated[
         str, typer.Option(metavar="auto|yes|no", help="Load all features once; auto does where they fit.")
     ] = "auto",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar=cluster_options.METAVAR, help=cluster_options.HELP, show_default=False),
+    ] = None,
+    scheduler_wait: Annotated[float, typer.Option(min=0, help=cluster_options.WAIT_HELP)] = cluster_options.WAIT,
 ) -> None:
     """Run or resume what a table of a paper takes, and print published beside measured.
 
@@ -68,15 +74,15 @@ def table(
     only = tuple(part.strip() for part in rows.split(";") if part.strip()) if rows else ()
     if in_memory not in ("auto", "yes", "no"):
         raise UsageError(f"--in-memory is {in_memory!r}", fix="use auto, yes or no")
+    cluster = cluster_options.cluster_asked(scheduler, scheduler_wait, {"--jobs": jobs is not None, "--plan": plan})
     if plan:
         text, found = plan_text(file, features, out, given, device=device, jobs=jobs, only=only)
         console.out.print(text, markup=False)
     elif features is None:
         raise UsageError("--features is missing", fix=f"aqa table {file} --plan says how they are made")
     else:
-        record, found = run_table(
-            file, features, out, given, device=device, jobs=jobs, in_memory=in_memory, write=write, only=only
-        )
+        how: dict[str, Any] = {"device": device, "jobs": jobs, "in_memory": in_memory, "cluster": cluster}
+        record, found = run_table(file, features, out, given, write=write, only=only, **how)
         typer.echo(as_markdown(record), nl=False)
         console.note(f"written: {(write or out) / record['pipeline']}.json, .csv, .md")
         for (cause, fix), _ in found.lacking.items():

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.clusters import Cluster
 
 from aqa_pipelines.cli import app
 from aqa_pipelines.tables.record import PaperTable, read_table
-from aqa_shared.errors import UsageError
+from aqa_shared.errors import AqaError, UsageError
 from aqa_shared.records import ExtractSettings, FlowSettings, Sampling, Video
 from aqa_shared.store import ArraySpec, StoreWriter
 from aqa_train.stream_names import array_of
@@ -196,6 +198,61 @@ def test_a_row_that_fails_says_so_and_the_others_go_on(
     assert len(done) == 4
     assert aqa(*common) == 3
     assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == done
+
+
+SEVERAL = (
+    'against = "ridge"\n[run]\nseeds = 2\n'
+    '[[columns]]\nname = "half"\nrun = { labelled = 0.5 }\n[[columns]]\nname = "all"\n'
+    '[[rows]]\nname = "AA"\nmethod = "aa"\nstreams = ["rgb"]\n'
+    '[[rows]]\nname = "of flow"\nmethod = "aa"\nstreams = ["flow"]\ncolumns = ["all"]\n'
+    '[[rows]]\nname = "astray"\nmethod = "aa"\nstreams = ["rgb"]\ncolumns = ["all"]\nsettings = { lr = 1e30 }\n'
+    '[[rows]]\nname = "ridge"\nmethod = "ridge"\nstreams = ["rgb"]\n'
+)
+"""Runs that have nothing but the store in common, one of which fails."""
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_cluster_give_what_one_process_gives(
+    tmp_path: Path, two: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, file = miniature(tmp_path, "mtl-aqa"), of_mine(tmp_path, SEVERAL)
+    common = ["table", file, "--features", store, "--epochs", 2]
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert aqa(*common, "--out", here, "--jobs", 1) == 3
+    printed = capsys.readouterr().out
+    assert aqa(*common, "--out", there, "--scheduler", two.file) == 3
+    said = capsys.readouterr()
+    assert f"Dask scheduler {two.address}" in said.err
+    assert "failed: astray (all): " in said.err
+    assert re.sub(r"\d+ s of tra", "0 s of tra", said.out) == re.sub(r"\d+ s of tra", "0 s of tra", printed)
+    done = {p.relative_to(there): p.stat().st_mtime_ns for p in there.rglob("result.json")}
+    assert len(done) == 10
+    for name in done:
+        found, expected = (json.loads((out / name).read_text()) for out in (there, here))
+        assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+        weights = name.with_name("last.safetensors")
+        assert (there / weights).read_bytes() == (here / weights).read_bytes()
+    # What is done is not done again: only what failed is tried, without which no cluster is needed.
+    assert aqa(*common, "--out", there, "--rows", "AA;of flow", "--scheduler", "tcp://127.0.0.1:1") is None
+    assert {p.relative_to(there): p.stat().st_mtime_ns for p in there.rglob("result.json")} == done
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--scheduler", "local:2", "--jobs", 2], "--jobs does nothing with --scheduler"),
+        (["--scheduler", "local:2", "--plan"], "--plan does nothing with --scheduler"),
+        (["--scheduler", "host:8786"], "tcp://host:8786"),
+        (["--scheduler-wait", 5], "--scheduler-wait does nothing without --scheduler"),
+        (["--scheduler", "none.json"], "neither an address nor a file that a scheduler wrote"),
+    ],
+)
+def test_a_cluster_that_cannot_be_used_is_refused(tmp_path: Path, options: list[object], said: str) -> None:
+    store, out = miniature(tmp_path, "mtl-aqa"), tmp_path / "runs"
+    with pytest.raises(AqaError, match=said) as caught:
+        aqa("table", of_mine(tmp_path, SEVERAL), "--features", store, "--out", out, *options)
+    assert caught.value.exit_code == (5 if "none.json" in options else 2)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

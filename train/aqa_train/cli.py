@@ -15,9 +15,10 @@ from aqa_shared.commands import App, Version, group
 from aqa_shared.console import counted
 from aqa_shared.errors import AqaError, ExitCode, UsageError
 from aqa_shared.machine import pick_device
-from aqa_shared.scheduler import named
 from aqa_shared.settings import given, with_options
 from aqa_shared.shards import asked as part_asked
+from aqa_train import cluster_options
+from aqa_train.cluster_options import Cluster, cluster_asked
 from aqa_train.config import INPUT, LEARNING, PLACES, RunConfig, absolute
 from aqa_train.method_settings import as_toml, differences, spelt_out
 from aqa_train.resolve import ENVIRONMENT, parse_variants, resolve
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 app = App(no_args_is_help=True)
 
-SCHEDULER_WAIT = 60.0
 Input, Learning, RunOption = map(group, (INPUT, LEARNING, "Run"))
 """Options by the heading under which `--help` shows them; those that are settings are in `config`."""
 
@@ -71,15 +71,9 @@ def train(
     ] = None,
     scheduler: Annotated[
         str | None,
-        RunOption(
-            metavar="ADDRESS|FILE",
-            help="Let the workers of a Dask cluster train: the address of its scheduler (tcp://HOST:PORT), the file "
-            "that it wrote, or local:N for N processes on this machine.",
-        ),
+        RunOption(metavar=cluster_options.METAVAR, help=cluster_options.HELP),
     ] = None,
-    scheduler_wait: Annotated[
-        float, RunOption(min=0, help="Seconds to wait for a worker of the cluster that can train.")
-    ] = SCHEDULER_WAIT,
+    scheduler_wait: Annotated[float, RunOption(min=0, help=cluster_options.WAIT_HELP)] = cluster_options.WAIT,
     version: Version = False,
     **settings_given: Any,
 ) -> None:
@@ -102,23 +96,9 @@ def train(
     part = None if shard is None else part_asked(shard, os.environ)
     if part is not None and out is None:
         raise UsageError("--shard needs the folder that all parts have in common", fix="name it with --out")
-    cluster = _cluster_asked(scheduler, scheduler_wait, jobs, dry_run)
+    cluster = cluster_asked(scheduler, scheduler_wait, {"--jobs": jobs is not None, "--dry-run": dry_run})
     how: dict[str, Any] = {"device": device, "jobs": jobs, "in_memory": in_memory, "dry_run": dry_run}
     run(settings, out, resume=resume is not None, part=part, cluster=cluster, **how)
-
-
-def _cluster_asked(scheduler: str | None, wait: float, jobs: int | None, dry_run: bool) -> tuple[str, float] | None:
-    """Where the scheduler is and how long to wait for a worker; refuses what would do nothing with it, or without."""
-    if scheduler is None:
-        if wait != SCHEDULER_WAIT:
-            raise UsageError("--scheduler-wait does nothing without --scheduler", fix="omit it, or name the cluster")
-        return None
-    for option in [name for name, is_given in (("--jobs", jobs is not None), ("--dry-run", dry_run)) if is_given]:
-        raise UsageError(f"{option} does nothing with --scheduler: each worker trains one at a time", fix="omit one")
-    try:
-        return str(named(scheduler)), wait
-    except ValueError as e:
-        raise UsageError(f"--scheduler: {e}", fix="give tcp://HOST:PORT, the scheduler's file, or local:N") from None
 
 
 def asked(
@@ -162,15 +142,15 @@ def run(
     resume: bool = False,
     dry_run: bool = False,
     part: tuple[int, int] | None = None,
-    cluster: tuple[str, float] | None = None,
+    cluster: Cluster | None = None,
 ) -> dict[str, Any] | None:
     """The command's work: train, write `out`, print the table; returns what metrics.json of the last run holds.
 
-    With `part` (i, n) only the i-th of n parts of the trainings, and no tables. `cluster`: a Dask scheduler, whose
-    workers train, and the seconds to wait for one.
+    With `part` (i, n) only the i-th of n parts of the trainings, and no tables. `cluster`: a Dask cluster, whose
+    workers train.
     """
     from aqa_train.parts import go_on, part_of
-    from aqa_train.run import gather, open_run, refuse_unwritable, train_cells, train_part
+    from aqa_train.run import gather, open_run, refuse_unwritable, train_cells, train_on, train_part
     from aqa_train.workers import choose_jobs, failures_of
 
     where = pick_device("cpu" if cluster else device)
@@ -187,7 +167,16 @@ def run(
         return None
     refuse_unwritable(mine, [out / cell.name for cell, _ in opened.grid] if part is None else [])
     if cluster is not None and not all(job.done for job in mine):
-        _train_on(cluster, opened, part, device, in_memory)
+        train_on(
+            cluster,
+            opened.grid,
+            out,
+            device=device,
+            in_memory=in_memory,
+            again=go_on(out, part),
+            part=part,
+            before=lambda found: opened.begin(found, part),
+        )
     elif part is not None:
         train_part(opened, part, device=where, jobs=jobs, in_memory=in_memory)
     if part is not None:
@@ -201,7 +190,7 @@ def run(
     # Also what is done between two cells, which the loop of trainings does not see.
     with ended_in_order(again):
         cells = (
-            gather(opened)
+            gather(opened.grid, opened.data.features, out)
             if cluster is not None
             else train_cells(
                 opened.grid,
@@ -219,20 +208,6 @@ def run(
     return found[-1].summary
 
 
-def _train_on(
-    cluster: tuple[str, float], opened: Opened, part: tuple[int, int] | None, device: str, in_memory: Any
-) -> None:
-    """Have the workers of a Dask cluster train what is not done yet."""
-    from aqa_shared.workers import reached
-    from aqa_train.cluster import OnCluster
-    from aqa_train.run import train_on
-
-    scheduler, wait = cluster
-    with reached(scheduler, device) as client:
-        workers = OnCluster(client, opened.out, where=scheduler, device=device, wait=wait, in_memory=in_memory)
-        train_on(workers, opened, part)
-
-
 @ended_in_order("run the same command again")
 def finalise(out: Path, *, quiet: bool = False, tell: Callable[[list[dict[str, Any]]], None]) -> None:
     """Write the tables of a run whose trainings were done in parts; where some are missing nothing is written.
@@ -245,7 +220,8 @@ def finalise(out: Path, *, quiet: bool = False, tell: Callable[[list[dict[str, A
 
     opened = open_run(where_it_is(read_config(out), out), out, resume=True)
     lacking = missing(opened.jobs, out, opened.parts)
-    found = [] if lacking else _written(opened, gather(opened), quiet=quiet)
+    cells = [] if lacking else gather(opened.grid, opened.data.features, out)
+    found = [] if lacking else _written(opened, cells, quiet=quiet)
     tell(lacking)
     if lacking:
         raise typer.Exit(int(ExitCode.QUARANTINED))

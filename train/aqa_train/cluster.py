@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from math import ceil
@@ -59,6 +59,8 @@ class Terms:
     """A name of its own: what a worker keeps of a run goes by it."""
     out: Path
     """Its folder, absolute."""
+    runs: tuple[str, ...]
+    """Folders in it by which workers open what is to be trained (`aqa_train.run.reopen`)."""
     in_memory: InMemory
     asked: str
     """`--device`."""
@@ -95,20 +97,20 @@ class Session:
     """A run as a worker has it between trainings."""
 
     def __init__(self, terms: Terms, device: str, copies: int) -> None:
-        from aqa_train.run import open_run
+        from aqa_train.run import reopen
 
         self.stopped = 0
         self.device = pick_device(device)
         if not terms.token.exists():
             raise EnvironmentFault(f"{terms.out} is not the run folder there that it is here", fix=MOUNT)
-        config = read_config(terms.out)
-        for file in (getattr(config, name) for name in PLACES):
+        configs = [read_config(terms.out / run) for run in terms.runs]
+        for file in dict.fromkeys(getattr(config, name) for config in configs for name in PLACES):
             if file is not None and "://" not in file and not os.path.exists(file):
                 raise EnvironmentFault(f"there is no {file} there", fix=MOUNT)
-        opened = open_run(config, terms.out, resume=True)
-        self.features = place(opened.data.features, self.device, terms.in_memory, copies)
-        grid = [(cell, replace(experiment, features=self.features)) for cell, experiment in opened.grid]
-        self.jobs = {job.name: job for job in jobs_of(grid, terms.out)}
+        grid, features = reopen(terms.out, terms.runs)
+        self.features = place(features, self.device, terms.in_memory, copies)
+        placed = [(cell, replace(experiment, features=self.features)) for cell, experiment in grid]
+        self.jobs = {job.name: job for job in jobs_of(placed, terms.out)}
 
     def stop(self) -> None:
         """Save what has begun, and begin nothing more."""
@@ -116,7 +118,7 @@ class Session:
 
 
 def open_there(terms: Terms, places: Mapping[str, int]) -> Ready | Trouble:
-    """Get ready: open the run, load its features."""
+    """Get ready: open what is to be trained, load its features."""
     try:
         with _alone:  # methods are tried on a small batch
             ours = _session(terms, places)
@@ -211,12 +213,22 @@ class _Todo:
 class OnCluster:
     """On the workers of a Dask cluster, one at a time on each."""
 
-    def __init__(self, client: Client, out: Path, *, where: str, device: str, wait: float, in_memory: InMemory) -> None:
+    def __init__(
+        self,
+        client: Client,
+        out: Path,
+        runs: Sequence[str],
+        *,
+        where: str,
+        device: str,
+        wait: float,
+        in_memory: InMemory,
+    ) -> None:
         self.client = client
         self.workers: Workers[_Todo] = Workers(
             client,
             DUTIES,
-            lambda run, found: Terms(run, Path(os.path.abspath(out)), in_memory, device, found),
+            lambda run, found: Terms(run, Path(os.path.abspath(out)), tuple(runs), in_memory, device, found),
             where=where,
             device=device,
             wait=wait,

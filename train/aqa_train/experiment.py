@@ -7,7 +7,7 @@ the run's trainings are its own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,14 @@ def open_data(config: RunConfig, say: Say) -> Data:
         protocol.spans(config, features)  # what it lacks is said now
         digests["dataset_sha256"] = hashlib.sha256(Path(config.dataset).read_bytes()).hexdigest()
     return Data(config, features, read.settings, weights, digests, made, unmet)
+
+
+def open_features(configs: Sequence[RunConfig], say: Say) -> FeatureSet:
+    """What several runs on one store, with the same labels, read of it."""
+    methods = tuple(dict.fromkeys(m for c in configs for m in c.methods))
+    streams = tuple(dict.fromkeys(s for c in configs for s in c.streams))
+    union = {**configs[0].model_dump(), "methods": methods, "streams": streams, "settings": {}, "training": {}}
+    return open_data(RunConfig.model_validate(union), say).features
 
 
 def prepare(config: RunConfig, say: Say) -> Experiment:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,8 +14,9 @@ from aqa_shared import console
 from aqa_shared.errors import AqaError, UsageError
 from aqa_shared.files import existing, try_writing
 from aqa_train.checkpoint import read_json, writing
+from aqa_train.cluster_options import Cluster
 from aqa_train.config import RunConfig, absolute
-from aqa_train.experiment import Data, Experiment, arrange, open_data
+from aqa_train.experiment import Data, Experiment, arrange, open_data, open_features
 from aqa_train.features import FeatureSet, InMemory
 from aqa_train.grid import Cell, cells
 from aqa_train.method_settings import differences
@@ -33,9 +34,6 @@ from aqa_train.protocol import once
 from aqa_train.signals import Stopped, ended_in_order
 from aqa_train.train_one import place, result_of, run_baselines
 from aqa_train.workers import Executor, Here, Job, Processes, failures_of, shared_folder
-
-if TYPE_CHECKING:
-    from aqa_train.cluster import OnCluster
 
 
 @dataclass(frozen=True)
@@ -206,19 +204,53 @@ def train_part(
     return mine
 
 
-def train_on(cluster: OnCluster, opened: Opened, part: tuple[int, int] | None) -> None:
-    """Train what is not done yet, of all or of the i-th of n parts, on the workers of a cluster; without tables."""
-    again = go_on(opened.out, part)
-    with ended_in_order(again):
-        opened.begin(cluster.device, part)
-        _begin(opened.grid, opened.out, cluster.device, part)
-        _train(part_of(opened.jobs, part), cluster, again)
+def train_on(
+    cluster: Cluster,
+    grid: Grid,
+    out: Path,
+    *,
+    device: str,
+    in_memory: InMemory,
+    again: str,
+    part: tuple[int, int] | None = None,
+    runs: Sequence[str] = ("",),
+    before: Callable[[str], None] = lambda device: None,
+) -> str:
+    """Train what is not done yet, of all or of the i-th of n parts, on the workers of a cluster; without tables.
+
+    `runs` are folders in `out` by which workers open the grid: that of the run or grid itself, or those of its cells
+    where they are runs that have nothing else in common. Returns the device of the workers, which `before` is told.
+    """
+    from aqa_shared.workers import reached
+    from aqa_train.cluster import OnCluster
+
+    where, wait = cluster
+    with reached(where, device) as client:
+        workers = OnCluster(client, out, runs, where=where, device=device, wait=wait, in_memory=in_memory)
+        with ended_in_order(again):
+            before(workers.device)
+            _begin(grid, out, workers.device, part)
+            _train(part_of(jobs_of(grid, out), part), workers, again)
+        return workers.device
 
 
-def gather(opened: Opened) -> Iterator[Trained]:
+def gather(grid: Grid, features: FeatureSet, out: Path) -> Iterator[Trained]:
     """Yield the cells with the results of all trainings, which are done or have failed."""
-    with _placed(opened.grid, opened.data.features, torch.device("cpu"), "auto", 1) as (grid, _):
-        yield from _gathered(grid, opened.out)
+    with _placed(grid, features, torch.device("cpu"), "auto", 1) as (placed, _):
+        yield from _gathered(placed, out)
+
+
+def reopen(out: Path, runs: Sequence[str]) -> tuple[Grid, FeatureSet]:
+    """As `train_on` says: what was begun in folders of `out`, as one grid, with the features that all of it reads."""
+    opened = {name: open_run(read_config(out / name), out / name, resume=True) for name in runs}
+    found = list(opened.values())
+    features = found[0].data.features if len(found) == 1 else open_features([o.config for o in found], console.warn)
+    grid = [
+        (replace(cell, name=f"{name}/{cell.name}".strip("/")), experiment)
+        for name, one in opened.items()
+        for cell, experiment in one.grid
+    ]
+    return grid, features
 
 
 @contextmanager

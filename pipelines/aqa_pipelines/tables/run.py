@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from aqa_shared import console
 from aqa_shared.console import as_time, counted
 from aqa_shared.files import replace_text
 from aqa_shared.machine import pick_device
-from aqa_train.config import RunConfig
-from aqa_train.experiment import open_data
+from aqa_train.cluster_options import Cluster
+from aqa_train.experiment import open_features
 from aqa_train.grid import Cell
 from aqa_train.method_settings import epochs_of
 from aqa_train.methods import METHODS
@@ -25,9 +24,11 @@ from aqa_train.outputs import refuse_other_data, refuse_other_digests
 from aqa_train.parts import Grid, jobs_of
 from aqa_train.plots import draw
 from aqa_train.protocol import once
-from aqa_train.run import holds_this_run, refuse_unwritable, train_cells
+from aqa_train.run import gather, holds_this_run, refuse_unwritable, train_cells, train_on
 from aqa_train.signals import ended_in_order
 from aqa_train.workers import choose_jobs
+
+AGAIN = "run the same command again"
 
 
 def name_of(path: Path) -> str:
@@ -35,7 +36,7 @@ def name_of(path: Path) -> str:
     return f"{path.resolve().parent.name}/{path.stem}"
 
 
-@ended_in_order("run the same command again")
+@ended_in_order(AGAIN)
 def run_table(
     path: Path,
     features: str,
@@ -47,37 +48,39 @@ def run_table(
     in_memory: Any = "auto",
     write: Path | None = None,
     only: Sequence[str] = (),
+    cluster: Cluster | None = None,
 ) -> tuple[dict[str, Any], TablePlan]:
     """Train what is left of a table, and write it as `<name>.json`, `.csv` and `.md` into `write`, or `out`.
 
-    Runs lie in `out`, each in a folder of its own, which other tables on the same store share.
+    Runs lie in `out`, each in a folder of its own, which other tables on the same store share. `cluster`: a Dask
+    cluster, whose workers train.
     """
-    table, where = read_table(path), pick_device(device)
+    table, where = read_table(path), pick_device("cpu" if cluster else device)
     plan = examine(table, features, given, only)
     for one in plan.ready:
         _go_on_or_begin(one, out)
-    again = f"aqa table {shlex.quote(str(path))} --features {shlex.quote(features)} --out {shlex.quote(str(out))}"
     stem = (write or out) / name_of(path)
     refuse_unwritable(jobs_of(_grid(plan.ready), out), [stem.parent, *(out / w.name for w in plan.ready)])
+    trained = str(where)
     groups: dict[tuple[str | None, ...], list[TableRun]] = {}
     for one in plan.ready:
         groups.setdefault((one.config.labels, one.config.score_column, one.config.id_column), []).append(one)
     for works in groups.values():
         grid = _grid(works)
+        features_of_all = open_features([w.config for w in works], once(console.warn))
         left = sum(1 for w in works for _ in trainings_left(w, out))
-        number = choose_jobs(jobs, max(left, 1), where, works[0].config.training.threads)
-        streams = tuple(dict.fromkeys(s for w in works for s in w.config.streams))
-        methods = tuple(dict.fromkeys(w.config.methods[0] for w in works))
-        union = RunConfig.model_validate(
-            {**works[0].config.model_dump(), "methods": methods, "streams": streams, "settings": {}, "training": {}}
-        )
-        features_of_all = open_data(union, once(console.warn)).features
-        for done in train_cells(
-            grid, features_of_all, out, device=where, jobs=number, in_memory=in_memory, again=again
-        ):
+        if cluster is None:
+            number = choose_jobs(jobs, max(left, 1), where, works[0].config.training.threads)
+            cells = train_cells(grid, features_of_all, out, device=where, jobs=number, in_memory=in_memory, again=AGAIN)
+        else:
+            if left:
+                names = [cell.name for cell, _ in grid]
+                trained = train_on(cluster, grid, out, device=device, in_memory=in_memory, again=AGAIN, runs=names)
+            cells = gather(grid, features_of_all, out)
+        for done in cells:
             one = next(w for w in works if w.name == done.cell.name)
             one.failed = next(iter(done.failures.values()), None)
-    record = measure(plan, name_of(path), out, str(where))
+    record = measure(plan, name_of(path), out, trained)
     record["features"] = Path(features.rstrip("/")).name
     changed = [f"run with {k} = {v}" for k, v in given.items() if k in ("seeds", "epochs")]
     changed += [f"only the rows {', '.join(only)}"] if only else []
