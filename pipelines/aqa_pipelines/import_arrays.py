@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aqa_pipelines.import_files import Nested
+from aqa_pipelines.import_files import AGAIN, NOTHING, Nested, holds_nothing
 from aqa_pipelines.import_transforms import Transform
 from aqa_shared.errors import UsageError
 from aqa_shared.manifest_files import few
@@ -83,6 +83,8 @@ class ArrayWork:
 
 def _array(tree: Nested) -> np.ndarray:
     """(time, …). Raises Unusable."""
+    if holds_nothing(tree):
+        raise Unusable(NOTHING, AGAIN)
     if isinstance(tree, dict):
         raise Unusable(f"it holds {few(tree)}, not an array", "say which is meant, with --stream NAME=KEY")
     try:
@@ -93,7 +95,7 @@ def _array(tree: Nested) -> np.ndarray:
         raise Unusable(f"its type is {x.dtype}, not numbers", "save it as an array of floats")
     x = x[None] if x.ndim == 1 else x
     if x.ndim == 0 or not x.size:
-        raise Unusable(f"it is empty, its shape is {x.shape}", "make it again, or remove it")
+        raise Unusable(f"it is empty, its shape is {x.shape}", AGAIN)
     return x
 
 

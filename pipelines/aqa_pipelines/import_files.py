@@ -22,6 +22,15 @@ from aqa_shared.pickles import MANY, ArrayUnpickler
 Nested: TypeAlias = "np.ndarray | dict[str, Nested] | list[Nested]"
 
 
+NOTHING, AGAIN = "it holds no array", "make it again, or remove it"
+"""What is wrong with a file or a part of one, and the fix."""
+
+
+def holds_nothing(tree: Nested) -> bool:
+    """Whether it is a dictionary without an array in it, at any depth: an empty group."""
+    return isinstance(tree, dict) and all(map(holds_nothing, tree.values()))
+
+
 def read_tree(path: Path) -> Nested:
     """What the file at `path` holds. Raises UsageError that names the file, the cause and the fix."""
     read, fix = READERS[path.suffix.lower()]

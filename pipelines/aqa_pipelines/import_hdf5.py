@@ -44,7 +44,7 @@ def read_hdf5(path: Path, refuse_large: Callable[[int], None]) -> Nested:
             fix="pip install h5py (the extra h5 of aqa)",
         ) from None
     with h5py.File(path, "r", locking=False) as file:
-        arrays, links = _arrays(file)
+        arrays, links, empty = _arrays(file)
         refuse_large(sum(map(_claimed, arrays.values())))
         read = {name: _values(array, path.stat().st_size, refuse_large) for name, array in arrays.items()}
     for name, target in links.items():
@@ -53,18 +53,24 @@ def read_hdf5(path: Path, refuse_large: Callable[[int], None]) -> Nested:
         if target not in arrays:
             raise ValueError(f"{printable_id(name)} is a link to {printable_id(target)}, which is no array in it")
         read[name] = read[target]
-    return _nested(read)
+    return _nested(read, empty)
 
 
-def _arrays(file: h5py.File) -> tuple[dict[str, h5py.Dataset], dict[str, str]]:
-    """The arrays by path, and the paths of soft links with where they lead. Raises ValueError for anything else."""
+def _arrays(file: h5py.File) -> tuple[dict[str, h5py.Dataset], dict[str, str], list[str]]:
+    """The arrays by path, the paths of soft links with where they lead, and groups without anything in them.
+
+    Raises ValueError for anything else.
+    """
     import h5py
 
     arrays: dict[str, h5py.Dataset] = {}
     links: dict[str, str] = {}
+    empty: list[str] = []
     left = MANY
     groups: list[tuple[h5py.Group, int]] = [(file, 0)]
     for group, depth in groups:  # grows meanwhile
+        if depth and not len(group):
+            empty.append(group.name)
         for key in group:
             left -= 1
             if left < 0:
@@ -87,7 +93,7 @@ def _arrays(file: h5py.File) -> tuple[dict[str, h5py.Dataset], dict[str, str]]:
                 raise ValueError(f"{printable_id(name)} lies more than {DEEPEST} groups deep, or holds itself")
             else:
                 groups.append((found, depth + 1))
-    return arrays, links
+    return arrays, links, empty
 
 
 def _refuse_other_files(name: str, array: h5py.Dataset) -> None:
@@ -129,9 +135,10 @@ def _values(array: h5py.Dataset, file_size: int, refuse_large: Callable[[int], N
     return np.concatenate(read)
 
 
-def _nested(arrays: dict[str, np.ndarray]) -> Nested:
+def _nested(arrays: dict[str, np.ndarray], empty: list[str]) -> Nested:
     tree: dict[str, Nested] = {}
-    for name, values in arrays.items():
+    found: dict[str, Nested] = {**arrays, **{name: {} for name in empty}}
+    for name, values in found.items():
         *folders, last = name.strip("/").split("/")
         inner = tree
         for folder in folders:

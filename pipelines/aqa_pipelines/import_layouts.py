@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from aqa_pipelines.import_files import READERS, Nested, files_below, read_tree
+from aqa_pipelines.import_files import AGAIN, NOTHING, READERS, Nested, files_below, holds_nothing, read_tree
 from aqa_pipelines.import_tables import ANY, STREAMS, ArrayTable
 from aqa_shared.errors import NoInputError, UsageError
 from aqa_shared.manifest_files import few, printable_id, shown
@@ -102,10 +102,11 @@ class ArrayFiles:
 
     def _file(self) -> Iterator[Item]:
         tree = _last(self.path)
-        named: dict[str, Nested] = tree if isinstance(tree, dict) else {"": tree}
+        named, empty = _parted(tree) if isinstance(tree, dict) else ({"": tree}, [])
         if (table := ArrayTable.of(self.path, named)) is None:
             yield from self._content(self.path, self.path.stem, self.streams, alone=True)
             return
+        self._pass_over(empty, self.path)
         arrays = table.arrays(self.streams, DEFAULT)
         for stream, key in arrays.items():
             keys = (key,) if isinstance(tree, dict) else ()
@@ -166,34 +167,41 @@ class ArrayFiles:
         only = _only(path, streams)
         if not isinstance(tree, dict):
             yield Item(printable_id(name), only(), path)
-        elif not tree and not alone:
-            raise UsageError("it holds no array", fix="make it again, or remove it")
+            return
+        held, empty = _parted(tree)
+        if not tree and not alone:
+            raise UsageError(NOTHING, fix=AGAIN)
         elif there := [key for key in tree if key in known]:
             self.ignored.update(f"{key} in {path.suffix}" for key in tree if key not in known)
             if lacking := set(known) - set(there) if streams else set():
                 raise UsageError(f"no {few(sorted(lacking))} in it; it holds {few(tree)}", fix=_SAY)
             for key in there:
                 inner = tree[key]
-                for id in inner if isinstance(inner, dict) else [None]:
+                for id in inner if isinstance(inner, dict) and inner else [None]:
                     keys = (key,) if id is None else (key, id)
                     yield Item(printable_id(name if id is None else id), known[key], path, keys)
-        elif not _groups(tree) and len(tree) == 1 and (path.suffix.lower() in NAMED or set(tree) <= set(ANY)):
-            yield Item(printable_id(name), only(), path, tuple(tree))
+        elif not _groups(held) and len(held) == 1 and (path.suffix.lower() in NAMED or set(held) <= set(ANY)):
+            self._pass_over(empty, path)
+            yield Item(printable_id(name), only(), path, tuple(held))
         elif path.suffix.lower() in ONE_VIDEO and not alone:
             raise UsageError(f"which of {few(tree)} is meant?", fix=f"{_SAY}; a table of many videos is given itself")
         else:
-            for id, inner in tree.items():
+            self.problems += [(f"{shown(path)} [{printable_id(id)}]", NOTHING, AGAIN) for id in empty]
+            for id, inner in held.items():
                 if not isinstance(inner, dict):
                     yield Item(printable_id(id), only(), path, (id,))
                     continue
                 chosen = {key: known[key] for key in inner if key in known}
-                if not chosen and len(inner) == 1:
-                    chosen = {next(iter(inner)): only()}
+                if not chosen and len(own := _parted(inner)[0]) == 1:
+                    chosen = {next(iter(own)): only()}
                 if not chosen:
                     raise UsageError(f"which of {few(inner)} of {printable_id(id)} is meant?", fix=_SAY)
                 self.ignored.update(f"{key} in {path.suffix}" for key in inner if key not in chosen)
                 for key, stream in chosen.items():
                     yield Item(printable_id(id), stream, path, (id, key))
+
+    def _pass_over(self, empty: Iterable[str], path: Path) -> None:
+        self.ignored.update(f"{printable_id(key)} in {path.suffix}, which holds no array" for key in empty)
 
 
 _SAVE = "save each array with numpy.save, or all in one numpy.savez"
@@ -217,6 +225,12 @@ def _only(path: Path, streams: Mapping[str, str]) -> Callable[[], str]:
 
 def _groups(tree: Mapping[str, Nested]) -> bool:
     return any(isinstance(inner, dict) for inner in tree.values())
+
+
+def _parted(tree: Mapping[str, Nested]) -> tuple[dict[str, Nested], list[str]]:
+    """What holds an array, and the names of what does not."""
+    held = {key: inner for key, inner in tree.items() if not holds_nothing(inner)}
+    return held, [key for key in tree if key not in held]
 
 
 def _rest(name: str, where: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from tests.pipelines.import_cases import IDS, bring, expect, left_out, problem, save, signal
+from tests.pipelines.import_cases import IDS, bring, dump, expect, left_out, problem, save, signal
 
 from aqa_shared.errors import ExitCode, NoInputError, UsageError
 from aqa_shared.store import FeatureStore
@@ -178,6 +178,69 @@ def test_a_file_that_holds_nothing_is_listed(tmp_path: Path) -> None:
     write(tmp_path / "f" / "good.h5", {"x": np.ones((3, 2))})
     write(tmp_path / "f" / "none.h5", {})
     left_out(bring(tmp_path / "f", tmp_path / "s.zarr"), tmp_path / "f" / "none.h5", "^it holds no array$")
+
+
+EMPTY: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".pkl"])
+@pytest.mark.parametrize(
+    ("tree", "streams", "empty"),
+    [
+        ({"a": 1, "b": 1, "gone": EMPTY}, {"features": "ab"}, "gone"),
+        ({"a": {"x": 1}, "b": {"x": 1, "meta": EMPTY}, "gone": {"x": EMPTY}}, {"features": "ab"}, "gone"),
+        ({"rgb": {"a": 1, "b": 1, "gone": EMPTY}}, {"rgb": "ab"}, "rgb.gone"),
+        ({"a": {"rgb": 1, "flow": 1}, "b": {"rgb": 1, "flow": EMPTY}}, {"rgb": "ab", "flow": "a"}, "b.flow"),
+        ({"rgb": {"a": 1, "b": 1}, "flow": EMPTY}, {"rgb": "ab"}, "flow"),
+    ],
+)
+def test_an_empty_group_is_listed_as_an_empty_array_is(
+    tmp_path: Path, suffix: str, tree: dict[str, Any], streams: dict[str, str], empty: str
+) -> None:
+    """In whichever place of whichever layout; what is 1 here is an array."""
+    path = tmp_path / f"file{suffix}"
+
+    def filled(tree: dict[str, Any]) -> dict[str, Any]:
+        return {name: filled(value) if isinstance(value, dict) else signal("x") for name, value in tree.items()}
+
+    def grouped(group: h5py.Group, tree: dict[str, Any]) -> None:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                grouped(group.create_group(name), value)
+            else:
+                group[name] = value
+
+    if suffix == ".pkl":
+        dump(path, filled(tree))
+    else:
+        with h5py.File(path, "w") as file:
+            grouped(file, filled(tree))
+    report = bring(path, tmp_path / "s.zarr")
+    assert report.exit_code == ExitCode.QUARANTINED
+    assert report.problems == [(f"{path} [{empty}]", "it holds no array", "make it again, or remove it")]
+    for stream, ids in streams.items():
+        expect(tmp_path / "s.zarr", stream, dict.fromkeys(ids, signal("x")))
+
+
+def test_an_empty_group_beside_the_array_of_a_video_or_in_a_table_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There it is no video: people keep attributes in groups."""
+    write(tmp_path / "f" / "dive.h5", {"i3d": signal("dive")})
+    write(tmp_path / "t.h5", {"features": np.stack([signal("x", rows=3)] * 2), "score": np.arange(2.0)})
+    for path in (tmp_path / "f" / "dive.h5", tmp_path / "t.h5"):
+        with h5py.File(path, "r+") as file:
+            file.create_group("meta").attrs["network"] = "I3D"
+    for source, ids in ((tmp_path / "f", ["dive"]), (tmp_path / "t.h5", ["0", "1"])):
+        report = bring(source, tmp_path / f"{source.stem}.zarr")
+        assert (report.exit_code, report.made["features"]) == (ExitCode.OK, ids)
+        assert "skipped: meta in .h5, which holds no array" in capsys.readouterr().err
+
+
+def test_a_file_of_empty_groups_alone_is_no_input(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_group("first/rgb")
+    problem(lambda: bring(tmp_path / "a.h5", tmp_path / "s.zarr"), NoInputError, r"a\.h5 \[first\]: it holds no array")
 
 
 @pytest.mark.parametrize(
