@@ -162,7 +162,7 @@ class Workers(Generic[T]):
         if trouble.unfit or self._strikes[address] >= STRIKES:
             self._put_aside(address, trouble)
         else:
-            self._warn("failed", address, trouble)
+            self._warn("failed", address, trouble.cause, trouble.fix)
 
     def succeeded(self, address: str) -> None:
         """A worker has done a task."""
@@ -273,6 +273,9 @@ class Workers(Generic[T]):
         self._gpu_of[address] = answer.gpu
         worker = self._known[address]
         self._deaths.pop(worker["host"], None)
+        if self._gpu and (declared := _gpus(worker)) > 1:
+            cause = f"it declares GPU={declared}, and a worker is one process, which takes one"
+            self._warn("computes on one GPU", address, cause, self._start(declared))
         slots = min(worker["nthreads"], _gpus(worker)) if self._gpu else worker["nthreads"]
         self.slots[address] = 1 if self.duties.alone else max(1, slots)
 
@@ -288,15 +291,15 @@ class Workers(Generic[T]):
         self.slots.pop(address, None)
         self._gpu_of.pop(address, None)
         self._aside[address] = trouble
-        self._warn("gets no work", address, trouble)
+        self._warn("gets no work", address, trouble.cause, trouble.fix)
 
     def _who(self, address: str) -> str:
         host = self._known.get(address, {}).get("host", "")
         return f"worker {address}" + ("" if not host or host in address else f" on {host}")
 
-    def _warn(self, what: str, address: str, trouble: Trouble) -> None:
+    def _warn(self, what: str, address: str, cause: str, fix: str) -> None:
         """Once for many workers of which the same is true."""
-        said = f"{trouble.cause}; {trouble.fix}"
+        said = f"{cause}; {fix}"
         if said not in self._said:
             self._said.add(said)
             console.warn(f"{self._who(address)} {what}: {said}")
@@ -306,8 +309,8 @@ class Workers(Generic[T]):
             self._said.add(text)
             how(text)
 
-    def _start(self) -> str:
-        more = " --resources GPU=1" if self.asked != "cpu" else ""
+    def _start(self, number: int = 1) -> str:
+        more = (f" --nworkers {number}" if number > 1 else "") + (" --resources GPU=1" if self.asked != "cpu" else "")
         return f"start workers with `dask worker {address(self.client)} --nthreads 1{more}`"
 
     def _wait(self, what: str, fix: str, exit_code: ExitCode = ExitCode.ENVIRONMENT) -> None:

@@ -48,6 +48,28 @@ def test_workers_of_a_host_have_a_gpu_each_and_one_too_many_gets_no_work(
         two.leave()
 
 
+def test_a_worker_that_declares_several_gpus_takes_one_and_the_rest_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    with dask(tmp_path) as cluster:
+        cluster.worker("--nthreads", "2", "--resources", "GPU=2")
+        one = Workers[str](
+            cluster.client, Duties(ready, work, "sit down"), lambda run, device: 2, where="-", device="auto", wait=60
+        )
+        wait_until(lambda: one.step() is None and one.slots)
+        assert found(one) == {"cuda:0"}
+        said = " ".join(capsys.readouterr().err.split())
+        assert "computes on one GPU: it declares GPU=2, and a worker is one process, which takes one" in said
+        start = f"dask worker {cluster.address} --nthreads 1 --nworkers 2 --resources GPU=1"
+        assert f"start workers with `{start}`" in said
+        # As it says: one for each.
+        cluster.start("worker", *start.split()[2:], "--no-dashboard", "--local-directory", tmp_path)
+        wait_until(lambda: one.step() is None and len(one.slots) == 2)  # of three on two GPUs
+        assert found(one) == {"cuda:0", "cuda:1"}
+        one.leave()
+
+
 def found(workers: Workers[str]) -> set[str]:
     """The GPUs of the fit workers."""
     gpus = {}
