@@ -88,7 +88,15 @@ def wait_until(true: Callable[[], object], seconds: float = 90) -> None:
 
 def without(folder: Path) -> tuple[str, ...]:
     """A command in whose view of the file system `folder` is empty."""
+    return _after(f"mount -t tmpfs none {folder}")
+
+
+def unable_to_write(folder: Path) -> tuple[str, ...]:
+    """A command in whose view of the file system `folder` is read-only."""
+    return _after(f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}")
+
+
+def _after(mounting: str) -> tuple[str, ...]:
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
         pytest.skip("this user may not mount")
-    script = f"mount -t tmpfs none {folder} && exec " + '"$@"'
-    return ("unshare", "--mount", "sh", "-c", script, "sh")
+    return ("unshare", "--mount", "sh", "-c", f'{mounting} && exec "$@"', "sh")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.clusters import Cluster, dask, wait_until, without
+from tests.clusters import Cluster, dask, unable_to_write, wait_until, without
 
 from .conftest import MakeStore
 from .runs import FAST, HELD, HIDING, aqa_train, files, started
@@ -217,6 +217,19 @@ def test_a_worker_that_does_not_see_the_run_or_the_store_is_named(
         ended(started([*common, "--scheduler", cluster.address]), 0)
     aqa_train(*common[:-1], tmp_path / "whole", "--jobs", 1)
     assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_write_the_run_is_named_before_it_trains(make_store: MakeStore, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    out = tmp_path / "runs" / "one"
+    common = ["--features", make_store(videos=12), "--method", "aa", "--epochs", 2, "--seeds", 1, *HELD, "--out", out]
+    with dask(tmp_path) as cluster:
+        cluster.worker(before=unable_to_write(tmp_path / "runs"))
+        said = ended(started([*common, "--scheduler", cluster.address, "--scheduler-wait", 2]), 6)
+        assert f"cannot write {out}: Read-only file system" in said
+        assert "mount it there so that it can be written" in said
+        assert not (out / "models").exists()
 
 
 @pytest.mark.slow

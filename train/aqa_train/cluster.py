@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from aqa_shared import console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode
+from aqa_shared.files import try_writing
 from aqa_shared.machine import available_memory, pick_device
 from aqa_shared.sessions import Ready, Trouble, device_here, gpu_name, idle_gpus, session, trouble
 from aqa_shared.workers import Duties, Ended, Workers
@@ -103,6 +104,8 @@ class Session:
         self.device = pick_device(device)
         if not terms.token.exists():
             raise EnvironmentFault(f"{terms.out} is not the run folder there that it is here", fix=MOUNT)
+        with writing(terms.out, fix=f"mount it there so that it can be written; {MOUNT}"):
+            try_writing(terms.out)
         configs = [read_config(terms.out / run) for run in terms.runs]
         for file in dict.fromkeys(getattr(config, name) for config in configs for name in PLACES):
             if file is not None and "://" not in file and not os.path.exists(file):
