@@ -9,7 +9,7 @@ from aqa_shared.console import counted, printable
 from aqa_shared.store import Damage
 
 MANY = 8
-"""Splits or categories that are listed, the largest first; `--json` has all."""
+"""Splits or categories (the largest first), or failed videos, that are listed; `--json` has all."""
 
 
 def info_text(record: Mapping[str, Any]) -> str:
@@ -37,6 +37,9 @@ def info_text(record: Mapping[str, Any]) -> str:
             rows.append((name, ", ".join(f"{value} {count}" for value, count in most) + more))
     if record["failed"]:
         rows.append(("failed", f"{counted(record['failed'], 'video')}; aqa-extract --retry-failed tries again"))
+        rows += [("", f"{row['id']}: {row['detail']} ({row['reason']})") for row in record["failures"][:MANY]]
+        if record["failed"] > MANY:
+            rows.append(("", f"and {record['failed'] - MANY} others: aqa info --json lists all"))
     rows += [("missing", text) for text in map(_missing, record["missing"])]
     if record["changes"] > 1:
         rows.append(("changes", f"{record['changes']} are kept; aqa compact removes what only earlier ones use"))

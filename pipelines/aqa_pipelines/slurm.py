@@ -1,7 +1,7 @@
 """`aqa submit slurm`: an extraction or trainings as an array of parts, and a job behind it that ends their work.
 
-    array 1-n, `aqa extract … --shard i/n`  ─▶  when all have left: `aqa finalise STORE`, and what is missing again
-    array 1-n, `aqa train … --shard i/n`    ─▶  when all have left: `aqa finalise FOLDER`, and what is missing again
+    array 1-n, `aqa extract … --shard i/n`  ─▶  when all have ended: `aqa finalise STORE`, and what is missing again
+    array 1-n, `aqa train … --shard i/n`    ─▶  when all have ended: `aqa finalise FOLDER`, and what is missing again
 
 Nothing here decides what is done. A part that runs again finds in the store or the run folder what it has, so that a
 part which was pre-empted, killed or lost is submitted again by the job at the end; `--requeue` is asked for as well,

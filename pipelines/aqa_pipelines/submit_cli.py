@@ -33,7 +33,7 @@ def slurm(
         list[str],
         typer.Argument(
             metavar="-- STAGE ...",
-            help="The command to part, as you would type it behind `aqa`: extract or train.",
+            help="The command to split into parts, as you would type it after `aqa`: extract or train.",
             show_default=False,
         ),
     ],
@@ -49,7 +49,7 @@ def slurm(
 ) -> None:
     """Submit an extraction, or trainings, to SLURM: an array of parts, and a job that submits again what is missing.
 
-    That job runs when all parts have left; first it finalises the store, or writes the tables of the trainings.
+    That job starts when all parts have ended; first it finalises the store, or writes the tables of the trainings.
 
     Exit codes: 0 submitted (or nothing to submit), 2 usage, 5 sbatch is missing or refuses, 6 store.
     """

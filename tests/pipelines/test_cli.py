@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from aqa_extract import quarantine
+from aqa_shared.records import Failure
+
 from .commands import run
 
 
@@ -59,6 +62,19 @@ def test_info_tells_people_and_scripts(store: Path) -> None:
     assert done.returncode == 0, done.stderr
     for word in ("rgb", "train", "test", "segments"):
         assert word in done.stdout
+
+
+def test_info_lists_the_videos_that_could_not_be_used(store: Path) -> None:
+    for i in range(10):
+        failure = {"id": f"bad_{i}.mp4", "path": "", "reason": "no_moov", "stage": "probe", "detail": "no index"}
+        quarantine.write(store, Failure.model_validate(failure))
+    lines = run("aqa", "info", store).stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("failed"))
+    assert lines[at].split(maxsplit=1)[1] == "10 videos; aqa-extract --retry-failed tries again"
+    assert [line.strip() for line in lines[at + 1 : at + 9]] == [f"bad_{i}.mp4: no index (no_moov)" for i in range(8)]
+    assert lines[at + 9].strip() == "and 2 others: aqa info --json lists all"
+    listed = json.loads(run("aqa", "info", store, "--json").stdout)["failures"]
+    assert listed == [{"id": f"bad_{i}.mp4", "reason": "no_moov", "detail": "no index"} for i in range(10)]
 
 
 def test_streams_tells_people_and_scripts(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_papers_training_is_the_default() -> None:
         ({"seed_s": 3}, [], "did you mean seeds"),
         ({"methods": ("aa",)}, ["droput=0.1"], "did you mean dropout"),
         ({}, ["learning=1"], "no setting 'learning'"),
-        ({}, ["lr=0.1"], "lr = 0.1 would change nothing: auto learns all at once"),
+        ({}, ["lr=0.1"], "lr = 0.1 would change nothing: auto is fitted in one step"),
         ({"methods": ("all", "aa")}, [], "name it alone"),
         ({"methods": ()}, [], "at least one"),
         ({}, ["dropout"], "name=value"),

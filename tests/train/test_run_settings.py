@@ -103,7 +103,7 @@ def test_help_does_not_load_torch() -> None:
         (["--draw", "unifrm"], {}, UsageError, "unifrm"),
         (["--method", "aa", "--set", "kernel=4"], {}, UsageError, "kernel must be odd"),
         (["--set", "kernel=4"], {}, UsageError, "auto has no setting 'kernel'"),
-        (["--epochs", 5], {}, UsageError, "epochs = 5 would change nothing: auto learns all at once"),
+        (["--epochs", 5], {}, UsageError, "epochs = 5 would change nothing: auto is fitted in one step"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(

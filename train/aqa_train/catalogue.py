@@ -50,15 +50,17 @@ def as_text(methods: list[dict[str, Any]]) -> str:
         if m["uses_difficulty"]:
             lines.append("    uses the declared difficulty")
         elif m["declares"]:
-            lines.append("    uses the declared difficulty where it reads what that is made of")
+            lines.append("    uses the declared difficulty where it reads the columns that make it up")
         if m["recipes"] is None:
-            lines.append("    recipe   none: learns all at once")
+            lines.append("    recipe   none: fitted in one step, without epochs")
             continue
+        datasets: dict[str, list[str]] = {}
         for dataset, recipe in {"": {}, **m["recipes"]}.items():
             values = Training(**recipe)
             said = f"{values.optimiser}, lr {values.lr:g}, weight decay {values.weight_decay:g}, "
             said += f"{values.schedule}, {values.epochs} epochs of the {values.epoch_of} set, batch {values.batch}"
-            lines.append(f"    recipe   {said}{f' (--recipe {dataset})' if dataset else ''}")
+            datasets.setdefault(said, []).append(f"--recipe {dataset}" if dataset else "default")
+        lines += [f"    recipe   {said} ({', '.join(names)})" for said, names in datasets.items()]
     return "\n".join(lines)
 
 

@@ -89,6 +89,7 @@ class RunConfig(Record):
             f"{ALL}: every one that fits the data.",
             metavar="METHOD,...",
             name="method",
+            default=DEFAULT,
         ),
     ] = (DEFAULT,)
     """By their names in `METHODS`, or `all`."""

@@ -99,8 +99,10 @@ def _refuse_settings_without_effect(config: RunConfig) -> None:
         plain_training = Training()
         for name, value in config.training.model_dump(mode="json", exclude_unset=True).items():
             if name in LEARNING_BY_STEPS and value != getattr(plain_training, name):
+                are = "is" if len(config.methods) == 1 else "are"
                 raise UsageError(
-                    f"{name} = {value} would change nothing: {', '.join(config.methods)} learns all at once",
+                    f"{name} = {value} would change nothing: {', '.join(config.methods)} {are} fitted in one step, "
+                    "without epochs",
                     fix="omit it, or name a method that learns by steps, such as --method s4aqa",
                 )
     plain, default = {t.optimiser for t in trained.values()} - {"sgd"}, Training.model_fields["momentum"].default

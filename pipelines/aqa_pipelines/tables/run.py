@@ -168,14 +168,14 @@ def _where(spots: list[Spot]) -> str:
 
 
 def _needs(table: PaperTable) -> list[str]:
-    """The commands that make what a table wants."""
+    """The commands that make what a table needs."""
     streams = list(dict.fromkeys(s for row in table.rows if row.method for s in _read(table, row)))
     columns = list(
         dict.fromkeys(
             c for row in table.rows if row.method for c in (*METHODS[row.method].columns, *METHODS[row.method].labels)
         )
     )
-    lines = ["what it wants:"]
+    lines = ["what it needs:"]
     if table.dataset:
         lines.append(f"  aqa datasets prepare {table.dataset} --root FILES --out {table.dataset}")
     if table.prepared:

@@ -64,14 +64,17 @@ def describe(where: Where) -> dict[str, Any]:
     objects, state = store._objects, store._state
     score, split, category = (store.column(n) for n in ("score", "split", "category"))
     labelled = score[~np.isnan(score)]
-    lengths = store.lengths
+    lengths, failures = store.lengths, read_failures(objects)
     return {
         "path": str(where),
         "videos": len(store),
         "segments": int(lengths.sum()),
         "segments_per_video": [int(lengths.min()), int(lengths.max())] if len(store) else None,
         "pending": store.pending,
-        "failed": len(read_failures(objects)),
+        "failed": len(failures),
+        "failures": [
+            {k: str(row.get(k, "")) for k in ("id", "reason", "detail")} for _, row in sorted(failures.items())
+        ],
         "missing": missing(objects),
         "streams": list(store.streams),
         "arrays": {
