@@ -80,7 +80,8 @@ class Options(Handling):
         BeforeValidator(part_of_parts),
         Option(
             RUN,
-            "Only the I-th of N parts of the videos; after all parts, run `aqa finalise STORE`.",
+            "Only the I-th of N parts of the videos; auto takes I and N from SLURM or Kubernetes. After all parts, run "
+            "`aqa finalise STORE`.",
             metavar="I/N",
         ),
     ] = None

@@ -62,7 +62,7 @@ def demo(
     fps: Annotated[float, typer.Option(help="Frames per second.")] = 20.0,
     workers: Annotated[int, typer.Option(help="Rendering processes; 0 takes every core.", min=0)] = 0,
     render_only: Annotated[bool, typer.Option("--render-only", help="Only render videos and labels.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace videos of other settings.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace videos that other settings made.")] = False,
     sheet: Annotated[
         Path | None, typer.Option(help="Also write a contact sheet of the first videos (.png).", show_default=False)
     ] = None,
@@ -109,7 +109,7 @@ def predict(
     decoder: Annotated[Literal["auto", "av", "decord"], typer.Option(help="As for aqa-extract.")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Decode processes. [default: by cores]")] = None,
 ) -> None:
-    """Score videos: extract features as the run's were, and print what all models of the method say together.
+    """Score videos with a trained run: extract the features that it needs, and print a score for each video.
 
     A score is the mean over the run's seeds and folds, the spread its deviation over them. Models that learned from a
     video's own score are left out; where all did, all are used, and the column in_sample says true.
@@ -176,7 +176,7 @@ def import_features(
         typer.Option(
             metavar="NAME[:SETTING=VALUE,...]",
             help="windows-dct (windows, or window and stride; coefficients), resample (rows), flatten, mean, fill "
-            "(value); again for more, in their order.",
+            "(value). Repeat it for more; they apply in this order.",
             show_default=False,
         ),
     ] = None,
@@ -283,7 +283,7 @@ def methods(json: Json = False) -> None:
 
 @app.command(epilog="aqa info feats.zarr --json")
 def info(store: StorePath, json: Json = False) -> None:
-    """Say what a store holds: which videos have which streams, labels, what is missing and how to make only that.
+    """Say what a store holds: streams, labels, videos that could not be used, what is missing and how to make only that.
 
     --json has everything that is known: arrays, settings, weights, versions.
     """

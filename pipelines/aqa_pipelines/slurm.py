@@ -52,9 +52,9 @@ class Slurm(Record):
     logs: Annotated[str, Option(WORK, "Folder of what the jobs print.", metavar="FOLDER")] = "slurm-logs"
     gpus: Annotated[int, Option(NODE, "GPUs; 0 for none.")] = Field(default=1, ge=0)
     cpus: Annotated[int, Option(NODE, "Processor cores.")] = Field(default=8, ge=1)
-    memory: Annotated[str, Option(NODE, "Memory, as 32G; empty leaves it to the site, as where it goes by GPU.")] = (
-        "32G"
-    )
+    memory: Annotated[
+        str, Option(NODE, "Memory, as 32G; empty omits --mem, for sites where it follows from the GPUs.")
+    ] = "32G"
     time: Annotated[str, Option(NODE, "Time limit, as 4:00:00 or 1-00:00:00.")] = "4:00:00"
     launch: Annotated[
         str,

@@ -38,7 +38,8 @@ def slurm(
         ),
     ],
     missing: Annotated[
-        bool, Work("--missing", help="Only the parts that `aqa finalise` finds missing; what the job at the end uses.")
+        bool,
+        Work("--missing", help="Submit only the parts that `aqa finalise` finds missing, as the job at the end does."),
     ] = False,
     config: Annotated[
         Path | None, Work(help="TOML file of these options, as your site needs them; AQA_SLURM_* and flags win.")

@@ -99,7 +99,7 @@ def results(
     ] = RESULTS,
     out: Annotated[Path | None, typer.Option(help="Write here instead of stdout.", show_default=False)] = None,
 ) -> None:
-    """All tables that were measured, as one document: docs/results.md."""
+    """Write all measured tables as one document, as docs/results.md."""
     from aqa_pipelines.tables.text import report
     from aqa_shared.files import replace_text
 

@@ -254,7 +254,7 @@ class ExtractSettings(Record):
         Literal["fp32", "bf16", "fp16"],
         Option(
             NETWORKS,
-            "Of the backbones; bf16 is 2 to 5 times as fast on processors with units for it.",
+            "Of the backbones; bf16 is 2 to 4 times as fast on processors with units for it.",
         ),
     ] = "fp32"
 

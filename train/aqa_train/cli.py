@@ -65,8 +65,8 @@ def train(
         str | None,
         RunOption(
             metavar="I/N",
-            help="Only the I-th of N parts of the trainings, into the --out of all; auto is the part that SLURM or "
-            "Kubernetes says. After all parts, run `aqa finalise FOLDER`.",
+            help="Only the I-th of N parts of the trainings; all parts have the same --out. auto takes I and N from "
+            "SLURM or Kubernetes. After all parts, run `aqa finalise FOLDER`.",
         ),
     ] = None,
     scheduler: Annotated[
@@ -81,6 +81,8 @@ def train(
 
     Settings also come from the environment, as AQA_TRAIN_SEEDS=3 or AQA_TRAIN_LR=1e-3: every name that
     --print-config shows outside of [settings]. They win over --config; options win over them; --resume ignores them.
+
+    Exit codes: 0 done, 2 usage, 3 a method of `--method all` failed, 5 environment, 6 store or run folder.
     """
     settings, out = asked(context, out, resume, set_ or [], config, print_config=print_config)
     if print_config:

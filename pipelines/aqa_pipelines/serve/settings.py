@@ -36,7 +36,7 @@ class Service(Record):
         BeforeValidator(_paths),
         Option(
             FILES,
-            "Folder whose videos may be asked for by path; again for more. Ids are paths below it.",
+            "Folder whose videos may be asked for by path. Ids are paths below it. Repeat it for more.",
             metavar="FOLDER",
             repeated=True,
             default="none: only uploads",
@@ -47,7 +47,7 @@ class Service(Record):
         BeforeValidator(_paths),
         Option(
             FILES,
-            "Folder whose videos are extracted as they arrive; also a root; again for more.",
+            "Folder whose videos are extracted as they arrive; it is also a root. Repeat it for more.",
             metavar="FOLDER",
             repeated=True,
             default="none",
@@ -60,15 +60,15 @@ class Service(Record):
         float, Option(FILES, "Seconds after which readers of the store see what was extracted.")
     ] = Field(default=30.0, ge=0.5)
     host: Annotated[str, Option(ACCESS, "Address to listen at; any but a loopback needs a token.")] = "127.0.0.1"
-    port: Annotated[int, Option(ACCESS, "Port; 0 takes a free one, which is said.")] = Field(
+    port: Annotated[int, Option(ACCESS, "Port; 0 takes a free one and prints it.")] = Field(
         default=8790, ge=0, le=65535
     )
     token_file: Annotated[
         Path | None,
         Option(ACCESS, f"File with the token that clients have to send; or {TOKEN} has it.", metavar="FILE"),
     ] = None
-    queue: Annotated[int, Option(QUEUE, "Jobs that may wait; then clients are told to come again.")] = Field(
-        default=1000, ge=1
+    queue: Annotated[int, Option(QUEUE, "Jobs that may wait; further ones are refused (429) until there is room.")] = (
+        Field(default=1000, ge=1)
     )
     state: Annotated[
         str,
