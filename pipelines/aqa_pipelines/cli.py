@@ -283,7 +283,7 @@ def methods(json: Json = False) -> None:
 
 @app.command(epilog="aqa info feats.zarr --json")
 def info(store: StorePath, json: Json = False) -> None:
-    """Say what a store holds: streams, labels, videos that could not be used, what is missing and how to make only that.
+    """Say what a store holds: streams, labels, failed videos, and what is missing and how to make only that.
 
     --json has everything that is known: arrays, settings, weights, versions.
     """
