@@ -349,5 +349,5 @@ def test_a_part_that_cannot_be_is_refused(
 def test_a_dry_run_tells_of_its_part(make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--features", make_store(videos=16), "--method", "aa", "--seeds", 3, "--folds", 2, "--epochs", 1, *SMALL]
     aqa_train(*common, "--out", tmp_path / "run", "--shard", "1/4", "--dry-run")
-    assert "2 trainings (this part of 6): aa of 1 epochs" in capsys.readouterr().out
+    assert "2 trainings (this part of 6): aa of 1 epoch ×" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

@@ -14,6 +14,7 @@ from aqa_shared.files import free_bytes, scratch
 from aqa_train.checkpoint import writing
 from aqa_train.config import Training
 from aqa_train.method_settings import epochs_of
+from aqa_train.methods import METHODS
 from aqa_train.signals import Stopped
 from aqa_train.train_one import place, run_training
 from aqa_train.trainer import Diverged
@@ -62,7 +63,8 @@ def estimate(
     every = len(experiment.trainings)
     part = f" (this part of {every})" if len(own) < every else ""
     seconds = sum(each[t.method] for t in trainings) / jobs
-    epochs = ", ".join(f"{m} of {epochs_of(config, m)} epochs" for m in each)
+    takes = {m: hasattr(METHODS[m].load(), "losses") for m in each}
+    epochs = ", ".join(f"{m} of {counted(epochs_of(config, m), 'epoch')}" if takes[m] else m for m in each)
     return "\n".join(
         (
             f"{counted(len(trainings), 'training')}{part}: {epochs} "

@@ -88,7 +88,7 @@ def reads(method: str, setting: str) -> bool:
         return False
     cls = row.load()
     if name in Training.model_fields:
-        # Features are standardised for methods that learn all at once too.
+        # Features are standardised for methods that are fitted in one step too.
         return hasattr(cls, "losses") or name == "standardise"
     return name in {f.name for f in dataclasses.fields(cls.Config)} - row.fixed.keys()
 

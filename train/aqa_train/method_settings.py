@@ -27,7 +27,7 @@ def training_of(config: RunConfig, method: str) -> Training:
 
 
 def epochs_of(config: RunConfig, method: str) -> int:
-    """Epochs that one method takes; one that learns all at once counts as one."""
+    """Epochs that one method takes; one that is fitted in one step counts as one."""
     return training_of(config, method).epochs if hasattr(METHODS[method].load(), "losses") else 1
 
 

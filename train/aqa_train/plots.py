@@ -87,7 +87,7 @@ def main() -> None:
         plots.mkdir(exist_ok=True)
         summary = json.loads((out / "metrics.json").read_text())
         predictions, losses = _read_csv(out / "predictions.csv"), _read_csv(out / "losses.csv")
-        figures = {"curves": lambda: _curves(losses)} if losses else {}  # what learns all at once has none
+        figures = {"curves": lambda: _curves(losses)} if losses else {}  # what is fitted in one step has none
         if predictions:  # --all-scores leaves nothing to test on
             figures |= {"scatter": lambda: _scatter(predictions, summary), "methods": lambda: _methods(summary)}
     mpl = _matplotlib(plots)
