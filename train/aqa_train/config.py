@@ -217,7 +217,7 @@ class RunConfig(Record):
             LEARNING,
             "Train as the methods' authors did on this dataset (`aqa methods`).",
             metavar="DATASET",
-            default="as on MTL-AQA",
+            default="marked in `aqa methods`",
         ),
     ] = ""
     """A dataset: methods are trained as their authors did on it, where their rows in `METHODS` say how."""
