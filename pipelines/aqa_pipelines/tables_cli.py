@@ -10,7 +10,7 @@ import typer
 from aqa_shared import console
 from aqa_shared.commands import App
 from aqa_shared.errors import ExitCode, UsageError
-from aqa_train import cluster_options
+from aqa_train.cluster import options as cluster_options
 
 RESULTS = Path("benchmarks/results/tables")
 

@@ -17,8 +17,8 @@ from aqa_shared.errors import AqaError, ExitCode, UsageError
 from aqa_shared.machine import pick_device
 from aqa_shared.settings import given, with_options
 from aqa_shared.shards import asked as part_asked
-from aqa_train import cluster_options
-from aqa_train.cluster_options import Cluster, cluster_asked
+from aqa_train.cluster import options as cluster_options
+from aqa_train.cluster.options import Cluster, cluster_asked
 from aqa_train.config import INPUT, LEARNING, PLACES, RunConfig, absolute
 from aqa_train.method_settings import as_toml, differences, spelt_out
 from aqa_train.resolve import ENVIRONMENT, parse_variants, resolve

@@ -14,7 +14,7 @@ from aqa_shared import console
 from aqa_shared.errors import AqaError, UsageError
 from aqa_shared.files import existing, try_writing
 from aqa_train.checkpoint import read_json, writing
-from aqa_train.cluster_options import Cluster
+from aqa_train.cluster.options import Cluster
 from aqa_train.config import RunConfig, absolute
 from aqa_train.experiment import Data, Experiment, arrange, open_data, open_features
 from aqa_train.features import FeatureSet, InMemory
@@ -222,7 +222,7 @@ def train_on(
     where they are runs that have nothing else in common. Returns the device of the workers, which `before` is told.
     """
     from aqa_shared.workers import reached
-    from aqa_train.cluster import OnCluster
+    from aqa_train.cluster.trainings import OnCluster
 
     where, wait = cluster
     with reached(where, device) as client:

@@ -15,7 +15,7 @@ from aqa_shared import console
 from aqa_shared.console import as_time, counted
 from aqa_shared.files import replace_text
 from aqa_shared.machine import pick_device
-from aqa_train.cluster_options import Cluster
+from aqa_train.cluster.options import Cluster
 from aqa_train.experiment import open_features
 from aqa_train.grid import Cell
 from aqa_train.method_settings import epochs_of
