@@ -112,12 +112,14 @@ def test_a_table_runs_resumes_and_stands_beside_the_published_one(
     aqa(*common, "--plan")
     said = capsys.readouterr().out
     assert "16 trainings, 16 left" in said
+    assert "not as published: features of --protocol even, the paper's are of mtl-aqa" in said
     assert not out.exists()
     aqa(*common)
     printed = capsys.readouterr().out
     assert printed == (out / "s4aqa" / "table4.md").read_text()
     assert "| AA | 0.618 |" in printed
     record = json.loads((out / "s4aqa" / "table4.json").read_text())
+    assert "the paper's are of mtl-aqa" in record["reduced"]
     full = next(r for r in record["rows"] if r["method"] == "s4aqa")
     assert full["published"] == {"10 %": 0.676, "40 %": 0.746}
     assert len(full["measured"]["10 %"]["by_seed"]) == 2
@@ -155,7 +157,7 @@ def test_what_a_store_lacks_is_said_and_the_rest_is_measured(
     store, out = miniature(tmp_path, "mtl-aqa"), tmp_path / "runs"
     file = of_mine(
         tmp_path,
-        "[run]\nlabelled = 0.5\nseeds = 1\n"
+        'protocol = "even"\n[run]\nlabelled = 0.5\nseeds = 1\n'
         '[[columns]]\nname = "all"\n[[rows]]\nname = "AA"\nmethod = "aa"\nstreams = ["rgb"]\n'
         '[[rows]]\nname = "of slow motion"\nmethod = "aa"\nstreams = ["mirror-rgb"]\n'
         '[[rows]]\nname = "theirs"\nwhy = "nobody says how"\npublished = { "all" = 0.5 }\n',
@@ -164,6 +166,7 @@ def test_what_a_store_lacks_is_said_and_the_rest_is_measured(
         assert aqa("table", file, "--features", store, "--out", out, "--epochs", 1, "--jobs", 1, *more) == 3
         said = capsys.readouterr()
         assert "mirror" in said.out
+        assert "as published" not in said.out
     record = json.loads((out / "pipelines" / "mine.json").read_text())
     assert [bool(r["measured"]) for r in record["rows"]] == [True, False, False]
     assert list(record["rows"][1]["lacks"]) == ["all"]

@@ -71,6 +71,8 @@ class TablePlan:
     works: list[TableRun]
     lacking: dict[tuple[str, str], list[Spot]] = field(default_factory=dict)
     """Cause and fix → where it is missing."""
+    otherwise: list[str] = field(default_factory=list)
+    """What of the features is known not to be as in the paper."""
 
     @property
     def ready(self) -> list[TableRun]:
@@ -133,7 +135,17 @@ def examine(
         except UsageError as e:
             one.lacks = e
             lacking.setdefault((e.cause, e.fix), []).extend(one.spots)
-    return TablePlan(table, works, lacking)
+    read = [data for data in opened.values() if isinstance(data, Data)]
+    return TablePlan(table, works, lacking, list(dict.fromkeys(w for data in read for w in _otherwise(table, data))))
+
+
+def _otherwise(table: PaperTable, data: Data) -> list[str]:
+    """Of imported features nothing is known."""
+    imported = all("made_by" in made for made in data.made.values())
+    if table.protocol is None or data.extract is None or imported:
+        return []
+    found = data.extract.sampling.protocol
+    return [] if found == table.protocol else [f"features of --protocol {found}, the paper's are of {table.protocol}"]
 
 
 def _refuse_other_protocol(config: RunConfig, data: Data) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from aqa_shared.datasets import DATASETS
 from aqa_shared.errors import UsageError, did_you_mean
-from aqa_shared.records import Finite, Record
+from aqa_shared.records import Finite, Protocol, Record
 from aqa_shared.settings import explain, read_toml
 from aqa_train.config import RunConfig, Training
 from aqa_train.grid import reads
@@ -92,8 +92,8 @@ class PaperTable(Record):
     """Known reasons for a difference."""
     against: str | None = None
     """The row that the others are compared with."""
-    extract: str = ""
-    """Options of `aqa-extract` that make the features."""
+    protocol: Protocol | None = None
+    """That of `aqa-extract` by which the paper's features came about."""
     prepared: str = ""
     """How features come about otherwise than by `aqa-extract`: a command."""
     streams: tuple[str, ...] = ()

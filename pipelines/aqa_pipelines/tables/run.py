@@ -84,6 +84,7 @@ def run_table(
     record["features"] = Path(features.rstrip("/")).name
     changed = [f"run with {k} = {v}" for k, v in given.items() if k in ("seeds", "epochs")]
     changed += [f"only the rows {', '.join(only)}"] if only else []
+    changed += plan.otherwise
     record["reduced"] = "; ".join(filter(None, [record["reduced"], *changed]))
     if table.kind == "cases":
         record["cases"] = cases(plan, out)
@@ -150,6 +151,7 @@ def plan_text(
     lines.append(
         f"{counted(every, 'training')}, {sum(left.values())} left: about {as_time(time)}, {number} at a time on {where}"
     )
+    lines += [f"not as published: {what}" for what in plan.otherwise]
     for row in table.rows:
         if row.method is None:
             lines.append(f"only published: {row.name}: {row.why}")
@@ -181,7 +183,7 @@ def _needs(table: PaperTable) -> list[str]:
     if table.prepared:
         lines.append(f"  {table.prepared}")
     else:
-        options = f" {table.extract}" if table.extract else ""
+        options = f" --protocol {table.protocol}" if table.protocol else ""
         lines.append(
             f"  aqa-extract {table.dataset or 'VIDEOS'}{'/manifest.csv' if table.dataset else ''} "
             f"--out feats.zarr --streams {','.join(streams)}{options}"
