@@ -1,16 +1,16 @@
-"""Auto: what `aqa-train` trains where no method is named. Ridge regressions on several kernels, averaged (ours).
+"""Auto: what `aqa-train` trains unless a method is named. Ridge regressions on several kernels, averaged (ours).
 
     features → mean over time, and means of its quarters → columns to normal scores, by the training videos' ranks
              → linear and Gaussian kernels of each → ridge of several strengths → mean, by leave-one-out error → score
 
-For dozens of labelled videos, which is what most people have. Every part is a closed form: it takes a second, has no
-seed and nothing to tune, and ranked better than ridge on mean features wherever it was measured
-(docs/methods/auto.md). Unlabelled videos say how each column is spread, and how far videos are apart; terms that ask
-more of them were tried and gained nothing there.
+For a few dozen labelled videos, which is what most people have. Every part is in closed form: training takes less than
+a second, is not random, and needs no tuning. It ranked better than ridge on mean features wherever it was measured
+(docs/methods/auto.md). Unlabelled videos give the distribution of each column and the distances between videos; other
+uses of them were tried and did not help.
 
 Leave-one-out residuals of a ridge in closed form: Rasmussen and Williams, Gaussian Processes for Machine Learning, MIT
 Press 2006, section 5.4.2. Weights by leave-one-out error: Yao et al., Bayesian Analysis 2018, section 3.3
-(pseudo-BMA), arXiv:1704.02030, here more evenly. Landmarks: Williams and Seeger, NeurIPS 2000.
+(pseudo-BMA), arXiv:1704.02030; ours are closer to equal. Landmarks: Williams and Seeger, NeurIPS 2000.
 """
 
 from __future__ import annotations
