@@ -81,8 +81,8 @@ def report(results: Path) -> str:
     lines = [
         "# Results",
         "",
-        "Written by `aqa results` from the records in `benchmarks/results/tables/`; do not edit. Figures are of the",
-        "last epoch, never of one that test videos chose. [tables.md](tables.md) says how they are measured and read.",
+        "Written by `aqa results` from the records in `benchmarks/results/tables/`; do not edit. Measured figures are of",
+        "the last epoch; no epoch is chosen on test videos. [tables.md](tables.md) explains how to read them.",
         "",
     ]
     for record in sorted(records, key=lambda r: (not r["pipeline"].startswith("real/"), r["pipeline"])):
@@ -173,7 +173,7 @@ def _protocol(record: Mapping[str, Any]) -> list[str]:
     lines = [f"- {'; '.join(names)}: {text}." for text, names in said.items()]
     if record["tolerance"] is not None:
         marks = any(_within(record, r, c["name"]) is not None for r in record["rows"] for c in record["columns"])
-        lines += [f"- ✓ is within {record['tolerance']:g} of the published figure, ≠ is not."] * marks
+        lines += [f"- ✓: within {record['tolerance']:g} of the published figure; ≠: not within it."] * marks
     return ["", *lines] if lines else []
 
 
@@ -184,9 +184,18 @@ def _compared(record: Mapping[str, Any]) -> list[str]:
         return []
     lines = [
         "",
-        f"Against {record['against']}, Spearman; p values two-sided, Holm's correction over the table:",
+        f"Spearman compared with `{record['against']}`; two-sided p values with Holm's correction over the table:",
         "",
-        _line(["row", "column", "difference", "95 % interval", "p, other test videos", "p, other seeds and folds"]),
+        _line(
+            [
+                "row",
+                "column",
+                "difference",
+                "95 % interval",
+                "p, bootstrap over test videos",
+                "p, Wilcoxon over seeds and folds",
+            ]
+        ),
         _line(["---"] * 6),
     ]
     for p in pairs:
