@@ -81,8 +81,8 @@ def report(results: Path) -> str:
     lines = [
         "# Results",
         "",
-        "Written by `aqa results` from the records in `benchmarks/results/tables/`; do not edit. Measured figures are of",
-        "the last epoch; no epoch is chosen on test videos. [tables.md](tables.md) explains how to read them.",
+        "Written by `aqa results` from the records in `benchmarks/results/tables/`; do not edit. Measured figures are",
+        "of the last epoch; no epoch is chosen on test videos. [tables.md](tables.md) explains how to read them.",
         "",
     ]
     for record in sorted(records, key=lambda r: (not r["pipeline"].startswith("real/"), r["pipeline"])):

@@ -1,8 +1,8 @@
-"""ACTION-NET, its dynamic branch: segments in the context of their neighbours, weighted by attention.
+"""ACTION-NET's dynamic branch: segments in the context of their neighbours, weighted by attention.
 
 Zeng et al.: Hybrid Dynamic-static Context-aware Attention Network for Action Assessment in Long Videos. ACM MM 2020,
-arXiv:2008.05977. Code: github.com/qinghuannn/ACTION-NET. The static branch reads single pictures; S4AQA compares with
-the dynamic one alone, on I3D features, and so does this. Choices of ours are marked (ours).
+arXiv:2008.05977. Code: github.com/qinghuannn/ACTION-NET. The static branch reads single pictures and
+is omitted, as in S4AQA's comparison on I3D features. Choices of ours are marked (ours).
 
     features → two layers → x ─→ graph convolution, twice → context
                             └──── x, context → attention over time → weighted sum → two layers, sigmoid → score

@@ -1,11 +1,11 @@
-"""C3D-AVG: one mean representation scores a dive (STL), names it and comments on it as well (MTL).
+"""C3D-AVG: from one mean feature, the score of a dive (STL), and also its classes and a caption (MTL).
 
 Parmar and Morris: What and How Well You Performed? A Multitask Learning Approach to Action Quality Assessment.
-CVPR 2019, arXiv:1904.04346. Code: github.com/ParitoshParmar/MTL-AQA, whose C3D is trained along; here, as in S4AQA's
-comparison, features are of a frozen I3D. Choices of ours are marked (ours).
+CVPR 2019, arXiv:1904.04346. Code: github.com/ParitoshParmar/MTL-AQA, which trains C3D too; here, as in S4AQA's
+comparison, features are those of a frozen I3D. Choices of ours are marked (ours).
 
     features → mean over segments → one layer, ReLU → score
-         │                                         └→ one classifier a column: position, armstand, …     MTL
+         │                                         └→ one classifier per column: position, armstand, …   MTL
          └→ GRU → GRU, which also reads the words so far → next word                                      MTL
 """
 

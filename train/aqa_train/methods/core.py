@@ -1,20 +1,20 @@
 """CoRe: score a video by comparing it with others whose scores are known.
 
 Yu, Rao, Zhao, Lu, Zhou: Group-aware Contrastive Regression for Action Quality Assessment. ICCV 2021, arXiv:2108.07797.
-Code: github.com/yuxumin/CoRe. Theirs trains I3D too; here features are frozen, and the choices marked (ours) are ours.
+Code: github.com/yuxumin/CoRe. The authors train I3D too; here features are frozen. Choices of ours are marked (ours).
 
     exemplar → mean feature ─┐
     exemplar's score ────────┼→ tree → which group of differences, and where in it → difference + exemplar's score
     video → mean feature ────┘                                                       → mean over the exemplars
 
-The tree (GART) decides level by level between two halves of the groups; every leaf is one group. Whom a video is
-compared with is in `exemplars.py`, what groups are in `groups.py`. The rows of the paper's tables are settings: without
-`compare` one video is looked at alone, with `head = mlp` a number is regressed.
+At each level, the tree (GART) decides between two halves of the groups; every leaf is one group. `exemplars.py` chooses
+the exemplars, `groups.py` makes the groups. The rows of the paper's tables are settings: without `compare`, each video
+is scored alone; with `head = mlp`, fully connected layers regress one number.
 
     I3D + MLP     compare = False, head = mlp          CoRe + MLP     compare = True, head = mlp
     I3D + GART    compare = False, head = gart         CoRe + GART    compare = True, head = gart
 
-Scores are divided by the difficulty where `difficulty` is set, and multiplied by it again at the end (section 3.1).
+If `difficulty` is set, scores are divided by the difficulty, and multiplied by it again at the end (section 3.1).
 """
 
 from __future__ import annotations

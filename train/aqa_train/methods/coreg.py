@@ -1,15 +1,16 @@
-"""COREG: two nearest-neighbour regressors with different distances label videos for each other.
+"""COREG: two nearest-neighbour regressors with different distances label unlabelled videos for each other.
 
 Zhou and Li: Semi-supervised Regression with Co-training. IJCAI 2005; settings as in github.com/nealjean/coreg, on mean
-features as in S4AQA (section IV-A). There are no gradients: all is learned in `prepare`.
+features as in S4AQA (section IV-A). There are no gradients: everything is learned in `prepare`.
 
     mean feature → the 3 nearest by Minkowski 2 ─┐
                                                  ├─ mean → score
     mean feature → the 3 nearest by Minkowski 5 ─┘
 
-In every round each regressor labels the pool's unlabelled videos. The one whose label most improves its regression of
-that video's labelled neighbours goes, with this label, to the *other* regressor; it ends when neither finds any. The
-public code gives the other one the video's true score, as if it were known. Here it is the predicted one (algorithm 1).
+In every round each regressor labels a pool of unlabelled videos. It passes one of them, with its label, to the *other*
+regressor: the video that most improves its own regression of that video's labelled neighbours. Training ends when
+neither finds such a video. The public code passes on the true score, as if it were known; here it is the predicted one
+(algorithm 1).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""DAE: the score as a normal distribution, whose width says how sure the network is.
+"""DAE: the score as a normal distribution, whose width is the network's uncertainty.
 
 Zhang et al.: Auto-Encoding Score Distribution Regression for Action Quality Assessment. Neural Computing and
-Applications 2023, arXiv:2111.11029. Code: github.com/Luciferbobo/DAE-AQA; its I3D is trained along, its loss is the
-squared error of one draw, and it is that draw that it tests. Choices of ours are marked (ours).
+Applications 2023, arXiv:2111.11029. Code: github.com/Luciferbobo/DAE-AQA, which trains I3D too, learns from the squared
+error of one draw of the distribution, and also tests such a draw. Choices of ours are marked (ours).
 
     features → mean over segments → 1024 → 256 → 128 → μ, log σ² → likelihood of the label
                                                        μ is the score; μ + σ ε a draw of it

@@ -1,4 +1,4 @@
-"""Exemplars: labelled videos whose scores are known, with which another is compared.
+"""Exemplars: labelled videos with which another video is compared.
 
 From CoRe (Yu et al., ICCV 2021, arXiv:2108.07797, section 3.1; code: github.com/yuxumin/CoRe). TSA and TPT compare in
 the same way. Choices of ours are marked (ours).

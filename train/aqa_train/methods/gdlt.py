@@ -1,12 +1,12 @@
-"""GDLT: a transformer whose queries stand for grades; the score is how strongly each grade is there.
+"""GDLT: a transformer whose queries stand for grades; the score is the mean grade, weighted by the responses.
 
 Xu et al.: Likert Scoring With Grade Decoupling for Long-Term Action Assessment. CVPR 2022. Code:
 github.com/xuangch/CVPR22_GDLT. Choices of ours are marked (ours).
 
     features → two layers with batch norm → encoder ─┐
-                    learned queries, one a grade → decoder → embeddings → one linear map a grade, sigmoid → response
-                                                      │      responses divided by their sum, weighted 0 … 1 → score
-                                                      └ a query's embeddings gather, those of others keep away
+                  learned queries, one per grade → decoder → embeddings → linear map per grade, sigmoid → response
+                                                      │      responses divided by their sum · grades 0 … 1 → score
+                                                      └ triplets: near to the same query's, far from other queries'
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Groups of differences, or of scores, that equally many fall into, and the place in a group.
+"""Groups of differences, or of scores, with equally many in each, and the position in a group.
 
-From CoRe (Yu et al., ICCV 2021, arXiv:2108.07797, section 3.2; code: github.com/yuxumin/CoRe, `Group_helper`); TPT took
-them over.
+From CoRe (Yu et al., ICCV 2021, arXiv:2108.07797, section 3.2; code: github.com/yuxumin/CoRe, `Group_helper`); TPT uses
+them too.
 """
 
 from __future__ import annotations

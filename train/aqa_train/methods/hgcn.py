@@ -1,4 +1,4 @@
-"""HGCN: clips are refined by their neighbours, gathered into scenes, and every scene adds a part of the score.
+"""HGCN: clips are refined by their neighbours and combined into scenes; each scene contributes a part of the score.
 
 Zhou, Ma, Shum, Liang: Hierarchical Graph Convolutional Networks for Action Quality Assessment. IEEE TCSVT 2023,
 doi:10.1109/TCSVT.2023.3281413. Code: github.com/ZhouKanglei/HGCN_AQA. Choices of ours are marked (ours).

@@ -1,9 +1,9 @@
-"""Methods without gradients on one vector a video, its mean feature: ridge, and a linear support vector regression.
+"""Ridge and linear support vector regression on one vector per video, its mean feature; without gradients.
 
     features → mean over segments → z-score → weights · x + level → score
 
-All they learn is learned in `prepare`, from labelled videos; what they keep are buffers, so that they are saved and
-used as networks are. Both are scikit-learn's, whose strength or penalty is chosen by cross-validation there.
+They learn everything in `prepare`, from labelled videos, and keep it in buffers, so that they are saved and used like
+networks. Both are scikit-learn's; cross-validation in `prepare` chooses the strength or the penalty.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""I3D+MLP: a small regression head on a video's mean feature, the plainest network of all comparisons.
+"""I3D+MLP: a small regression head on a video's mean feature, the simplest network in the comparisons.
 
-A row of CoRe's tables (Yu et al., ICCV 2021, arXiv:2108.07797) and of SAP-Net's; neither states the widths, which are
-USDL's here (ours).
+A row of CoRe's tables (Yu et al., ICCV 2021, arXiv:2108.07797) and of SAP-Net's. Neither states the widths; these are
+USDL's (ours).
 
     features → mean over segments → 1024 → 256 → 128 → 1 → score
 """

@@ -1,14 +1,14 @@
-"""Mean Teacher: a student agrees with the moving average of itself on videos without scores.
+"""Mean Teacher: a student learns to agree with its own moving average, on all videos.
 
-Tarvainen and Valpola: Mean teachers are better role models. NeurIPS 2017, arXiv:1703.01780. Theirs classifies images;
-the encoder and regressor are S4AQA's AA, as of all semi-supervised baselines in S4AQA, and what the paper leaves to
-the task is marked (ours).
+Tarvainen and Valpola: Mean teachers are better role models. NeurIPS 2017, arXiv:1703.01780. The paper classifies
+images; here encoder and regressor are S4AQA's AA, as for all semi-supervised baselines in S4AQA. What the paper leaves
+to the task is marked (ours).
 
     features + noise → student → score ──── labels
                           ↓ ╲
           moving average  ↓  agree (unlabelled and labelled)
                           ↓ ╱
-    features + noise → teacher → score, which is what predicts
+    features + noise → teacher → score, the prediction
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""PCLN: scores regressed one by one agree with the difference that a second network says of every pair.
+"""PCLN: the differences of regressed scores agree with those that a second network predicts for every pair.
 
 Li, Zhang, Lei, Fan, Liu, Du: Pairwise Contrastive Learning Network for Action Quality Assessment. ECCV 2022,
-doi:10.1007/978-3-031-19772-7_27. Code: github.com/hqu-cst-mmc/PCLN. Theirs reads ResNet-50's features of 160 pictures;
-here they are features of segments. Choices of ours are marked (ours).
+doi:10.1007/978-3-031-19772-7_27. Code: github.com/hqu-cst-mmc/PCLN. It reads ResNet-50 features of 160 pictures; here
+features are those of segments. Choices of ours are marked (ours).
 
     features → two layers, each halves time → e → fully connected → score ─────────────── label
                                               │                       │ difference ─ agree ─┐
-    every pair of a batch: e_i, e_j → which channels go together ─→ two convolutions → absolute difference ─ labels'
+    every pair of a batch: e_i, e_j → products of their channels ─→ two convolutions → absolute difference ─ labels'
 
-Prediction needs the first line alone.
+Prediction needs only the first line.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Pseudo-labels: an unlabelled video is taught the score of the labelled videos that are nearest to it.
+"""Pseudo-labels: the target of an unlabelled video is the mean score of the labelled videos nearest to it.
 
-As compared with in S4AQA (Zhang et al., TCSVT 2022), after Hou et al., Semi-supervised Adaptive Label Distribution
-Learning for Facial Age Estimation, AAAI 2017: nearest neighbours in the embedding, and a weight of 0.5. Encoder and
-regressor are S4AQA's AA; what neither paper settles is marked (ours).
+A baseline of S4AQA (Zhang et al., TCSVT 2022), after Hou et al., Semi-supervised Adaptive Label Distribution Learning
+for Facial Age Estimation, AAAI 2017: nearest neighbours in the embedding, and a weight of 0.5. Encoder and regressor
+are S4AQA's AA; what neither paper states is marked (ours).
 
     labelled    → E → f → R → score ─── labels
                       ╲ the k nearest, once an epoch: their mean score

@@ -1,15 +1,15 @@
-"""RICA²: a rubric's steps ask the video, and what they find is put together as the rubric says.
+"""RICA²: the steps of a rubric are queries to the video; their answers are combined as the rubric combines the steps.
 
 Majeedi, Gajjala, GNVV, Li: RICA²: Rubric-Informed, Calibrated Assessment of Actions. ECCV 2024, arXiv:2408.02138.
-Code: github.com/abrarmajeedi/rica2_aqa, whose I3D is trained along, and whose steps are embeddings of their names by a
-language model; here features are what they are, and steps are learned (ours), as is all that is marked so.
+Code: github.com/abrarmajeedi/rica2_aqa, which trains I3D too and embeds the names of the steps by a language model;
+here features are frozen and steps are learned vectors (ours). Other choices of ours are marked (ours).
 
     features → convolutions → transformer encoder ─┐
-    steps of the rubric ─────→ cross-attention, twice → one embedding a step
-         (stochastic: each is a normal distribution of which one draws) → mean by part → mean of parts → score
+    steps of the rubric ─────→ cross-attention, twice → one embedding per step
+         (stochastic: sampled from a normal distribution per step) → mean by part → mean of parts → score
 
 The steps of a dive are those that its columns name (armstand, rotation, position, somersaults, twists) and the entry;
-its parts are take-off, flight and entry. Where a dataset has no such column, there are `steps` in one part (ours).
+its parts are take-off, flight and entry. If a dataset has no such column, there are `steps` steps in one part (ours).
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Recovery. IEEE TCSVT 2022, doi:10.1109/tcsvt.2022.3143549. No public code; choic
                   │             └→ reversed gradient → discriminator → labelled?   equations 6, 7
                   └→ (a segment hidden) → pool → f~ → decoder → that segment       equations 4, 5
 
-With several streams (RGB and flow) each has its encoder and decoder; the regressor and the discriminator see
-the streams' f concatenated. The paper's ablations are settings: a weight of 0 leaves that part out.
+With several streams (RGB and flow) each has its own encoder and decoder; the regressor and the discriminator read the
+concatenated f of all streams. The paper's ablations are settings: a weight of 0 omits that part.
 
     AA          recovery_weight = 0, alignment_weight = 0
     AA + RDA    recovery_weight = 0

@@ -1,4 +1,4 @@
-"""Two other ways to recover segments, which S4AQA compares itself with on the same networks.
+"""Two other ways to recover segments, with which S4AQA's paper compares it on the same networks.
 
 Zhang et al., TCSVT 2022, doi:10.1109/tcsvt.2022.3143549, section IV-D; the first after Parmar and Morris,
 HalluciNet-ing Spatiotemporal Representations Using a 2D-CNN, Signals 2021. Choices of ours are marked (ours).

@@ -1,7 +1,7 @@
-"""S4L: score videos while telling by how much they are turned.
+"""S4L: score videos while learning to predict by how much they are rotated.
 
-Zhai, Oliver, Kolesnikov, Beyer: S4L: Self-Supervised Semi-Supervised Learning. ICCV 2019, arXiv:1905.03670; carried
-over to videos by S4AQA (section IV-A), on its own encoder and regressor. What neither paper settles is marked (ours).
+Zhai, Oliver, Kolesnikov, Beyer: S4L: Self-Supervised Semi-Supervised Learning. ICCV 2019, arXiv:1905.03670; applied to
+videos in S4AQA (section IV-A), with its own encoder and regressor. What neither paper states is marked (ours).
 
     rgb, rot90-rgb, rot180-rgb, rot270-rgb → E → f → linear → which of the four
     rgb                                    → E → f → R → score

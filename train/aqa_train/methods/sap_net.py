@@ -1,15 +1,15 @@
-"""SAP-Net: a student that sees the whole picture agrees with a teacher that sees the actor, on sub-actions they find.
+"""SAP-Net: a student that sees the full frame agrees with a teacher that sees the actor; both parse sub-actions.
 
 Gedamu, Ji, Yang, Shao, Shen: Self-supervised subaction Parsing Network for Semi-supervised Action Quality Assessment.
-IEEE TIP 2024. No public code, and the paper leaves much open: this is a reconstruction, choices are marked (ours).
-Theirs trains I3D; here the features of both pictures are frozen.
+IEEE TIP 2024. There is no public code, and the paper leaves much open: this is a reconstruction, and choices of ours
+are marked (ours). The authors train I3D; here the features of both streams are frozen.
 
     full frame  → attention → parser → sub-actions → mean → regressor → score ──── labels (labelled videos)
-                     │           └ BCE ─ k-means states, chosen greedily        ↘ agree where the teacher is sure
+                     │           └ BCE ─ k-means states, chosen greedily        ↘ agree if the teacher is confident
     actor alone → attention → parser → sub-actions → mean → regressor → score  ↗
                   (same weights)           └→ projection → mean by state: the same attract, others repel
 
-`sub_actions.py` has states, parser and transitions. The paper's ablations are settings: weight 0 leaves a part out.
+`sub_actions.py` has states, parser and transitions. The paper's ablations are settings: a weight of 0 omits a part.
 
     I3D + SSP    contrast_weight = 0, consistency_weight = 0
     I3D + GCL    parsing_weight = 0, consistency_weight = 0: no parser, the states themselves are the sub-actions

@@ -1,4 +1,4 @@
-"""A seed ensemble: several of one method, whose mean score is one method's.
+"""A seed ensemble: several networks of one method, whose mean score is the prediction.
 
 Lakshminarayanan, Pritzel, Blundell: Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles. NeurIPS
 2017, arXiv:1612.01474. The members see the same batches; their initial weights, dropout and hidden segments differ.

@@ -1,7 +1,7 @@
-"""Sub-actions of a video without labels of them: states, the few that stand for it, and the network that parses them.
+"""Unlabelled sub-actions of a video: its states, the few that represent it, and the network that parses them.
 
 From Gedamu et al., SAP-Net (section III-C) and, for the up-sampling decoder, Xu et al., FineDiving, CVPR 2022,
-arXiv:2204.03646, code github.com/xujinglin/FineDiving. Choices that neither settles are marked (ours).
+arXiv:2204.03646, code github.com/xujinglin/FineDiving. What neither states is marked (ours).
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""TPT: queries parse a video into parts in the order of time, and parts are compared with an exemplar's.
+"""TPT: learned queries parse a video into successive parts, which are compared with those of an exemplar.
 
 Bai, Zhou, Zhang, Wang, Ding, Guan, Long, Wang: Action Quality Assessment with Temporal Parsing Transformer. ECCV 2022,
-arXiv:2207.09270. Code: github.com/baiyang4/aqa_tpt. Theirs trains I3D too; here features are frozen. Choices of ours
-are marked (ours).
+arXiv:2207.09270. Code: github.com/baiyang4/aqa_tpt. It trains I3D too; here features are frozen. Choices of ours are
+marked (ours).
 
-    features → cross-attention of learned queries, twice → one part a query ─┐
+    features → cross-attention of learned queries, twice → part per query ───┐
                │                                                             ├→ pair, part by part → mean
                │                       an exemplar's parts, likewise ────────┘     ├→ which group of differences
-               └ queries look in the order of time, each at little of it           └→ where in it
+               └ centres in the order of time, each attention narrow               └→ position in it
                                         difference + the exemplar's score → mean over the exemplars
 
-Exemplars, groups and what is learned of them are CoRe's (`exemplars.py`, `groups.py`), except for the tree.
+Exemplars, groups and their losses are CoRe's (`exemplars.py`, `groups.py`); the tree is not used.
 """
 
 from __future__ import annotations

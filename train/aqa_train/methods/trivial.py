@@ -1,7 +1,7 @@
-"""What any method has to beat, from nothing that is seen: the mean score, chance, difficulty, duration, category.
+"""Baselines that do not look at the video: the mean score, chance, difficulty, duration, category.
 
-On MTL-AQA difficulty alone has a rank correlation of .56, on JIGSAWS' knots duration alone .73, on FineDiving the
-category's mean .59: as much as published methods with few labels.
+Every method has to beat them. On MTL-AQA difficulty alone has a rank correlation of .56; on JIGSAWS knot tying,
+duration alone .73; on FineDiving the mean of the category .59. That is as much as published methods with few labels.
 """
 
 from __future__ import annotations

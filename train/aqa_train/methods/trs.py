@@ -1,12 +1,13 @@
-"""TRS: a student learns, besides scores, what a teacher and a relative reference were once surest of.
+"""TRS: a student learns from labels, and from the most certain predictions so far of a teacher and a reference.
 
 Yun, Qi, Peng, Ma: Semi-Supervised Teacher-Reference-Student Architecture for Action Quality Assessment. ECCV 2024,
-arXiv:2407.19675. github.com/wuli55555/TRS has the networks' outlines, not the training, so this is a reconstruction on
-frozen features, on S4AQA's encoder and regressor instead of an MLP-Mixer behind I3D; choices of ours are marked (ours).
+arXiv:2407.19675. github.com/wuli55555/TRS outlines the networks but not the training, so this is a reconstruction. It
+has frozen features and S4AQA's encoder and regressor, instead of I3D and an MLP-Mixer. Choices of ours are marked
+(ours).
 
-    labelled, unlabelled  → E → R → score, doubt                     the student, which predicts
-             moving average of E and R → score, doubt ─────┐
-             its f beside a labelled f → difference, doubt ┴→ memory of the surest → the student's labels
+    labelled, unlabelled  → E → R → score, σ²                     the student, which predicts
+             moving average of E and R → score, σ² ─────┐         the teacher
+             its f beside a labelled f → difference, σ² ┴→ memory of the least σ² → the student's labels
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""TSA: a video is parsed into the three steps of its procedure, and each is compared with an exemplar's same step.
+"""TSA: a video is parsed into the three steps of its procedure; each is compared with the same step of an exemplar.
 
 Xu, Rao, Yu, Chen, Zhou, Lu: FineDiving: A Fine-grained Dataset for Procedure-aware Action Quality Assessment. CVPR
-2022, arXiv:2204.03646 (Temporal Segmentation Attention). Code: github.com/xujinglin/FineDiving. Theirs trains I3D too;
+2022, arXiv:2204.03646 (Temporal Segmentation Attention). Code: github.com/xujinglin/FineDiving. It trains I3D too;
 here features are frozen. Choices of ours are marked (ours).
 
-    features → decoder, 96 steps of time → transitions ──────── as they are annotated, else as cuts are found
+    features → decoder, 96 steps of time → transitions ──────── target: annotated, else the cuts found
                     │                        │
                     └────────────→ three steps, five vectors each ─┐
                                                                    ├→ cross-attention, step by step → difference

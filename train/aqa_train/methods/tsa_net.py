@@ -1,14 +1,14 @@
-"""TSA-Net: inside the tube that follows the actor, every place of the map attends to all others of the tube.
+"""TSA-Net: self-attention over the places of the feature map inside the tube that follows the actor.
 
 Wang, Yang, Zhai, Chen, Zhang: TSA-Net: Tube Self-Attention Network for Action Quality Assessment. ACM MM 2021,
-arXiv:2201.03746. Code: github.com/Shunli-Wang/TSA-Net. Theirs has the attention inside I3D, which is trained along;
-here it is behind I3D, on the map before the pool (ours). Choices of ours are marked (ours).
+arXiv:2201.03746. Code: github.com/Shunli-Wang/TSA-Net. The authors have the attention inside I3D, which is trained too;
+here it follows I3D, on the map before the pool (ours). Choices of ours are marked (ours).
 
     map (time × rows × columns) ─→ places in the tube ─→ self-attention ─→ put back ─→ mean → USDL's head → score
     the actor's boxes ───────────→ ↑
 
-The boxes are what the actor's streams of a store are cut by, and cover the body with a margin; theirs come from a
-tracker, and are released for some datasets.
+The boxes are the crop boxes of the store's actor streams, which cover the body with a margin. The authors' come from a
+tracker and are released for some datasets.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""USDL and MUSDL: a distribution over scores is learned, not a number; of the final score, or of each judge's mark.
+"""USDL and MUSDL learn a distribution instead of a number: over the final score, or over each judge's mark.
 
 Tang et al.: Uncertainty-Aware Score Distribution Learning for Action Quality Assessment. CVPR 2020, arXiv:2006.07665.
-Code: github.com/nzl-thu/MUSDL, whose I3D is trained along; here features are what they are.
+Code: github.com/nzl-thu/MUSDL, which trains I3D too; here features are frozen.
 
     features → mean over segments → 1024 → 256 → 128 → bins, softmax → its highest bin → score          USDL
-    features → mean over segments → one such head a judge → highest bins → marks                        MUSDL
+    features → mean over segments → one such head per judge → highest bins → marks                      MUSDL
                marks → without the `drop` highest and lowest → sum → × difficulty → score
 
-What is learned is a normal distribution around the label, by the Kullback-Leibler divergence.
+The target is a normal distribution around the label; the loss is the Kullback-Leibler divergence.
 """
 
 from __future__ import annotations

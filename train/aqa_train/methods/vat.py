@@ -1,8 +1,8 @@
-"""Virtual adversarial training: unlabelled videos are scored alike where that is hardest, a small step away.
+"""Virtual adversarial training: the output for a video may not change by a small step in the worst direction.
 
-Miyato, Maeda, Koyama, Ishii: Virtual Adversarial Training. TPAMI 2018, arXiv:1704.03976. S4AQA compares itself with it
-on its own encoder and regressor, and takes the output of R's first layer as the virtual label, a weight of 1 and a norm
-of 2.5 (section IV-A). What neither paper settles is marked (ours).
+Miyato, Maeda, Koyama, Ishii: Virtual Adversarial Training. TPAMI 2018, arXiv:1704.03976. A baseline of S4AQA, on
+its own encoder and regressor, with the output of R's first layer as the virtual label, a weight of 1 and a norm of 2.5
+(section IV-A). What neither paper states is marked (ours).
 
     features      → E → R's first layer → p
     features + r  → E → R's first layer → q,    |r| = 2.5 towards the fastest growth of D(p, q)
