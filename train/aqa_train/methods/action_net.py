@@ -40,7 +40,7 @@ class ActionNetConfig:
     regressor_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
     """Learning rate of the regressor, in multiples of the rest's."""
     start_at_mean: bool = True
-    """The last bias starts at the labelled mean (ours); False leaves it to chance."""
+    """The last bias starts at the labelled mean (ours); False starts it at random."""
 
 
 class ActionNet(nn.Module):

@@ -37,7 +37,7 @@ class AutoConfig:
     """Settings of auto; the defaults are meant to be left alone (all ours)."""
 
     parts: Positive = 4
-    """Into so many equal parts a video is divided, besides the whole; 1 looks at the whole alone."""
+    """Equal parts of a video that are read besides the whole; with 1, only the whole is read."""
     gaussians: tuple[AboveZero, ...] = (0.3, 1.0, 2.0)
     """Kernels exp(−g d² / median d²) beside the linear one."""
     strengths: Annotated[tuple[AboveZero, ...], Field(min_length=1)] = tuple(10.0 ** (i / 2) for i in range(-6, 9))

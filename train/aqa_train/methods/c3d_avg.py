@@ -37,7 +37,7 @@ class C3DAVGSTLConfig:
     width: Positive = 512
     """Of the layer that takes fc6's place; theirs has 4096 for 8192 features (ours)."""
     start_at_mean: bool = True
-    """The score's bias starts at the labelled mean (ours); False leaves it to chance."""
+    """The score's bias starts at the labelled mean (ours); False starts it at random."""
 
 
 @dataclass(frozen=True)

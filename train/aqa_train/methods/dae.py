@@ -38,7 +38,7 @@ class DAEConfig:
     widths: Widths = (256, 128)
     """Hidden widths."""
     start_at_mean: bool = True
-    """μ's bias starts at the labelled mean (ours); False leaves it to chance."""
+    """μ's bias starts at the labelled mean (ours); False starts it at random."""
 
 
 class DAE(nn.Module):

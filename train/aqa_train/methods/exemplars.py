@@ -45,9 +45,9 @@ class Comparing:
 
 
 class Exemplars(nn.Module):
-    """The labelled videos, in an order by chance in which voters are taken; all that is known of them is a buffer.
+    """The labelled videos, in the random order in which voters are taken; everything about them is in buffers.
 
-    A video is known by `x` (videos, width), a vector of its features, so that it is never its own exemplar.
+    A video is recognised by `x` (videos, width), a vector of its features, so that it is never its own exemplar.
     """
 
     x: Tensor
@@ -65,7 +65,7 @@ class Exemplars(nn.Module):
     def keep(
         self, pool: Pool, quality: Quality, read: Callable[[Batch], Sequence[Tensor]]
     ) -> tuple[Batch, list[Tensor]]:
-        """Take the labelled videos, by chance in their order, with their scores as `quality` has them.
+        """Take the labelled videos in random order, with their scores as `quality` scales them.
 
         `read` gives of some videos `x`, and what else the method will need of an exemplar: that is returned for all of
         them, with the videos themselves, without features. Raises UsageError for a labelled or unlabelled video that
@@ -103,7 +103,7 @@ class Exemplars(nn.Module):
         return places, torch.where(nearest[:, :1] == 0, nearest == 0, nearest.isfinite())
 
     def draw(self, batch: Batch, x: Float[Tensor, "batch width"]) -> Int[Tensor, "batch"]:
-        """Places of one other exemplar each, by chance among those of the nearest difficulty."""
+        """Places of one other exemplar each, drawn at random among those of the nearest difficulty."""
         far = self._distance(batch, x)
         nearest = far == far.min(dim=1, keepdim=True).values
         return torch.rand_like(far).masked_fill(~nearest, -1.0).argmax(dim=1)

@@ -48,7 +48,7 @@ class HGCNConfig:
     motion: bool = False
     """Scenes see those before them; off where their code is called without settings."""
     start_at_mean: bool = True
-    """μ's bias starts at the labelled mean, each scene with its part (ours); False leaves it to chance."""
+    """μ's bias starts at the labelled mean, each scene with its part (ours); False starts it at random."""
 
 
 class HGCN(nn.Module):

@@ -29,7 +29,7 @@ class MeanMLPConfig:
     widths: Widths = (256, 128)
     """Hidden widths (ours)."""
     start_at_mean: bool = True
-    """The last bias starts at the labelled mean (ours); False leaves it to chance."""
+    """The last bias starts at the labelled mean (ours); False starts it at random."""
 
 
 class MeanMLP(nn.Module):

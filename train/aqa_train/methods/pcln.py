@@ -47,11 +47,11 @@ class PCLNConfig:
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (4096, 2048)
     """Hidden widths of the regressor."""
     joint: Annotated[int, Field(ge=32, multiple_of=32)] = 256
-    """Channels of which each is held against each of the other video."""
+    """Channels of a video, each of which is multiplied with each channel of the other video."""
     dropout: Probability = 0.3
     """Of whole segments, after each of the two layers."""
     start_at_mean: bool = True
-    """The last bias starts at the labelled mean (ours); False leaves it to chance."""
+    """The last bias starts at the labelled mean (ours); False starts it at random."""
 
 
 class PCLN(nn.Module):

@@ -63,7 +63,7 @@ class RICA2Config:
     """Convolutions, encoder layers, and times that the steps ask."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     start_at_mean: bool = True
-    """The last bias starts at the labelled mean (ours); False leaves it to chance."""
+    """The last bias starts at the labelled mean (ours); False starts it at random."""
 
 
 class RICA2(nn.Module):

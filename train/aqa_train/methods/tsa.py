@@ -47,11 +47,11 @@ class TSAConfig(Comparing):
     difference_weight: NotNegative = 1.0
     """Of the squared error of the difference, in both directions."""
     given: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Part of the epochs in which steps are cut where they should be, and not where the parser says."""
+    """Share of the epochs, from the first, that cut steps at the target transitions instead of the parser's."""
     heads: Positive = 8
     """Of attention; a sixteenth of the features must be a multiple."""
     layers: Positive = 3
-    """Times that a step asks the exemplar's."""
+    """Cross-attention layers from a step to the exemplar's."""
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (256, 64)
     """Hidden widths of the regressor."""
     grid: Positive = 4

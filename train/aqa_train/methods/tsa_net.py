@@ -36,23 +36,23 @@ class TSANetConfig:
     """Settings of TSA-Net; those of its head are USDL's for MTL-AQA."""
 
     attention: bool = True
-    """False leaves the map as it is: what the tube adds, is seen by the difference."""
+    """False leaves the map as it is, to measure the effect of the attention."""
     scaled: bool = False
-    """Products are divided by the root of the channels before the softmax (ours). Without, as in the authors' code, a
-    place of many channels hardly sees but itself."""
+    """Products are divided by the root of the channels before the softmax (ours). Without it, as in the authors'
+    code, a place of many channels attends to hardly anything but itself."""
     fit: Literal["crop", "squash"] = "crop"
     """How the store's pictures were made from the frame: the middle of it, or all of it squashed to a square."""
     crop: Annotated[float, Field(gt=0, le=1)] = 0.875
     """Part of the picture's short side that the network saw: 224 of 256."""
     bins: Annotated[int, Field(ge=2)] = 101
     sigma: Above = 5.0
-    """Deviation of what is learned around a label, in bins."""
+    """Standard deviation of the target around a label, in bins."""
     decoding: Decoding = "argmax"
     """The likeliest bin is the score; `expectation` (ours) takes the mean, which has no ties."""
     widths: Widths = (256, 128)
     """Hidden widths of the head."""
     start_at_mean: bool = True
-    """The last biases start as USDL's (ours); False leaves them to chance."""
+    """The last biases start as USDL's (ours); False starts them at random."""
 
 
 class TSANet(nn.Module):

@@ -38,16 +38,16 @@ class USDLConfig:
     """Settings of USDL; the values are the authors' for MTL-AQA. On JIGSAWS they took bins = 25 and sigma = 1."""
 
     bins: Annotated[int, Field(ge=2)] = 101
-    """Scores that are told apart, from the lowest to the highest of the score scale."""
+    """Number of bins, from the lowest to the highest score of the scale."""
     sigma: Above = 5.0
-    """Deviation of what is learned around a label, in bins."""
+    """Standard deviation of the target around a label, in bins."""
     decoding: Decoding = "argmax"
     """The likeliest bin is the score; `expectation` (ours) takes the mean, which has no ties."""
     widths: Widths = (256, 128)
     """Hidden widths."""
     start_at_mean: bool = True
     """The last biases start as a normal distribution around the labelled mean, a quarter of the scale wide (ours);
-    False leaves them to chance."""
+    False starts them at random."""
 
 
 class USDL(nn.Module):
@@ -77,9 +77,9 @@ class MUSDLConfig:
     """Settings of MUSDL; the values are the authors' for MTL-AQA."""
 
     bins: Annotated[int, Field(ge=2)] = 21
-    """Marks that are told apart, from `lowest` to `highest`."""
+    """Number of bins for a mark, from `lowest` to `highest`."""
     sigma: Above = 5.0
-    """Deviation of what is learned around a mark, in bins."""
+    """Standard deviation of the target around a mark, in bins."""
     lowest: Finite = 0.0
     """Mark of the first bin."""
     highest: Finite = 10.0
