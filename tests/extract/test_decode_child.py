@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from tests.extract.clips import request
 
+from aqa_extract.cluster.worker import Decoders
 from aqa_extract.decode import child as parent_side
 from aqa_extract.decode import process as processes
 from aqa_extract.decode.child import Chunk, DecodeFailure, Decoder, Opened
@@ -69,6 +71,28 @@ def test_one_child_serves_many_videos(clip: Path, clips: ModuleType) -> None:
             np.testing.assert_array_equal(again.stack, first.stack)
         assert pid(decoder) == process
     assert gone(process)
+
+
+def test_a_worker_lends_its_children_to_one_block_after_the_other_but_none_of_a_block_that_failed(
+    clip: Path, clips: ModuleType
+) -> None:
+    decoders, pids, held = Decoders(), [], []
+    for fails in (False, True, False):
+        with contextlib.suppress(OSError), decoders.of_block() as lend:
+            for _ in range(2):  # the second of each block when its first loader has nothing left to do
+                with lend() as decoder:
+                    assert len(clips.take(decoder.decode(request(clip))).stack)
+                held.append(decoder)
+            pids.append({pid(decoder) for decoder in held[-2:]})
+            if fails:
+                for decoder in held[-2:]:
+                    decoder.interrupt()
+                raise OSError
+    assert pids[0] == pids[1]
+    assert not pids[1] & pids[2]
+    decoders.close()
+    assert all(gone(process) for process in pids[0] | pids[2])
+    held.clear()
 
 
 def test_failures_do_not_cost_the_child_nor_change_the_next_video(

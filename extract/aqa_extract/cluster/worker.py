@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -82,9 +82,8 @@ class Session:
         self.at_work: list[Work] = []
         self.stopped = False
         self._of_thread = threading.local()
-        self._decoders: list[Decoder] = []
-        """Those that nobody uses now."""
-        weakref.finalize(self, _close, self._decoders)
+        self.decoders = Decoders()
+        weakref.finalize(self, self.decoders.close)
 
     def writer(self) -> StoreWriter:
         """The calling thread's own."""
@@ -103,24 +102,47 @@ class Session:
             self._of_thread.writer = found
         return found
 
-    @contextmanager
-    def decoder(self) -> Iterator[Decoder]:
-        """A decode child, which waits for the next block afterwards: to start one takes seconds of a core."""
-        try:
-            decoder = self._decoders.pop()
-        except IndexError:
-            decoder = Decoder()
-        try:
-            yield decoder
-        finally:
-            self._decoders.append(decoder)
-
     def stop(self) -> None:
         """Let what has begun come to its end, and begin nothing more."""
         self.stopped = True
         for work in list(self.at_work):
             work.stop.set()
             work.kill_decoders()
+
+
+class Decoders:
+    """Decode children that wait between blocks: to start one takes seconds of a core."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Decoder] = []
+
+    @contextmanager
+    def of_block(self) -> Iterator[Callable[[], AbstractContextManager[Decoder]]]:
+        """What lends each loader of a block a child, which waits for the next block where this one ends well.
+
+        A block that fails interrupts its decoders, for good: so they are not lent again, nor to another thread before
+        the block has ended.
+        """
+        lent: list[Decoder] = []
+
+        def lend() -> AbstractContextManager[Decoder]:
+            try:
+                decoder = self._waiting.pop()
+            except IndexError:
+                decoder = Decoder()
+            lent.append(decoder)
+            return nullcontext(decoder)
+
+        try:
+            yield lend
+        except BaseException:
+            _close(lent)
+            raise
+        self._waiting += lent
+
+    def close(self) -> None:
+        """End those that wait."""
+        _close(self._waiting)
 
 
 def _close(decoders: list[Decoder]) -> None:
@@ -170,8 +192,9 @@ def extract_block(
         unfit = False
         writer.forget(damaged)
         writer.replace(replaced)
-        work = _work(ours, writer, worker)
-        _run(ours, work, jobs, worker, manifest)
+        with ours.decoders.of_block() as decoder:
+            work = _work(ours, writer, worker, decoder)
+            _run(ours, work, jobs, manifest)
     except Exception as e:
         manifest.trouble = trouble(e, unfit)
     if work is not None:
@@ -180,7 +203,7 @@ def extract_block(
     return manifest
 
 
-def _run(ours: Session, work: Work, jobs: Sequence[VideoJob], worker: Worker, manifest: Manifest) -> None:
+def _run(ours: Session, work: Work, jobs: Sequence[VideoJob], manifest: Manifest) -> None:
     from aqa_extract.pipeline import Pipeline
     from aqa_extract.run import decode_children, new_compute
 
@@ -204,7 +227,9 @@ def _run(ours: Session, work: Work, jobs: Sequence[VideoJob], worker: Worker, ma
         manifest.frames = compute.frames
 
 
-def _work(ours: Session, writer: StoreWriter, worker: Worker) -> Work:
+def _work(
+    ours: Session, writer: StoreWriter, worker: Worker, decoder: Callable[[], AbstractContextManager[Decoder]]
+) -> Work:
     from aqa_extract.budget import ByteBudget
     from aqa_extract.run import memory_budget
     from aqa_extract.work import Work
@@ -213,7 +238,7 @@ def _work(ours: Session, writer: StoreWriter, worker: Worker) -> Work:
     if ours.device.type == "cpu":
         limit = worker.memory_manager.memory_limit or available_memory()
         budget = min(budget, limit // 4) // worker.state.nthreads
-    return Work(ours.networks, writer, ours.terms.options, ByteBudget(budget, threading.Event()), decoder=ours.decoder)
+    return Work(ours.networks, writer, ours.terms.options, ByteBudget(budget, threading.Event()), decoder=decoder)
 
 
 def _refuse_other_files(job: VideoJob) -> None:

@@ -298,6 +298,33 @@ def test_what_a_broken_worker_fails_another_one_does(many: tuple[Path, dict[str,
     assert contents(tmp_path / "s.zarr") == expected
 
 
+FULL_ONCE = """
+import errno
+from aqa_shared.store import StoreWriter
+tried = []
+def first_fails(*given, commit=StoreWriter.commit):  # Dask loads this twice
+    if not tried:
+        tried.append(True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return commit(*given)
+StoreWriter.commit = first_fails
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_could_not_write_once_goes_on(many: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
+    """Its decode children were ended with the block that failed, and no other block is to find them dead."""
+    clips, expected = many
+    (tmp_path / "full.py").write_text(FULL_ONCE)
+    with dask(tmp_path) as cluster:
+        cluster.worker("--preload", str(tmp_path / "full.py"))
+        done = run_command(clips, tmp_path / "s.zarr", "--scheduler", cluster.address)
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert "No space left on device" in done.stderr
+    assert "interrupted" not in done.stderr
+    assert contents(tmp_path / "s.zarr") == expected
+
+
 def import_torch() -> None:
     import aqa_extract.networks
     import aqa_extract.pipeline  # noqa: F401
