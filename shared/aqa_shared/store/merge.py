@@ -85,7 +85,7 @@ def _change(objects: Objects, doing: str, step: Callable[[Objects, State], tuple
             write_root(objects, after)
             objects.remove([key for key in used if key.endswith(".json")])  # markers before their arrays
             objects.remove([key for key in used if not key.endswith(".json")])
-            objects.staged.clear()
+            objects.staged = {}
             return after
     raise StoreError(f"{objects}: the store keeps changing", fix="run again when nothing else writes to it")
 

@@ -201,7 +201,8 @@ def read_staged(objects: Objects, *, labels: bool = True) -> Staged:
     The name of a marker says what is in it, so `objects` remembers those that it read: each is read once.
     """
     names = [n for n in objects.names(STAGED) if n.endswith(".json") and (labels or not n.startswith("labels-"))]
-    known = objects.staged = {n: objects.staged[n] for n in names if n in objects.staged}
+    before = objects.staged  # which another thread may put another in place of
+    known = objects.staged = {n: before[n] for n in names if n in before}
     fresh = [n for n in names if n not in known]
     found = Staged([], [], [])
     for name, data in zip(fresh, objects.get_all([f"{STAGED}/{n}" for n in fresh]), strict=True):
