@@ -69,14 +69,20 @@ def return_freed_memory(above: int = 128 << 10) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+DASKS_TRIM_THRESHOLD = "65536"
+"""Of `distributed.nanny.pre-spawn-environ`, by default."""
+
+
 def keep_freed_memory() -> None:
     """Have the C library use freed blocks of up to 32 MB again, as glibc by itself comes to do.
 
     For processes that compute. Dask starts its workers with MALLOC_TRIM_THRESHOLD_, with which glibc never raises its
     limits: every large tensor then begins with pages that the system has to clear, and I3D takes 1.4 times as long on
-    a CPU (`benchmarks/dask_workers.py`). What is started from here does without the variable, too.
+    a CPU (`benchmarks/dask_workers.py`). What is started from here does without the variable, too. Another value than
+    Dask's is somebody's choice, and stays.
     """
-    if os.environ.pop("MALLOC_TRIM_THRESHOLD_", None):
+    if os.environ.get("MALLOC_TRIM_THRESHOLD_") == DASKS_TRIM_THRESHOLD:
+        del os.environ["MALLOC_TRIM_THRESHOLD_"]
         with suppress(AttributeError, TypeError, OSError):
             _limit_malloc(32 << 20, 64 << 20)
 
