@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -198,6 +199,21 @@ def test_what_a_process_left_that_was_killed_as_it_began_is_named(make_store: Ma
     assert f"remove {tmp_path / 'run' / 'data.json'}" in caught.value.fix
     (tmp_path / "run" / "data.json").unlink()
     _begin(other.grid, tmp_path / "run", "cpu", None)
+
+
+def test_who_finds_the_file_of_another_half_written_waits_for_it(make_store: MakeStore, tmp_path: Path) -> None:
+    """As on a file system without hard links."""
+    config = RunConfig(features=str(make_store(videos=16)), methods=("ridge",), seeds=2, folds=2)
+    grid = open_run(config, tmp_path / "first").grid
+    _begin(grid, tmp_path / "first", "cpu", None)
+    whole, file = (tmp_path / "first" / "data.json").read_text(), tmp_path / "second" / "data.json"
+    file.parent.mkdir()
+    file.write_text(whole[:20])
+    other = threading.Timer(0.5, file.write_text, [whole])
+    other.start()
+    _begin(grid, tmp_path / "second", "cpu", None)
+    other.join()
+    assert files(tmp_path / "second") == files(tmp_path / "first")
 
 
 @pytest.mark.slow

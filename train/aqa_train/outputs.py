@@ -8,7 +8,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +34,8 @@ PACKAGES = ("aqa", "torch", "numpy", "scipy", "scikit-learn", "zarr", "dask", "s
 
 START = ("config.toml", "environment.json", "data.json", "splits")
 """What a run folder holds before config.json, which makes it a run."""
+LOOKS = 50
+"""At a file that another process may be writing, a tenth of a second apart."""
 
 
 def write_run(
@@ -63,12 +67,22 @@ def _begin_as(config: RunConfig, data: dict[str, str | None], out: Path) -> None
     file, ours = out / "data.json", {**data, "settings_sha256": settings_digest(config)}
     if write_new(file, as_json(ours)):
         return
+    _until_whole(file)
     refuse_other_digests(config, data, out)
     if read_json(file, "start a new run with another --out").get("settings_sha256") != ours["settings_sha256"]:
         raise UsageError(
             f"a run with other settings begins in {out} at this moment",
             fix=f"name another --out; if a process that began there was killed at once, remove {file}",
         )
+
+
+def _until_whole(file: Path) -> None:
+    """Wait a little for who made it: without hard links it is there before its text is (`write_new`)."""
+    for _ in range(LOOKS):
+        with suppress(OSError, ValueError):
+            json.loads(file.read_text())
+            return
+        time.sleep(0.1)
 
 
 def write_places(config: RunConfig, out: Path) -> None:
