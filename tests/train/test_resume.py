@@ -164,7 +164,7 @@ def test_a_run_cut_off_before_it_began_is_begun_again(make_store: MakeStore, tmp
 
 
 @needs_shims
-@pytest.mark.parametrize("how", ["resume", "part", "new"])
+@pytest.mark.parametrize("how", ["resume", "part", "new", "grid"])
 def test_a_run_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
     how: str, make_store: MakeStore, tmp_path: Path
 ) -> None:
@@ -172,19 +172,25 @@ def test_a_run_folder_that_cannot_be_written_is_refused_before_anything_is_train
     common = ["--features", make_store(videos=12), "--method", "aa", "--seeds", 1, "--epochs", 1, "--jobs", 1, *HELD]
     out = tmp_path / "runs" / "one"
     where = {"resume": ["--resume", out], "part": [*common, "--out", out, "--shard", "1/1"]}
+    temporary = writable = tmp_path / "tmp"
     if how in where:
         aqa_train(*common, "--out", out)
         shutil.rmtree(out / "models" / "aa" / "fold0-seed0")
+    elif how == "grid":  # whose cells can be written, but not the tables of all
+        common += ["--labelled", "0.4,0.8"]
+        (out / "labelled=0.4").mkdir(parents=True)
+        (out / "labelled=0.8").mkdir()
+        writable, temporary = out / "labelled=", out / "labelled=.partial"
     else:
         out.parent.mkdir()
+    temporary.mkdir()
     before = sorted(tmp_path.joinpath("runs").rglob("*"))
-    (tmp_path / "tmp").mkdir()
-    poor = {"LD_PRELOAD": shim(tmp_path / "shim", READ_ONLY), "WRITABLE": str(tmp_path / "tmp")}
-    process = started(where.get(how, [*common, "--out", out]), TMPDIR=str(tmp_path / "tmp"), **poor)
+    poor = {"LD_PRELOAD": shim(tmp_path / "shim", READ_ONLY), "WRITABLE": str(writable)}
+    process = started(where.get(how, [*common, "--out", out]), TMPDIR=str(temporary), **poor)
     _, said = process.communicate(timeout=200)
     assert process.returncode == ExitCode.STORE, said
     assert "epochs" not in said
-    place = {"resume": out, "part": out / "models" / "aa", "new": out.parent}[how]
+    place = {"resume": out, "part": out / "models" / "aa", "new": out.parent, "grid": out}[how]
     assert f"cannot write {place}: Read-only file system" in said
     assert "let it be written (owner, permissions, mount)" in said
     assert sorted(tmp_path.joinpath("runs").rglob("*")) == before

@@ -167,7 +167,7 @@ def run(
             said = estimate(experiment, own, out / cell.name, opened.begun, where, in_memory, jobs)
             console.out.print(said, markup=False)
         return None
-    refuse_unwritable(mine, [out / cell.name for cell, _ in opened.grid] if part is None else [])
+    refuse_unwritable(mine, [out, *(out / cell.name for cell, _ in opened.grid)] if part is None else [])
     if cluster is not None and not all(job.done for job in mine):
         train_on(
             cluster,
