@@ -244,7 +244,7 @@ def test_the_workers_of_a_cluster_give_what_one_process_gives(
     ("options", "said"),
     [
         (["--scheduler", "local:2", "--jobs", 2], "--jobs does nothing with --scheduler"),
-        (["--scheduler", "local:2", "--plan"], "--plan does nothing with --scheduler"),
+        (["--scheduler", "local:2", "--plan"], "--plan does nothing with --scheduler: it estimates"),
         (["--scheduler", "host:8786"], "tcp://host:8786"),
         (["--scheduler-wait", 5], "--scheduler-wait does nothing without --scheduler"),
         (["--scheduler", "none.json"], "neither an address nor a file that a scheduler wrote"),
