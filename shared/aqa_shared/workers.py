@@ -299,10 +299,10 @@ class Workers(Generic[T]):
 
     def _warn(self, what: str, address: str, cause: str, fix: str) -> None:
         """Once for many workers of which the same is true."""
-        said = f"{cause}; {fix}"
+        said = f"{what}: {cause}; {fix}"
         if said not in self._said:
             self._said.add(said)
-            console.warn(f"{self._who(address)} {what}: {said}")
+            console.warn(f"{self._who(address)} {said}")
 
     def _say(self, text: str, how: Any) -> None:
         if text not in self._said:

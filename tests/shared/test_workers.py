@@ -10,7 +10,8 @@ import pytest
 from tests.clusters import dask, wait_until
 from tests.shared.duties import ready, work
 
-from aqa_shared.sessions import own_gpu
+from aqa_shared.errors import ExitCode
+from aqa_shared.sessions import Trouble, own_gpu
 from aqa_shared.workers import Duties, Workers
 
 
@@ -67,6 +68,26 @@ def test_a_worker_that_declares_several_gpus_takes_one_and_the_rest_is_told(
         cluster.start("worker", *start.split()[2:], "--no-dashboard", "--local-directory", tmp_path)
         wait_until(lambda: one.step() is None and len(one.slots) == 2)  # of three on two GPUs
         assert found(one) == {"cuda:0", "cuda:1"}
+        one.leave()
+
+
+def test_a_worker_that_fails_again_and_again_gets_no_work_and_both_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    with dask(tmp_path) as cluster:
+        cluster.worker("--resources", "GPU=1")
+        one = Workers[str](
+            cluster.client, Duties(ready, work, "sit down"), lambda run, device: 2, where="-", device="auto", wait=60
+        )
+        wait_until(lambda: one.step() is None and one.slots)
+        (address,) = one.slots
+        for _ in range(3):
+            assert address in one.slots
+            one.failed(address, Trouble("no space", "free some", ExitCode.ENVIRONMENT, unfit=False))
+        assert not one.slots
+        said = " ".join(capsys.readouterr().err.split())
+        assert said.count("failed: no space; free some") == said.count("gets no work: no space; free some") == 1
         one.leave()
 
 
