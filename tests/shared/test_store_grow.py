@@ -417,6 +417,16 @@ def test_a_marker_is_read_once_and_what_others_do_meanwhile_is_seen() -> None:
     assert objects.staged == {}
 
 
+def test_a_reader_reads_markers_once_and_keeps_nothing_of_them() -> None:
+    commit(open_writer(memory := MemoryStore()), 0)
+    finalise(memory)
+    commit(open_writer(memory), 1, 2)
+    objects = Objects(counting := Counting(memory))
+    assert describe(objects)["pending"] == 2
+    assert sorted(counting.markers.values()) == [2, 2]  # once for the size of the store, which in memory is read
+    assert objects.staged == {}
+
+
 def test_a_marker_that_was_torn_is_read_again_when_it_is_whole() -> None:
     other = open_writer(memory := MemoryStore())
     commit(other, 0)

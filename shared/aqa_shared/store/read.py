@@ -108,6 +108,7 @@ class FeatureStore:
     def pending(self) -> int:
         """Committed videos that are not finalised; what they bring is not in `ids`."""
         staged = read_staged(self._objects, labels=False).parts
+        self._objects.staged = {}  # a reader may stay for days, and needs no more of them
         return len({p.id for p in staged if counts(self._state, p)})
 
     @cached_property

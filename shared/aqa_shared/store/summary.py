@@ -64,7 +64,7 @@ def describe(where: Where) -> dict[str, Any]:
     objects, state = store._objects, store._state
     score, split, category = (store.column(n) for n in ("score", "split", "category"))
     labelled = score[~np.isnan(score)]
-    lengths, failures = store.lengths, read_failures(objects)
+    lengths, failures, lacking = store.lengths, read_failures(objects), missing(objects)
     return {
         "path": str(where),
         "videos": len(store),
@@ -75,7 +75,7 @@ def describe(where: Where) -> dict[str, Any]:
         "failures": [
             {k: str(row.get(k, "")) for k in ("id", "reason", "detail")} for _, row in sorted(failures.items())
         ],
-        "missing": missing(objects),
+        "missing": lacking,
         "streams": list(store.streams),
         "arrays": {
             n: {
