@@ -53,7 +53,7 @@ T = TypeVar("T")
 class Duties:
     """What a run has its workers do: functions of a module that they have too.
 
-    Both are called with the run's terms and the places of workers (`aqa_shared.sessions.own_device`).
+    Both are called with the run's terms and the places of workers (`aqa_shared.sessions.device_here`).
     """
 
     ready: Callable[..., Ready | Trouble]

@@ -142,9 +142,9 @@ def plan_text(
     for one in plan.ready:
         assert one.experiment is not None
         (method,) = one.config.methods
-        total = len(one.experiment.trainings)
+        total, epochs = len(one.experiment.trainings), counted(epochs_of(one.config, method), "epoch")
         lines.append(
-            f"  {_where(one.spots)}: {method}, {counted(total, 'training')} of {epochs_of(one.config, method)} epochs, "
+            f"  {_where(one.spots)}: {method}, {counted(total, 'training')} of {epochs}, "
             f"{total - left[one.name]} done, {as_time(seconds[one.name])} each"
         )
     time = sum(seconds[n] * count for n, count in left.items()) / number
