@@ -138,7 +138,7 @@ def plan_text(
     seconds = time_of(plan, out, where)
     left = {w.name: sum(1 for _ in trainings_left(w, out)) for w in plan.ready}
     every = sum(len(w.experiment.trainings) for w in plan.ready if w.experiment is not None)
-    number = choose_jobs(jobs, max(every, 1), where, 1)
+    number = choose_jobs(jobs, max(sum(left.values()), 1), where, 1)
     for one in plan.ready:
         assert one.experiment is not None
         (method,) = one.config.methods
