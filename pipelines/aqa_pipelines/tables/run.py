@@ -83,7 +83,7 @@ def run_table(
     record = measure(plan, name_of(path), out, trained)
     record["features"] = Path(features.rstrip("/")).name
     changed = [f"run with {k} = {v}" for k, v in given.items() if k in ("seeds", "epochs")]
-    changed += [f"only the rows {', '.join(only)}"] if only else []
+    changed += [f"only the rows {'; '.join(only)}"] if only else []
     changed += plan.otherwise
     record["reduced"] = "; ".join(filter(None, [record["reduced"], *changed]))
     if table.kind == "cases":
