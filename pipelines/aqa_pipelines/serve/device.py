@@ -144,6 +144,8 @@ class Device:
                 said = self._run_once()
             except OSError as e:
                 said = (int(ExitCode.ENVIRONMENT), f"no process can be started: {e.strerror}", "see `aqa doctor`")
+            if self.jobs.open:  # before it is not ready: who asks in this moment is told why
+                self.fault = said[1] if said else "the extraction process died"
             self.ready = False
             # A store that is gone is nobody's doing here; of anything else the videos at work may be the cause.
             self.jobs.give_back(self.name, died=not self._killed and not (said and said[0] == ExitCode.STORE))
@@ -153,7 +155,6 @@ class Device:
             if not self.jobs.open or self.refused:
                 self.ended.set()
                 return
-            self.fault = said[1] if said else "the extraction process died"
             console.warn(f"{self.name}: {self.fault}; started again in {pause:.0f} s")
             if time.monotonic() - started > LONGEST_PAUSE:
                 pause = 1.0
