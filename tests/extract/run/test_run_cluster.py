@@ -97,7 +97,8 @@ def test_a_worker_keeps_its_decode_child_between_blocks(
             time.sleep(0.02)
         said = run.communicate()
     assert run.returncode == ExitCode.OK, said
-    assert len(seen) == 2  # of some eight blocks
+    assert seen
+    assert len(seen) <= 2  # of some eight blocks, all of which the first one that is ready may have done
     wait_until(lambda: not decoders(workers), 10)
 
 
