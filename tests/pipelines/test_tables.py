@@ -136,6 +136,11 @@ def test_a_table_runs_resumes_and_stands_beside_the_published_one(
     aqa(*common)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == done
     assert capsys.readouterr().out == printed
+    # Where it was trained, not where it is written.
+    for one in out.rglob("environment.json"):
+        one.write_text(json.dumps({**json.loads(one.read_text()), "device": "cuda:3", "torch": "9.9"}))
+    aqa(*common)
+    assert "by cuda:3 (torch 9.9, aqa " in capsys.readouterr().out
     with (out / "s4aqa" / "table4.csv").open(newline="") as found:
         rows = list(csv.DictReader(found))
     mine = next(r for r in rows if (r["row"], r["column"]) == ("AA+MSFR", "40 %"))

@@ -215,11 +215,11 @@ def train_on(
     part: tuple[int, int] | None = None,
     runs: Sequence[str] = ("",),
     before: Callable[[str], None] = lambda device: None,
-) -> str:
+) -> None:
     """Train what is not done yet, of all or of the i-th of n parts, on the workers of a cluster; without tables.
 
     `runs` are folders in `out` by which workers open the grid: that of the run or grid itself, or those of its cells
-    where they are runs that have nothing else in common. Returns the device of the workers, which `before` is told.
+    where they are runs that have nothing else in common. `before` is told the device of the workers.
     """
     from aqa_shared.workers import reached
     from aqa_train.cluster.trainings import OnCluster
@@ -231,7 +231,6 @@ def train_on(
             before(workers.device)
             _begin(grid, out, workers.device, part)
             _train(part_of(jobs_of(grid, out), part), workers, again)
-        return workers.device
 
 
 def gather(grid: Grid, features: FeatureSet, out: Path) -> Iterator[Trained]:

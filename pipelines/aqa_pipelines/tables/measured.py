@@ -16,14 +16,13 @@ from aqa_pipelines.tables.plan import TablePlan, TableRun
 from aqa_pipelines.tables.record import RANKS, PaperTable, TableColumn, TableRow
 from aqa_train import metrics, protocol
 from aqa_train.comparisons import Compared, Pair, compare, corrected
-from aqa_train.outputs import environment
 from aqa_train.predict import load_checkpoint
 
 BEST = "best-on-validation"
 ENVIRONMENT = ("python", "platform", "device", "aqa", "torch", "cuda")
 
 
-def measure(plan: TablePlan, name: str, out: Path, device: str) -> dict[str, Any]:
+def measure(plan: TablePlan, name: str, out: Path) -> dict[str, Any]:
     """The record of a table: rows with published and measured figures, trivial rows, comparisons, what was run."""
     table = plan.table
     runs = {(s.row.name, s.column.name): one for one in plan.works for s in one.spots}
@@ -43,8 +42,16 @@ def measure(plan: TablePlan, name: str, out: Path, device: str) -> dict[str, Any
         "comparisons": _comparisons(plan, out, found),
         "protocol": {c.name: _protocol(table, c, found) for c in table.columns if not c.average_of},
         "seconds": round(sum(s["protocol"]["seconds"] for s in read.values() if s is not None), 1),
-        "environment": {k: v for k, v in environment(device).items() if k in ENVIRONMENT},
+        "environments": _environments(plan, out),
     }
+
+
+def _environments(plan: TablePlan, out: Path) -> list[dict[str, Any]]:
+    """Where the runs were begun, each once."""
+    files = [out / one.name / "environment.json" for one in plan.works]
+    found = [json.loads(file.read_text()) for file in files if file.exists()]
+    kept = [{k: v for k, v in one.items() if k in ENVIRONMENT} for one in found]
+    return [one for n, one in enumerate(kept) if one not in kept[:n]]
 
 
 def _summary(one: TableRun, out: Path) -> dict[str, Any] | None:

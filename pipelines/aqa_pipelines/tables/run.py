@@ -61,7 +61,6 @@ def run_table(
         _go_on_or_begin(one, out)
     stem = (write or out) / name_of(path)
     refuse_unwritable(jobs_of(_grid(plan.ready), out), [stem.parent, *(out / w.name for w in plan.ready)])
-    trained = str(where)
     groups: dict[tuple[str | None, ...], list[TableRun]] = {}
     for one in plan.ready:
         groups.setdefault((one.config.labels, one.config.score_column, one.config.id_column), []).append(one)
@@ -75,12 +74,12 @@ def run_table(
         else:
             if left:
                 names = [cell.name for cell, _ in grid]
-                trained = train_on(cluster, grid, out, device=device, in_memory=in_memory, again=AGAIN, runs=names)
+                train_on(cluster, grid, out, device=device, in_memory=in_memory, again=AGAIN, runs=names)
             cells = gather(grid, features_of_all, out)
         for done in cells:
             one = next(w for w in works if w.name == done.cell.name)
             one.failed = next(iter(done.failures.values()), None)
-    record = measure(plan, name_of(path), out, trained)
+    record = measure(plan, name_of(path), out)
     record["features"] = Path(features.rstrip("/")).name
     changed = [f"run with {k} = {v}" for k, v in given.items() if k in ("seeds", "epochs")]
     changed += [f"only the rows {'; '.join(only)}"] if only else []

@@ -27,7 +27,7 @@ def as_markdown(record: Mapping[str, Any], heading: str = "#") -> str:
     seconds = record["seconds"]
     if seconds:
         lines[-1] += (
-            f" Measured on the features {record['features']} by {_machine(record)}, {_time(seconds)} of training."
+            f" Measured on the features {record['features']} by {_machines(record)}, {_time(seconds)} of training."
         )
     lines[-1] += f" {', '.join(measures)}; mean ± deviation over seeds [95 % interval over test videos]."
     if record["reduced"]:
@@ -242,8 +242,11 @@ def _digits(value: float) -> int:
     return len(repr(value).partition(".")[2])
 
 
-def _machine(record: Mapping[str, Any]) -> str:
-    found = record["environment"]
+def _machines(record: Mapping[str, Any]) -> str:
+    return "; ".join(dict.fromkeys(map(_machine, record["environments"])))
+
+
+def _machine(found: Mapping[str, Any]) -> str:
     device = found["cuda"]["gpu"] if found.get("cuda") and found["device"] != "cpu" else found["device"]
     return f"{device} (torch {found['torch']}, aqa {found['aqa']})"
 
