@@ -210,12 +210,6 @@ class Workers(Generic[T]):
             self._strikes.pop(gone, None)
             self._places.pop(gone, None)
             self._gpu_of.pop(gone, None)
-        if not self.stopping and present - self._known.keys():
-            wrong = refused(self.client)
-            for address, worker in workers(self.client).items():
-                if address not in self._known:
-                    self._known[address] = worker
-                    self._meet(address, worker, wrong.get(address, ""))
         for future, sent in list(self._tasks.items()):
             if not sent.on & present:
                 self._give_up(future)
@@ -224,6 +218,13 @@ class Workers(Generic[T]):
                         self._died(gone, left[gone]["host"])
                 else:
                     self._orphans.append(Ended(sent.task, 0.0, None, losses=1))
+        if not self.stopping and (new := present - self._known.keys()):
+            wrong = refused(self.client)
+            # One that came after `present` was read is met next time: the one it replaces may not be counted yet.
+            for address, worker in workers(self.client).items():
+                if address in new:
+                    self._known[address] = worker
+                    self._meet(address, worker, wrong.get(address, ""))
         asked = [sent.since for sent in self._tasks.values() if sent.task is None]
         if self.slots or self.stopping or asked:
             self._waits_since = None
