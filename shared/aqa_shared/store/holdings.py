@@ -116,16 +116,20 @@ def contents(where: Where) -> Contents | None:
     objects = Objects.at(where)
     with disk_errors(objects, "read the store"):
         refuse_foreign(objects)
-        for _ in range(20):
+        for attempt in range(20):
             state = state_or_none(objects)
             if state is None:
                 return None
             try:
-                return Contents(objects, state)
+                found = Contents(objects, state)
             except StoreError:
                 # Another process may have compacted it in this moment; a store that stands still is damaged.
                 if state_of(objects).number == state.number:
                     raise
+                continue
+            # What was finalised since the state was read is in neither.
+            if numbers(objects)[-1] == state.number or attempt == 19:
+                return found
     raise StoreError(f"{objects}: the store keeps changing", fix="run again when nothing else writes to it")
 
 

@@ -206,9 +206,13 @@ def _foreign_attributes(objects: Objects) -> dict[str, Any]:
 
 def write_root(objects: Objects, state: State) -> None:
     """Bring the copy for plain readers up to date."""
-    wanted = root_document(objects, state)
-    if not same_json(objects.get("zarr.json"), wanted):
-        objects.put("zarr.json", wanted)
+    while True:
+        wanted = root_document(objects, state)
+        if not same_json(objects.get("zarr.json"), wanted):
+            objects.put("zarr.json", wanted)
+        if numbers(objects)[-1] == state.number:
+            return
+        state = state_of(objects)  # another process has changed the store, and may have written its copy before ours
 
 
 def same_json(first: bytes | None, second: bytes) -> bool:

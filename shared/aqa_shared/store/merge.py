@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
@@ -70,24 +71,51 @@ def _change(objects: Objects, doing: str, step: Callable[[Objects, State], tuple
             state = state_of(objects)
             try:
                 after, used = step(objects, state)
-            except StoreError as e:
-                if numbers(objects)[-1] != state.number:
+                objects.flush(*sorted({g.path for g in after.groups} - {g.path for g in state.groups}))
+            except (StoreError, OSError) as e:
+                if numbers(objects)[-1] != state.number or isinstance(e, _Overtaken):
                     continue  # another process has changed the store meanwhile, which is why something was gone
                 if isinstance(e, Torn):
+                    if _any_gone(objects, [p.keys[0] for p in e.sources]):
+                        continue
                     objects.remove([k for p in e.sources for k in p.keys])
                 raise
-            if after.groups != state.groups:
-                objects.flush(*sorted({g.path for g in after.groups} - {g.path for g in state.groups}))
-                if not publish(objects, after):
-                    continue
-            else:
+            if after.groups == state.groups:
                 after = state
+            elif not publish(objects, after):
+                continue
             write_root(objects, after)
-            objects.remove([key for key in used if key.endswith(".json")])  # markers before their arrays
+            for turn in _in_turns([key for key in used if key.endswith(".json")]):  # markers before their arrays
+                objects.remove(turn)
             objects.remove([key for key in used if not key.endswith(".json")])
             objects.staged = {}
             return after
     raise StoreError(f"{objects}: the store keeps changing", fix="run again when nothing else writes to it")
+
+
+class _Overtaken(StoreError):
+    """Another process has finalised some of what was to be, and is removing it."""
+
+
+def _any_gone(objects: Objects, markers: Sequence[str]) -> bool:
+    names = set(objects.names(STAGED)) if markers else set()
+    return any(marker.removeprefix(f"{STAGED}/") not in names for marker in markers)
+
+
+def _in_turns(markers: Sequence[str]) -> list[list[str]]:
+    """What is to be removed together: of one video, or of the labels, the older before the newer.
+
+    So that whoever is killed, or looks, in between never takes an older one for what counts.
+    """
+    turns: list[list[str]] = []
+    seen: Counter[str] = Counter()
+    for marker in markers:
+        of = marker.split("-")[0]
+        if seen[of] == len(turns):
+            turns.append([])
+        turns[seen[of]].append(marker)
+        seen[of] += 1
+    return turns
 
 
 def _finalised(objects: Objects, state: State) -> tuple[State, list[str]]:
@@ -127,8 +155,11 @@ def _finalised(objects: Objects, state: State) -> tuple[State, list[str]]:
             runs.append(part.run)
     used = [k for p in staged.parts for k in p.keys] + [k for k, _ in staged.labels]
     used += [k for b in staged.broken for k in (b, b.removesuffix(".json") + ".npz")]
-    after = state.next(blocks=tuple(groups), labels=labels, runs=tuple(runs))
-    return after, [*used, *_done(objects, before, new)]
+    used += _done(objects, before, new)
+    # An older part without the newer one that was read too late: then the older one is gone by now, too.
+    if _any_gone(objects, [*(p.keys[0] for p in new), *(k for k, _ in staged.labels)]):
+        raise _Overtaken(f"{objects}: another process finalises it", fix="run again")
+    return state.next(blocks=tuple(groups), labels=labels, runs=tuple(runs)), used
 
 
 def _labelled(

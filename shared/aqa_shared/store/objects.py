@@ -194,6 +194,8 @@ def _sync_tree(root: Path) -> None:
     """Make every file and folder below (and including) `root` durable."""
     for folder, _, names in os.walk(root, topdown=False):
         for name in names:
+            if name.endswith(".partial"):  # what another process is writing has no name yet
+                continue
             fd = os.open(os.path.join(folder, name), os.O_RDONLY if os.name != "nt" else os.O_RDWR)
             try:
                 os.fsync(fd)
