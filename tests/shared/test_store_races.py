@@ -15,7 +15,7 @@ from tests.shared.store_cases import label as labelled
 from zarr.abc.store import Store
 from zarr.storage import MemoryStore, WrapperStore
 
-from aqa_shared.store import FeatureStore, Objects, Run, contents, expect, finalise, label, missing, verify
+from aqa_shared.store import FeatureStore, Objects, Run, compact, contents, expect, finalise, label, missing, verify
 
 
 class Killed(Exception):
@@ -161,3 +161,36 @@ def test_what_another_process_is_writing_is_not_flushed(tmp_path: Path) -> None:
     (tmp_path / "s" / "log" / "00000001.0a1b.partial").symlink_to("gone")
     finalise(tmp_path / "s")
     assert verify(tmp_path / "s") == []
+
+
+def test_a_compaction_leaves_what_a_later_one_is_writing() -> None:
+    make_store(memory := MemoryStore(), 2)
+    compact(memory)
+    begun, over = threading.Event(), threading.Event()
+    looks = []
+
+    def last_look(operation: str, key: str) -> bool:
+        looks.extend([key] if (operation, key) == ("list", "blocks") else [])
+        return len(looks) == 2
+
+    def hold() -> None:
+        begun.set()
+        assert over.wait(60)
+
+    second = threading.Thread(
+        target=lambda: compact(
+            Meanwhile(memory, lambda operation, key: key.startswith("log/0") and operation == "set", hold)
+        )
+    )
+
+    def other() -> None:
+        commit(open_writer(memory), 2)
+        finalise(memory)
+        second.start()
+        assert begun.wait(60)
+
+    compact(Meanwhile(memory, last_look, other))
+    over.set()
+    second.join()
+    assert FeatureStore.open(memory).ids == ["v0.mp4", "v1.mp4", "v2.mp4"]
+    assert verify(memory) == []

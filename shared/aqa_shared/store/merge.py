@@ -239,9 +239,12 @@ def clear(objects: Objects, state: State, *, staged: bool = True) -> None:
         (BLOCKS, {b.path for b in state.blocks}),
         (LABELS, {g.path for g in state.labels}),
     ):
-        for name in objects.names(prefix):
+        found = objects.names(prefix)
+        latest = numbers(objects)[-1] == state.number
+        for name in found:
             number = re.match(r"(\d{8})-", name)
-            if f"{prefix}/{name}" not in kept and (number is None or int(number[1]) <= state.number):
+            # One without a number may be of another compaction, if that began with a later state.
+            if f"{prefix}/{name}" not in kept and (latest if number is None else int(number[1]) <= state.number):
                 objects.remove_below(f"{prefix}/{name}")
     objects.remove([log_key(n) for n in numbers(objects) if n < state.number])
     for prefix in (STAGED, FAILURES, RUNS) if staged else ():
