@@ -48,31 +48,42 @@ class Session(Protocol):
 S = TypeVar("S", bound=Session)
 _sessions: dict[str, Any] = {}
 _lock = threading.Lock()
+_stopped: set[str] = set()
+_left: set[str] = set()
+"""Runs that are over: what is made for them may take until after that was said, and a task may come after it."""
 KEPT = 2
 """Runs of which a process keeps something: two clients may share a cluster."""
 
 
 def session(run: str, make: Callable[[], S]) -> S:
-    """That of a run, made where there is none."""
+    """That of a run, made where there is none. Raises AqaError where the run is over by then."""
     with _lock:
-        if run not in _sessions:
+        found: S | None = _sessions.get(run)
+        if found is None and run not in _left:
             while len(_sessions) >= KEPT:
                 del _sessions[next(iter(_sessions))]
             gc.collect()
             keep_freed_memory()
-            _sessions[run] = make()
-        found: S = _sessions[run]
+            found = _sessions[run] = make()
+            if run in _stopped:
+                found.stop()
+        if found is None or run in _left:
+            leave(run)
+            raise AqaError(f"run {run} is over", fix="run the same command again")
         return found
 
 
 def stop(run: str) -> None:
     """Sent to every worker when the run is to end early."""
+    _stopped.add(run)
     if found := _sessions.get(run):
         found.stop()
 
 
 def leave(run: str) -> None:
     """Sent to every worker at the end: nothing is kept of the run, and nothing of it goes on."""
+    _left.add(run)
+    _stopped.discard(run)
     if found := _sessions.pop(run, None):
         found.stop()
     del found

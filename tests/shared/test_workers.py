@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tests.clusters import dask, wait_until
-from tests.shared.duties import ready, work
+from tests.shared.duties import kept, load, ready, work
 
 from aqa_shared.errors import ExitCode
-from aqa_shared.sessions import Trouble, own_gpu
+from aqa_shared.sessions import Ready, Trouble, leave, own_gpu, stop
 from aqa_shared.workers import Duties, Workers
 
 
@@ -89,6 +90,40 @@ def test_a_worker_that_fails_again_and_again_gets_no_work_and_both_are_said(
         said = " ".join(capsys.readouterr().err.split())
         assert said.count("failed: no space; free some") == said.count("gets no work: no space; free some") == 1
         one.leave()
+
+
+def test_what_a_worker_loads_while_its_run_ends_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    with dask(tmp_path) as cluster:
+        cluster.worker()
+        one = Workers[str](
+            cluster.client,
+            Duties(load, work, "sit down"),
+            lambda run, device: (run, tmp_path),
+            where="-",
+            device="cpu",
+            wait=60,
+        )
+        wait_until(lambda: one.step() is None and (tmp_path / "begun").exists())
+        one.leave()  # as after Ctrl-C
+        (tmp_path / "loaded").touch()
+        wait_until((tmp_path / "over").exists)
+        assert list(cluster.client.run(kept).values()) == [{}]
+
+
+def test_what_is_loaded_for_a_run_that_was_stopped_meanwhile_begins_nothing(tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as pool:
+        loading = pool.submit(load, ("a run", tmp_path), {})
+        wait_until((tmp_path / "begun").exists)
+        stop("a run")
+        (tmp_path / "loaded").touch()
+        assert loading.result() == Ready()
+    assert kept() == {"a run": True}
+    leave("a run")
+    assert kept() == {}
+    assert load(("a run", tmp_path), {}) == Trouble(
+        "run a run is over", "run the same command again", ExitCode.INTERNAL, unfit=True
+    )
 
 
 def found(workers: Workers[str]) -> set[str]:
