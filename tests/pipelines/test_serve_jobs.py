@@ -99,6 +99,20 @@ def test_a_kill_loses_nothing(jobs: Jobs) -> None:
     assert states(then)["a"] == "queued", "the store lost it"
 
 
+def test_what_is_being_cancelled_is_not_done_after_a_kill_nor_asked_for_again_meanwhile(jobs: Jobs) -> None:
+    for name in "ab":
+        jobs.submit(video(name), "1")
+        assert claimed(jobs) == name
+        assert jobs.cancel(job_id(name)).state == "running"
+    with pytest.raises(Conflict, match="a is being cancelled: ask again when it has ended"):
+        jobs.submit(video("a"), "1")
+    jobs.finish(job_id("b"), None)  # its commit was first
+    then = again(jobs)
+    assert states(then) == {"a": "cancelled", "b": "committed"}
+    assert claimed(then) is None
+    assert then.submit(video("a"), "1")[1] is True
+
+
 def test_names_that_are_no_text_survive(jobs: Jobs) -> None:
     odd = Video(id="\\udcff.mp4", path="/videos/\udcff.mp4")
     jobs.submit(odd, "1")

@@ -70,8 +70,8 @@ class Problem(BaseModel):
 def _answers(*statuses: int, **models: Any) -> dict[int | str, dict[str, Any]]:
     known = {
         **{400: "Not a request", 401: "No token", 403: "Outside the roots", 404: "Not there", 408: "Went silent"},
-        **{409: "Another version is at work, or it has ended", 413: "Too large", 429: "The queue is full"},
-        **{503: "Draining, or not ready", 507: "The disk is full"},
+        **{409: "Another version is at work, it is being cancelled, or it has ended", 413: "Too large"},
+        **{429: "The queue is full", 503: "Draining, or not ready", 507: "The disk is full"},
     }
     found = {status: {"model": Problem, "description": known[status]} for status in (400, 401, 413, *statuses)}
     return {**found, **models}  # type: ignore[dict-item]

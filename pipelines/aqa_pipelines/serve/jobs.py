@@ -88,7 +88,7 @@ class Closed(Exception):
 
 
 class Conflict(Exception):
-    """Another file, part or version of this id is being extracted."""
+    """Another file, part or version of this id is being extracted, or it is being cancelled."""
 
 
 def job_id(video_id: str) -> str:
@@ -183,6 +183,8 @@ class Jobs:
         """
         with self.lock:
             before = self[job_id(video.id)] if job_id(video.id) in self.known else None
+            if before is not None and before.id in self.cancelling:
+                raise Conflict(f"{printable(video.id)} is being cancelled: ask again when it has ended")
             again = before is not None and (before.video, before.version) == (video, version)
             if before is not None and again and self._stands(before):
                 return before, False
@@ -222,6 +224,8 @@ class Jobs:
                 return self._ended(job, "cancelled")
             if job.state == "running":
                 self.cancelling.add(id)
+                # On the disk it is over, in case the service is killed before it is here; a commit may still be first.
+                self._try_to_write(job.model_copy(update={"state": "cancelled", "ended": time.time()}))
             return job
 
     def page(self, after: int, limit: int, state: str | None) -> list[Job]:
@@ -361,13 +365,17 @@ class Jobs:
 
         Else the disk keeps the older state: what it says is done again after a restart, which changes nothing.
         """
+        if promised:
+            self._write(job)
+        else:
+            self._try_to_write(job)
+        self._remember(job)
+
+    def _try_to_write(self, job: Job) -> None:
         try:
             self._write(job)
         except OSError as e:
-            if promised:
-                raise
             warn(f"{self.folder}: cannot keep that {printable(job.video.id)} is {job.state}: {e.strerror}")
-        self._remember(job)
 
     def _remember(self, job: Job) -> None:
         if job.id in self.known and self.known[job.id].number != job.number:
