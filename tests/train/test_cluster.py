@@ -123,6 +123,23 @@ def test_what_a_killed_client_began_is_saved_and_ends(make_store: MakeStore, two
     assert saved(out)
 
 
+def test_a_worker_that_is_told_to_end_saves(make_store: MakeStore, tmp_path: Path) -> None:
+    """As by a batch system, or a cluster that shrinks: half a minute later it is killed."""
+    out = tmp_path / "run"
+    with dask(tmp_path) as cluster:
+        cluster.worker()
+        process = started(["--features", make_store(videos=20), *ENDLESS, "--out", out, "--scheduler", cluster.address])
+        assert process.stderr is not None
+        while not process.stderr.readline().startswith("epochs"):
+            assert process.poll() is None
+        assert not saved(out)
+        cluster.processes[-1].terminate()
+        wait_until(lambda: saved(out), 20)
+        cluster.processes[-1].wait(20)
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
 def test_a_signal_to_every_process_has_workers_of_our_own_save(

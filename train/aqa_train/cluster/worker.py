@@ -165,9 +165,11 @@ def _session(terms: Terms, places: Mapping[str, int]) -> Session:
 
 
 def _nobody_waits(worker: Worker, key: Any) -> bool:
-    """Whether the client is gone, or Dask gave the task to another worker."""
+    """Whether the client is gone, Dask gave the task to another worker, or will, as this one is to end."""
+    from distributed.core import Status
+
     task = worker.state.tasks.get(key)
-    return task is None or task.state == "cancelled"
+    return task is None or task.state == "cancelled" or worker.status in (Status.closing, Status.closing_gracefully)
 
 
 def _machines(error: Exception) -> bool:
