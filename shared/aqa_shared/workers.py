@@ -359,6 +359,8 @@ class Workers(Generic[T]):
         except KilledWorker as e:
             losses = e.allowed_failures + 1
         except Exception as e:
+            if future.status != "error":  # it was done, and could not be fetched
+                raise self._scheduler_is_gone() from e
             if sent.task is not None:
                 raise AqaError(f"a task failed on the cluster: {type(e).__name__}: {e}") from e
             result = Trouble(f"{type(e).__name__}: {e}", "see its log", ExitCode.ENVIRONMENT, unfit=True)

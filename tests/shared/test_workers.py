@@ -11,7 +11,7 @@ import pytest
 from tests.clusters import dask, wait_until
 from tests.shared.duties import kept, load, ready, work
 
-from aqa_shared.errors import ExitCode
+from aqa_shared.errors import EnvironmentFault, ExitCode
 from aqa_shared.sessions import Ready, Trouble, leave, own_gpu, stop
 from aqa_shared.workers import Duties, Workers
 
@@ -90,6 +90,24 @@ def test_a_worker_that_fails_again_and_again_gets_no_work_and_both_are_said(
         said = " ".join(capsys.readouterr().err.split())
         assert said.count("failed: no space; free some") == said.count("gets no work: no space; free some") == 1
         one.leave()
+
+
+def test_a_scheduler_that_dies_before_a_result_is_fetched_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    with dask(tmp_path) as cluster:
+        cluster.worker("--resources", "GPU=1")
+        one = Workers[str](
+            cluster.client, Duties(ready, work, "sit down"), lambda run, device: 2, where="-", device="auto", wait=60
+        )
+        wait_until(lambda: one.step() is None and one.slots)
+        one.submit("hello", ("hello",))
+        (future,) = one._tasks
+        wait_until(lambda: future.status == "finished")
+        cluster.processes[0].kill()
+        with pytest.raises(EnvironmentFault, match="no longer answers"):
+            one.step()
 
 
 def test_what_a_worker_loads_while_its_run_ends_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
