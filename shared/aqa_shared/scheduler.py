@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -88,7 +90,7 @@ def connected(where: str, *, gpu: bool = False) -> Iterator[Client]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # versions that differ are said below
             client = Client(**place, timeout=ANSWER, set_as_default=False)
-            theirs = _packages(client)["scheduler"]
+            theirs = _packages(client)
     except (OSError, ValueError) as e:
         raise EnvironmentFault(
             f"no Dask scheduler answers at {where}: {str(e).splitlines()[0]}",
@@ -117,14 +119,21 @@ def workers(client: Client) -> dict[str, dict[str, Any]]:
 
 def dashboard(client: Client) -> str:
     """Where to look at it, "" where the scheduler shows nothing."""
-    draws = _packages(client, "bokeh")["scheduler"].get("bokeh")
+    draws = _packages(client, "bokeh").get("bokeh")
     return str(client.dashboard_link) if draws and "dashboard" in _identity(client)["services"] else ""
 
 
-def refused(client: Client) -> dict[str, str]:
-    """Address → which versions of a worker are not those used here; those that have the same are not in it."""
-    packages = _packages(client, "aqa")
-    return {w: found for w, theirs in packages.items() if w != "scheduler" and (found := differing(theirs))}
+def versions_of(client: Client, worker: str) -> Future[Mapping[str, str | None] | None]:
+    """Package → version of a worker; None where it could not be reached. One that hangs does not answer."""
+
+    async def answer() -> Mapping[str, str | None] | None:
+        scheduler: Any = client.scheduler
+        asked = {"op": "versions", "packages": ["aqa"]}
+        answers = await scheduler.broadcast(msg=asked, workers=[worker], on_error="ignore")
+        return answers[worker]["packages"] if worker in answers else None
+
+    loop: Any = client.loop
+    return asyncio.run_coroutine_threadsafe(answer(), loop.asyncio_loop)
 
 
 def differing(theirs: Mapping[str, str | None], but: tuple[str, ...] = ()) -> str:
@@ -146,10 +155,11 @@ def _identity(client: Client) -> dict[str, Any]:
     return found
 
 
-def _packages(client: Client, *more: str) -> dict[str, dict[str, str | None]]:
-    """Versions by package, of `scheduler` and of every worker by its address."""
-    found: Any = client.get_versions(packages=list(more))
-    return {name: one["packages"] for name, one in {"scheduler": found["scheduler"], **found["workers"]}.items()}
+def _packages(client: Client, *more: str) -> dict[str, str | None]:
+    """Versions of the scheduler by package; workers are not asked, as one of them may hang."""
+    scheduler: Any = client.scheduler
+    found: dict[str, str | None] = client.sync(scheduler.versions, packages=list(more))["packages"]
+    return found
 
 
 def _as_compared(name: str, version: str | None) -> str:

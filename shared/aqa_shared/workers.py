@@ -13,7 +13,9 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
+from concurrent.futures import Future as Answer
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from aqa_shared import console
 from aqa_shared.errors import AqaError, EnvironmentFault, ExitCode
 from aqa_shared.machine import pick_device
-from aqa_shared.scheduler import LOCAL, address, connected, dashboard, refused, workers
+from aqa_shared.scheduler import LOCAL, address, connected, dashboard, differing, versions_of, workers
 from aqa_shared.sessions import Ready, Trouble, leave, stop
 
 if TYPE_CHECKING:
@@ -111,6 +113,8 @@ class Workers(Generic[T]):
         """Host → workers of it that died while they got ready, since the last one that was."""
         self._strikes: dict[str, int] = {}
         self._known: dict[str, dict[str, Any]] = {}
+        self._asking: dict[str, Answer[Mapping[str, str | None] | None]] = {}
+        """New worker → its versions, for which it was asked."""
         self._tasks: dict[Future, _Sent[T]] = {}
         self._count = 0
         self._done: queue.SimpleQueue[Future] = queue.SimpleQueue()
@@ -181,6 +185,8 @@ class Workers(Generic[T]):
             if self._tasks:
                 self.client.cancel(list(self._tasks), force=True)
             self._tasks.clear()
+            for answer in self._asking.values():
+                answer.cancel()
             self._tell(leave, patience=5)
 
     # workers
@@ -218,24 +224,34 @@ class Workers(Generic[T]):
                         self._died(gone, left[gone]["host"])
                 else:
                     self._orphans.append(Ended(sent.task, 0.0, None, losses=1))
+        for gone in self._asking.keys() - present:
+            self._asking.pop(gone).cancel()
         if not self.stopping and (new := present - self._known.keys()):
-            wrong = refused(self.client)
-            # One that came after `present` was read is met next time: the one it replaces may not be counted yet.
-            for address, worker in workers(self.client).items():
-                if address in new:
-                    self._known[address] = worker
-                    self._meet(address, worker, wrong.get(address, ""))
+            self._meet_those_that_answer(new)
         asked = [sent.since for sent in self._tasks.values() if sent.task is None]
         if self.slots or self.stopping or asked:
             self._waits_since = None
             if not self.slots and asked and time.monotonic() - min(asked) > SAY:
                 self._say(f"waiting for workers to {self.duties.loads}; they may be busy with other work", console.note)
         elif not self._known:
-            self._wait(f"no worker is connected to {self.where}", self._start())
+            none = f"no worker of {self.where} answers" if self._asking else f"no worker is connected to {self.where}"
+            self._wait(none, self._start())
         else:
             address, trouble = next(reversed(self._aside.items()))
             what = f"no worker of {self.where} can do the work; {self._who(address)}: {trouble.cause}"
             self._wait(what, trouble.fix, trouble.exit_code)
+
+    def _meet_those_that_answer(self, new: Set[str]) -> None:
+        """Ask for their versions, each on its own: one that hangs keeps nobody waiting."""
+        if fresh := new - self._asking.keys():
+            self._asking.update({worker: versions_of(self.client, worker) for worker in fresh})
+            wait([self._asking[worker] for worker in fresh], timeout=TICK)
+        answers = {worker: self._asking.pop(worker).result() for worker in new if self._asking[worker].done()}
+        # One that came after `new` was read is met next time: the one it replaces may not be counted yet.
+        for worker, about in workers(self.client).items() if answers else ():
+            if (theirs := answers.get(worker)) is not None:
+                self._known[worker] = about
+                self._meet(worker, about, differing(theirs))
 
     def _meet(self, address: str, worker: dict[str, Any], differs: str) -> None:
         """Put a new worker aside, or have it get ready."""

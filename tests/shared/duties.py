@@ -16,6 +16,11 @@ def ready(gpus: int, places: Mapping[str, int]) -> Ready:
     return Ready(gpu=f"GPU {own(gpus, places)}")
 
 
+def sit(gpus: int, places: Mapping[str, int]) -> Ready:
+    """A worker without a GPU."""
+    return Ready()
+
+
 def work(gpus: int, places: Mapping[str, int], text: str) -> tuple[str, str]:
     return text, own(gpus, places)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from tests.clusters import dask, wait_until
-from tests.shared.duties import kept, load, ready, work
+from tests.shared.duties import kept, load, ready, sit, work
 
 from aqa_shared.errors import EnvironmentFault, ExitCode
+from aqa_shared.scheduler import connected
 from aqa_shared.sessions import Ready, Trouble, leave, own_gpu, stop
 from aqa_shared.workers import Duties, Workers
 
@@ -90,6 +91,26 @@ def test_a_worker_that_fails_again_and_again_gets_no_work_and_both_are_said(
         said = " ".join(capsys.readouterr().err.split())
         assert said.count("failed: no space; free some") == said.count("gets no work: no space; free some") == 1
         one.leave()
+
+
+def test_a_worker_that_hangs_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    with dask(tmp_path) as cluster:
+        cluster.worker()
+        (hanging,) = cluster.pids
+        os.kill(hanging, signal.SIGSTOP)
+        try:
+            with connected(str(cluster.file)) as client:
+                cluster.worker()
+                one = Workers[str](
+                    client, Duties(sit, work, "sit down"), lambda run, device: 2, where="-", device="cpu", wait=60
+                )
+                wait_until(lambda: one.step() is None and one.slots, 20)
+                os.kill(hanging, signal.SIGCONT)
+                wait_until(lambda: one.step() is None and len(one.slots) == 2, 20)
+                one.leave()
+        finally:
+            os.kill(hanging, signal.SIGCONT)
 
 
 def test_a_scheduler_that_dies_before_a_result_is_fetched_is_gone(
