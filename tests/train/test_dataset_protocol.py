@@ -16,7 +16,7 @@ from .runs import FAST, aqa_train, read_csv
 SPORTS = [
     {"category": "vault" if i % 2 else "diving", "fold": i // 2 % 3, "group": "AB"[i % 4 // 2]} for i in range(24)
 ]
-LABELS = [{"category": s["category"], "extra": {"fold": s["fold"], "surgeon": s["group"]}} for s in SPORTS]
+LABELS = [{"category": s["category"], "extra": {"fold": s["fold"], "surgeon": s["group"], "one": 1}} for s in SPORTS]
 
 
 @pytest.fixture
@@ -95,7 +95,8 @@ def test_leaving_one_surgeon_out(store: Path, tmp_path: Path) -> None:
     ("options", "said"),
     [
         (["--category", "volt"], "no video is of the category 'volt'"),
-        (["--folds-by", "nothing"], "have 0 values in it"),
+        (["--folds-by", "nothing"], "have no column 'nothing'"),
+        (["--folds-by", "one"], "have 1 value in it"),
         (["--folds-by", "fold", "--folds", 3], "say what is tested"),
         (["--folds-by", "fold", "--group", "surgeon"], "the fold 0 divides a group"),
     ],
@@ -103,6 +104,16 @@ def test_leaving_one_surgeon_out(store: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(store: Path, tmp_path: Path, options: list[object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         aqa_train("--features", store, "--method", "ridge", *options, "--out", tmp_path / "run")
+
+
+def test_a_column_that_is_not_there_is_told_with_those_that_are(store: Path, tmp_path: Path) -> None:
+    options = ["--features", store, "--method", "ridge", "--out", tmp_path / "run"]
+    for option in ("--folds-by", "--group"):
+        for name, fix in (("Surgeon", "did you mean surgeon?"), ("doctor", "the videos have category, fold, one, ")):
+            with pytest.raises(UsageError) as e:
+                aqa_train(*options, option, name)
+            assert e.value.cause == f"{option} {name}: the videos have no column {name!r}"
+            assert fix in e.value.fix
 
 
 def test_uncertainty_and_comparisons_are_in_the_run_folder(make_store: MakeStore, tmp_path: Path) -> None:

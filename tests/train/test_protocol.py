@@ -160,6 +160,18 @@ def test_one_video_under_two_names_is_found(make_store: MakeStore) -> None:
     assert splits(made("parts.zarr", parts))[0]
 
 
+def test_one_video_in_two_folds_of_a_column_is_named() -> None:
+    content = np.array([f"f{i % 11}" for i in range(12)], dtype=object)
+    fold = np.array([f"P{i // 3}" for i in range(12)], dtype=object)
+    with pytest.raises(UsageError, match="v00 of the fold P0 and v11 of the fold P3 are one video") as e:
+        splits(features(fingerprint=content, fold=fold), folds_by="fold")
+    assert "--group" not in e.value.fix
+    # Of groups alone nothing is said about the same video.
+    athlete = np.array([f"a{i % 6}" for i in range(12)], dtype=object)
+    with pytest.raises(UsageError, match="the fold P0 divides a group: 3 videos of it in other folds"):
+        splits(features(fold=fold, athlete=athlete), folds_by="fold", group="athlete")
+
+
 def test_one_video_under_two_names_is_not_learned_from_while_it_validates(tmp_path: Path) -> None:
     content = np.array([f"f{i % 20}" for i in range(24)], dtype=object)
     roles = ["val"] * 2 + ["train"] * 10 + ["test"] * 4 + ["train"] * 8
@@ -242,7 +254,7 @@ def test_videos_without_a_group_are_on_their_own(make_store: MakeStore) -> None:
         assert "013.mp4" in learned
         assert ("003.mp4" in learned) == ("002.mp4" not in split.test)
     none = make_store(labels=[{"extra": {"trial": None}} for _ in range(24)], name="none.zarr")
-    with pytest.raises(UsageError, match="have no column 'trial'"):
+    with pytest.raises(UsageError, match="the videos have no column 'trial'"):
         splits(FeatureSet.from_store(FeatureStore.open(none)), folds=4, group="trial")
 
 

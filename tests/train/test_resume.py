@@ -36,8 +36,9 @@ def test_resuming_with_other_settings_or_labels_is_refused(make_store: MakeStore
     saved = json.loads((out / "config.json").read_text())
     saved["features"] = str(make_store(videos=18, name="other.zarr"))
     (out / "config.json").write_text(json.dumps(saved))
-    with pytest.raises(UsageError, match=r"other\.zarr changed since the run"):
+    with pytest.raises(UsageError, match=r"other\.zarr changed since the run") as changed:
         aqa_train("--resume", out)
+    assert changed.value.fix == "restore what changed, or start a new run with another --out"
     with pytest.raises(UsageError, match=r"no config\.json"):
         aqa_train("--resume", tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -133,17 +134,28 @@ def _of_other_categories(config: RunConfig, features: FeatureSet) -> Rows:
 def _by_column(config: RunConfig, features: FeatureSet, free: Rows, units: NDArray[np.object_] | None) -> list[Rows]:
     """Each value of the column is tested once."""
     name = str(config.folds_by)
+    _refuse_absent_column("--folds-by", name, features)
     values = np.array(["" if cell is None else str(cell) for cell in features.cells(name)])
     folds = sorted(set(values[free].tolist()) - {""})
     if len(folds) < 2:
         raise UsageError(
             f"--folds-by {name}: the scored videos have {counted(len(folds), 'value')} in it; two are needed",
-            fix="name a column of the labels, as fold or group",
+            fix=_columns_there(features),
         )
     tests = [free[values[free] == fold] for fold in folds]
     for fold, tested in zip(folds, tests, strict=True):
-        parted = in_same_group(units, np.setdiff1d(free, tested), tested)
+        elsewhere = np.setdiff1d(free, tested)
+        parted = in_same_group(units, elsewhere, tested)
         if parted.any():
+            content = same_video(features)
+            here = {content[i]: i for i in tested[::-1]}
+            if twin := next(((here[content[i]], i) for i in elsewhere if content[i] and content[i] in here), None):
+                a, b = twin
+                raise UsageError(
+                    f"--folds-by {name}: {features.ids[a]} of the fold {fold} and {features.ids[b]} of the fold "
+                    f"{values[b]} are one video",
+                    fix="give both the same fold, or take the score from one",
+                )
             raise UsageError(
                 f"--folds-by {name}: the fold {fold} divides a group: {counted(int(parted.sum()), 'video')} of it "
                 "in other folds",
@@ -309,10 +321,22 @@ def group_of(config: RunConfig, features: FeatureSet) -> NDArray[np.object_] | N
     """The group of every video, "" where it has none."""
     if config.group is None:
         return None
-    group = features.column(config.group).astype(object)
-    if all(g == "" for g in group):
-        raise UsageError(f"the videos have no column {config.group!r}", fix="name a column of the labels file")
-    return group
+    _refuse_absent_column("--group", config.group, features)
+    return features.column(config.group).astype(object)
+
+
+def _refuse_absent_column(option: str, name: str, features: FeatureSet) -> None:
+    if all(cell is None for cell in features.cells(name)):
+        raise UsageError(f"{option} {name}: the videos have no column {name!r}", fix=_columns_there(features, name))
+
+
+def _columns_there(features: FeatureSet, asked: str = "") -> str:
+    """The fix for a column that is of no use: one that is spelled alike, or all that can make folds and groups."""
+    others = {name for cell in features.table.get("extra", []) if cell for name in json.loads(cell)}
+    known = [name for name in sorted(others | {"category"}) if any(c is not None for c in features.cells(name))]
+    if not known:
+        return "give the videos such a column with --labels FILE"
+    return did_you_mean(asked, known) or f"the videos have {', '.join(known)}; --labels FILE can give them others"
 
 
 def at(column: NDArray[np.object_] | None, rows: Rows) -> NDArray[np.object_] | None:

@@ -120,7 +120,7 @@ def where_it_is(config: RunConfig, out: Path) -> RunConfig:
 
 def refuse_other_digests(config: RunConfig, data: dict[str, str | None], out: Path) -> None:
     """Features or labels that changed since the run began would mix two experiments."""
-    fix = "restore them, or start a new run with another --out"
+    fix = "restore what changed, or start a new run with another --out"
     file = out / "data.json"
     try:
         found = json.loads(file.read_text())
