@@ -48,21 +48,27 @@ def load_on(weights: str, device: str) -> PersonDetector:
     return detector.eval().to(pick_device(device))
 
 
-def watch(path: Path, actor: ActorSettings, detector: PersonDetector) -> Watched:
+def watch(path: Path, actor: ActorSettings, detector: PersonDetector, accept_damaged: bool = False) -> Watched:
     """Decode a video and follow its actor, as `aqa-extract` would. Raises DecodeFailure."""
     with Decoder() as decoder:
-        return watch_with(decoder, path, actor, detector)
+        return watch_with(decoder, path, actor, detector, accept_damaged)
 
 
-def watch_with(decoder: Decoder, path: Path, actor: ActorSettings, detector: PersonDetector) -> Watched:
+def watch_with(
+    decoder: Decoder, path: Path, actor: ActorSettings, detector: PersonDetector, accept_damaged: bool = False
+) -> Watched:
     """The same, by a decoder that is there already."""
     torch.set_num_threads(1)
     where = detector.anchors.device
     settings = ExtractSettings(streams=("actor-rgb",), sampling=Sampling(segments=1), actor=actor)
     video = Video(id=path.name, path=str(path.resolve()))
-    request = DecodeRequest(path=video.path, video=video, sampling=settings.sampling, actor=actor)
+    request = DecodeRequest(
+        path=video.path, video=video, sampling=settings.sampling, actor=actor, accept_damaged=accept_damaged
+    )
     prepared = load(decoder, VideoJob(video, None), request, settings, where, detector.size, lambda _: None)
     assert prepared.views is not None, "a stream that follows the actor was asked for"
+    if damage := prepared.video.finished.accepted_damage:
+        console.warn(f"{video.id}: accepted with {damage['missing']} frames missing and {damage['damaged']} damaged")
     looks, size = prepared.views.positions, (prepared.video.probe.height, prepared.video.probe.width)
     with torch.inference_mode():
         found = find(detector, prepared.views, int(looks[-1] - looks[0]) + 1, size, actor)

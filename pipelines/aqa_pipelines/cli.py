@@ -43,6 +43,10 @@ StorePath = Annotated[
     str, typer.Argument(metavar="STORE", help="Store of aqa-extract: a folder or a URL.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+AcceptDamaged = Annotated[
+    bool,
+    typer.Option("--accept-damaged", help="Use what can be decoded of damaged or truncated videos; a warning says so."),
+]
 
 
 @app.callback()
@@ -108,6 +112,7 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     decoder: Annotated[Literal["auto", "av", "decord"], typer.Option(help="As for aqa-extract.")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Decode processes. [default: by cores]")] = None,
+    accept_damaged: AcceptDamaged = False,
 ) -> None:
     """Score videos with a trained run: extract the features that it needs, and print a score for each video.
 
@@ -120,7 +125,9 @@ def predict(
     from aqa_extract.faults import environment_fault, told
     from aqa_pipelines.predict import as_text, predict_videos, write_text
 
-    result = predict_videos(run, videos, method=method, device=device, decoder=decoder, workers=workers)
+    result = predict_videos(
+        run, videos, method=method, device=device, decoder=decoder, workers=workers, accept_damaged=accept_damaged
+    )
     text = as_text(result, format)
     if out is None:
         # Names are data in a file; on a terminal they must not be obeyed.
@@ -234,6 +241,7 @@ def actor(
         str, typer.Option(metavar="NAME|FILE", help="Weights of the detector: a name of `aqa weights list` or a file.")
     ] = "default",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    accept_damaged: AcceptDamaged = False,
     json: Json = False,
 ) -> None:
     """Say whom the actor's streams would follow through a video, and draw it.
@@ -247,7 +255,7 @@ def actor(
 
     try:
         settings = ActorSettings(select=select, actors=actors, every=every)
-        watched = work.watch(video, settings, work.load_on(weights, device))
+        watched = work.watch(video, settings, work.load_on(weights, device), accept_damaged)
     except DecodeFailure as e:
         console.warn(f"{console.printable(str(video))}: {console.printable(e.detail)} ({e.reason})")
         raise typer.Exit(int(ExitCode.QUARANTINED)) from e

@@ -24,6 +24,7 @@ from aqa_shared.machine import pick_device
 from aqa_shared.records import ExtractSettings, Failure
 
 if TYPE_CHECKING:
+    from aqa_extract.config import Options
     from aqa_shared.store import FeatureStore
     from aqa_train.predict import Ensemble, Scores
 
@@ -61,11 +62,13 @@ def predict_videos(
     device: str = "auto",
     decoder: Literal["auto", "av", "decord"] = "auto",
     workers: int | None = None,
+    accept_damaged: bool = False,
 ) -> Predictions:
     """Score the videos of a store, or extract and score. `run` and `method` as `open_ensemble` takes them.
 
     Raises UsageError, NoInputError, EnvironmentFault, and StoreError for features of another kind.
     """
+    from aqa_extract.config import Options
     from aqa_shared.store import FeatureStore, is_store
     from aqa_train.predict import open_ensemble
 
@@ -77,12 +80,16 @@ def predict_videos(
     if stores:
         if len(videos) > 1:
             raise UsageError(f"{stores[0]} is a store, given beside others", fix="give one store, or videos")
-        if decoder != "auto" or workers is not None:
-            raise UsageError(f"{stores[0]} is a store, of which nothing is decoded", fix="omit --decoder and --workers")
+        if decoder != "auto" or workers is not None or accept_damaged:
+            raise UsageError(
+                f"{stores[0]} is a store, of which nothing is decoded",
+                fix="omit --decoder, --workers and --accept-damaged",
+            )
         store = FeatureStore.open(stores[0])
         store = store.select(*(name for name in ensemble.first.channels if name in store.specs))
         return Predictions(model, _scored(ensemble.score(store, where), store), [])
-    found, failures = _extracted(run, ensemble, videos, device, where, decoder, workers)
+    options = Options(device=device, decoder=decoder, workers=workers, accept_damaged=accept_damaged, stop_after=0)
+    found, failures = _extracted(run, ensemble, videos, where, options)
     return Predictions(model, found, failures)
 
 
@@ -90,13 +97,10 @@ def _extracted(
     run: Path,
     ensemble: Ensemble,
     videos: Sequence[str],
-    device: str,
     where: str,
-    decoder: Literal["auto", "av", "decord"],
-    workers: int | None,
+    options: Options,
 ) -> tuple[list[Scored], list[Failure]]:
     """Videos scored in their order, from features made as those that were learned from; and those that failed."""
-    from aqa_extract.config import Options
     from aqa_extract.run import extract
     from aqa_shared.manifest import find_videos
     from aqa_shared.store import FeatureStore
@@ -118,7 +122,6 @@ def _extracted(
     manifest.report(console.note, console.warn)
     with scratch("aqa-predict-") as folder:
         out = folder / "feats.zarr"
-        options = Options(device=device, decoder=decoder, workers=workers, stop_after=0)
         report = extract(manifest.videos, out, settings, options)
         rows = []
         if report.extracted:

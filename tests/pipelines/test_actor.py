@@ -13,6 +13,8 @@ from PIL import Image
 from aqa_dives.dataset import Look, write_video
 from aqa_shared.errors import EnvironmentFault
 
+from .commands import copy_cut
+
 WEIGHTS = "ssd-mobilenet-v3"
 
 
@@ -41,6 +43,22 @@ def test_a_dive_is_followed_and_drawn(tmp_path: Path) -> None:
     refused = run(str(video), "--sheet", str(tmp_path / "sheet.txt"))
     assert refused.returncode == 2
     assert "name a .png" in refused.stderr
+
+
+def test_a_damaged_video_is_watched_where_that_is_asked_for(tmp_path: Path) -> None:
+    from aqa_extract.weights import fetch
+
+    try:
+        fetch(WEIGHTS)
+    except EnvironmentFault as e:
+        pytest.skip(f"the weights of {WEIGHTS} cannot be had here: {e.cause}")
+    copy_cut(write_video(Look(seed=5, frames=24), 1, tmp_path), tmp_path / "cut.mp4")
+    done = run(str(tmp_path / "cut.mp4"))
+    assert (done.returncode, "--accept-damaged" in done.stderr) == (3, True), done.stderr
+    done = run(str(tmp_path / "cut.mp4"), "--accept-damaged")
+    assert done.returncode == 0, done.stderr
+    assert "frames missing" in done.stderr
+    assert "looked at" in done.stdout
 
 
 def test_a_file_that_is_no_video_is_said_so(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from aqa_shared.records import ExtractSettings, FlowSettings, Pixels, Sampling
 
-from .commands import run
+from .commands import copy_cut, run
 
 
 def test_predict_takes_streams_and_weights_from_the_checkpoint() -> None:
@@ -99,6 +99,18 @@ def test_from_videos_to_scores(tmp_path: Path, i3d_rgb_weights: str) -> None:
         tested = {row["id"]: float(row["predicted"]) for row in csv.DictReader(file) if row["method"] == "aa"}
     for row in rows[:2]:
         assert float(row["score"]) == pytest.approx(tested[Path(row["path"]).name], abs=2e-3)
+
+    # The message of a damaged video names an option, which has to be one of this command too.
+    cut = tmp_path / "cut.mp4"
+    copy_cut(tmp_path / "d/videos/dive_00002.mp4", cut)
+    done = run("aqa", "predict", "run", "cut.mp4", "--device", "cpu", cwd=tmp_path)
+    assert (done.returncode, "--accept-damaged" in done.stderr) == (3, True), done.stderr
+    done = run("aqa", "predict", "run", "cut.mp4", "--accept-damaged", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "cut.mp4: accepted with" in done.stderr
+    assert [row["id"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["cut.mp4"]
+    done = run("aqa", "predict", "run", "feats.zarr", "--accept-damaged", "--device", "cpu", cwd=tmp_path)
+    assert (done.returncode, "is a store, of which nothing is decoded" in done.stderr) == (2, True), done.stderr
 
     only_bad = ["broken.mp4", "--format", "json", "--out", "p.json", "--device", "cpu"]
     done = run("aqa", "predict", "run", *only_bad, cwd=tmp_path)
