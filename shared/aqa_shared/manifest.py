@@ -158,7 +158,7 @@ def _with_labels(
     except UsageError as e:
         if must_be:
             raise
-        return replace(manifest, warnings=[*manifest.warnings, f"not used as labels: {e.cause}"])
+        return replace(manifest, warnings=[*manifest.warnings, f"not used as labels: {e.cause}; to use it: {e.fix}"])
     if labelled.no_fit is not None and must_fit:
         raise labelled.no_fit
     if not labelled.matched:

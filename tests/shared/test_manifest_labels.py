@@ -42,7 +42,12 @@ def test_labels_beside_the_folder_are_found_if_they_fit(folder: Path) -> None:
     assert scores(manifest) == [None] * 3
     assert (manifest.labels_sources, manifest.unmatched) == ([], {})
     labels.write_text("colour,taste\nred,sweet\n")
-    assert "not used as labels" in find_videos(folder).warnings[0]
+    warning = find_videos(folder).warnings[0]
+    assert "not used as labels" in warning
+    labels.write_text("Id,Punkte\na.mp4,2\n")
+    warning = find_videos(folder).warnings[0]
+    assert "no column score; it has 'id', 'Punkte'" in warning
+    assert "to use it: add a column 'score' (or --score-column NAME)" in warning
     table(folder, "id,score\na.mp4,9\n", "labels.csv")
     assert scores(find_videos(folder)) == [9.0, None, None]
 
