@@ -58,7 +58,7 @@ class ImportReport:
         lines = [f"{self.store}: {made} {done}, {self.already} already there"]
         for stream, (low, high, width) in sorted(self.shapes.items()):
             rows = f"{low}" if low == high else f"{low} to {high}"
-            lines.append(f"  {stream}: {len(self.made.get(stream, ()))} of {rows} rows × {width}")
+            lines.append(f"  {stream}: {rows} rows × {width}; {len(self.made.get(stream, ()))} new")
         lines[0] += f", {len(self.problems)} left out:" if self.problems else ""
         for where, cause, _ in self.problems[:MANY]:
             lines.append(f"  {console.printable(where)}: {console.printable(cause)}")

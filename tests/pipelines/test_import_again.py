@@ -25,7 +25,10 @@ def test_again_adds_what_is_new_and_says_what_has_changed(tmp_path: Path, labels
     report = bring(folder, out, labels=labels)
     assert (report.already, report.made) == (6, {"features": IDS[6:]})
     number = describe(out)["number"]
-    assert bring(folder, out, labels=labels).already == 12
+    report = bring(folder, out, labels=labels)
+    assert report.already == 12
+    assert "12 already there\n  features: " in report.text()
+    assert report.text().endswith("; 0 new")
     assert describe(out)["number"] == number, "nothing is written where nothing is new"
     save(folder / f"{IDS[0]}.npy", signal("other"))
     report = bring(folder, out, labels=labels)

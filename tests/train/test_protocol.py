@@ -58,7 +58,7 @@ def test_validation_marks_count_where_no_test_is_named() -> None:
     found = features(["val"] * 3 + ["train"] * 9)
     drawn, said = splits(found)
     assert len(drawn) == 4
-    assert "each of 9 scored videos is, in 4 folds" in said[0]
+    assert "each of 9 scored videos is tested once, in 4 folds" in said[0]
     (split,), said = splits(found, test_fraction=0.25)
     assert "2 of 9 scored ones are held out" in said[0]
     for one in (split, *drawn):

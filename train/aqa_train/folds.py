@@ -196,8 +196,8 @@ def _own_tests(
         number = score_folds(scores[free], folds, rng, at(category, free), grouped)
         if source == "cross-validation":
             say(
-                f"nothing says who is tested: each of {units} {what} is, in {folds} folds (--split FILE names test "
-                "videos, --test-fraction 0.25 holds out a part once)"
+                f"nothing says who is tested: each of {units} {what} is tested once, in {folds} folds (--split FILE "
+                "names test videos, --test-fraction 0.25 holds out a part once)"
             )
         return [free[number == k] for k in range(folds)]
     fraction = config.test_fraction or HELD_OUT
