@@ -184,4 +184,4 @@ def test_a_store_is_scored_without_its_videos(store: Path, tmp_path: Path) -> No
     assert "give one store, or videos" in beside.stderr
     decoded = run("aqa", "predict", run_folder, store, "--decoder", "av")
     assert decoded.returncode == 2
-    assert "omit --decoder and --workers" in decoded.stderr
+    assert "omit --decoder, --workers and --accept-damaged" in decoded.stderr

@@ -248,7 +248,7 @@ def test_a_half_written_file_goes_once_it_is_old(make_store: MakeStore, tmp_path
     ("name", "fix"),
     [
         ("environment.json", "copy the run folder again"),
-        ("data.json", "restore them"),
+        ("data.json", "restore it"),
         ("splits/fold1-seed0.json", "take the file as it was saved"),
         ("models/ridge/fold1-seed0/result.json", "does this training again"),
         ("models/ridge/fold0-seed0/failed.json", "tries that method again"),

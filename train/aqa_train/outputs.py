@@ -120,12 +120,14 @@ def where_it_is(config: RunConfig, out: Path) -> RunConfig:
 
 def refuse_other_digests(config: RunConfig, data: dict[str, str | None], out: Path) -> None:
     """Features or labels that changed since the run began would mix two experiments."""
-    fix = "restore what changed, or start a new run with another --out"
+    fix = "restore {}, or start a new run with another --out"
     file = out / "data.json"
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as e:
-        raise UsageError(f"{file} cannot be read ({e}): whether the data are the same is not known", fix=fix) from None
+        raise UsageError(
+            f"{file} cannot be read ({e}): whether the data are the same is not known", fix=fix.format("it")
+        ) from None
     names = {
         "content": f"the store {config.features}",
         "labels_sha256": "the labels file",
@@ -133,7 +135,9 @@ def refuse_other_digests(config: RunConfig, data: dict[str, str | None], out: Pa
     }
     changed = [what for key, what in names.items() if found.get(key) != data.get(key)]
     if changed:
-        raise UsageError(f"{' and '.join(changed)} changed since the run in {out} began", fix=fix)
+        raise UsageError(
+            f"{' and '.join(changed)} changed since the run in {out} began", fix=fix.format("what changed")
+        )
 
 
 def refuse_other_data(experiment: Experiment, out: Path) -> None:
