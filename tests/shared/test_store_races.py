@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,19 @@ from tests.shared.store_cases import label as labelled
 from zarr.abc.store import Store
 from zarr.storage import MemoryStore, WrapperStore
 
-from aqa_shared.store import FeatureStore, Objects, Run, compact, contents, expect, finalise, label, missing, verify
+from aqa_shared.store import (
+    ArraySpec,
+    FeatureStore,
+    Objects,
+    Run,
+    compact,
+    contents,
+    expect,
+    finalise,
+    label,
+    missing,
+    verify,
+)
 
 
 class Killed(Exception):
@@ -194,3 +207,24 @@ def test_a_compaction_leaves_what_a_later_one_is_writing() -> None:
     second.join()
     assert FeatureStore.open(memory).ids == ["v0.mp4", "v1.mp4", "v2.mp4"]
     assert verify(memory) == []
+
+
+def test_a_committed_video_is_read_while_another_thread_forgets_it() -> None:
+    """As where threads finalise with what one of them opened."""
+    wide = ArraySpec("wide", ("channel",), (1 << 20,), "float32", role="feature")
+    writer = open_writer(MemoryStore(), specs=[wide])
+    writer.commit("v0.mp4", {"wide": np.ones((1, 1 << 20), np.float32)}, meta_of(0))
+    (part,) = writer.known.parts["v0.mp4"]
+    read = threading.Event()
+
+    def forget() -> None:
+        while not read.is_set():
+            part.release()
+
+    with ThreadPoolExecutor() as pool:
+        pool.submit(forget)
+        try:
+            for _ in range(10):
+                assert part.rows("wide", 0).all()
+        finally:
+            read.set()

@@ -112,10 +112,10 @@ class Block(GroupReader):
         stop = start + int(self.lengths[item])
         parts = []
         for chunk in range(start // step, -(-stop // step)):
-            low = chunk * step
-            if self._chunks.get(name, (-1,))[0] != chunk:
-                self._chunks[name] = (chunk, self.read(name, slice(low, low + step)))
-            parts.append(self._chunks[name][1][max(0, start - low) : stop - low])
+            low, kept = chunk * step, self._chunks.get(name)
+            if kept is None or kept[0] != chunk:  # another thread may put another one in its place
+                kept = self._chunks[name] = (chunk, self.read(name, slice(low, low + step)))
+            parts.append(kept[1][max(0, start - low) : stop - low])
         data = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if array_digest(data) != self.digest(name, item):
             raise self.damaged(name, f"the values of {self.ids[item]} differ from what was committed")

@@ -83,16 +83,17 @@ class Part:
     def rows(self, name: str, item: int) -> np.ndarray:
         """The array `name`, shape (length, …). Raises Torn where it is not what was committed."""
         try:
-            if self._data is None:
+            data = self._data  # which another thread may release
+            if data is None:
                 packed = self._packed or self.objects.get(f"{self.key}.npz")
                 if packed is None:
                     raise ValueError("its arrays are missing")
                 with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
-                    self._data = dict(arrays)
+                    data = self._data = dict(arrays)
                 self._packed = None
-            if array_digest(self._data[name]) != self.digests[name]:
+            if array_digest(data[name]) != self.digests[name]:
                 raise ValueError("its values differ from what was committed")
-            return self._data[name]
+            return data[name]
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
             raise Torn(self.objects, [self], [f"{self.id}: {name} is damaged: {e}"]) from e
 
