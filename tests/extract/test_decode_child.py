@@ -38,7 +38,11 @@ def gone(process: int) -> bool:
 
 
 def children() -> set[int]:
-    return {int(p) for task in Path("/proc/self/task").iterdir() for p in (task / "children").read_text().split()}
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread of another test's, which has ended
+            found |= {int(p) for p in (task / "children").read_text().split()}
+    return found
 
 
 @pytest.fixture
@@ -57,7 +61,7 @@ def _nothing_is_left() -> Any:
     yield
     # A mapping holds a descriptor, and pytest's traceback of an expected failure holds the mapping.
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # what other tests left may end meanwhile
     assert children() <= processes
     assert "aqa-frames" not in Path("/proc/self/maps").read_text()
 
@@ -140,7 +144,7 @@ def test_a_child_that_dies_is_one_videos_failure(
 
 def test_a_child_that_stands_still_is_killed_at_the_deadline(clip: Path, clips: ModuleType) -> None:
     with Decoder() as decoder:
-        events = decoder.decode(request(clip, decoder="av", chunk_frames=2, deadline=1.0))
+        events = decoder.decode(request(clip, decoder="av", chunk_frames=2, deadline=5.0))
         assert isinstance(next(events), Opened)
         process = pid(decoder)
         os.kill(process, signal.SIGSTOP)
@@ -148,8 +152,8 @@ def test_a_child_that_stands_still_is_killed_at_the_deadline(clip: Path, clips: 
             clips.take(events)
         assert e.value.reason == "decoder_stalled"
         assert fault(e.value.reason) is Fault.OURS
-        assert "of 1 s; for the rest it waited for the disk" in e.value.detail
-        assert e.value.limit == 1.0
+        assert "of 5 s; for the rest it waited for the disk" in e.value.detail
+        assert e.value.limit == 5.0
         assert "raise --timeout" in e.value.detail
         assert gone(process)
 
@@ -290,9 +294,9 @@ def test_a_lower_limit_of_the_system_is_kept(clip: Path) -> None:
 
 def test_time_that_the_caller_takes_does_not_count(clip: Path) -> None:
     with Decoder() as decoder:
-        for event in decoder.decode(request(clip, deadline=2.0, chunk_frames=64)):
+        for event in decoder.decode(request(clip, deadline=5.0, chunk_frames=32)):
             if isinstance(event, Chunk):
-                time.sleep(1.5)
+                time.sleep(1.5)  # four times
 
 
 def test_the_child_waits_for_its_reader(clip: Path) -> None:
@@ -400,8 +404,12 @@ def test_the_child_dies_with_its_parent(source: str, how: signal.Signals, clip: 
     running.send_signal(how)
     running.wait()
     running.stdout.close()
-    for _ in range(200):  # until the orphan is reaped
-        if gone(process) or Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+    for _ in range(1200):
+        try:
+            status = Path(f"/proc/{process}/stat").read_text()
+        except OSError:  # the orphan is reaped
+            return
+        if status.rsplit(")", 1)[1].split()[0] == "Z":
             return
         time.sleep(0.05)
     raise AssertionError("the child outlived its parent")

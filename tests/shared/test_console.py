@@ -90,7 +90,7 @@ def test_without_a_terminal_progress_is_twenty_lines_with_the_time_left() -> Non
     lines = progress_lines(100, 100)
     assert len(lines) in (20, 21)
     assert lines[-1] == "extract: 100/100 2 videos/s [x]"
-    assert re.fullmatch(r"extract: 5/100 2 videos/s \[x\], \d+ s left", lines[1])
+    assert re.fullmatch(r"extract: 5/100 2 videos/s \[x\], (\d+ min )?\d+ s left", lines[1])
     assert len(progress_lines(100, 50, silence=0)) == 50
     assert progress_lines(None, 2) == ["extract: 1/? 2 videos/s [x]", "extract: 2/? 2 videos/s [x]"]
 
