@@ -41,14 +41,21 @@ def test_a_grid_killed_half_way_gives_the_same_table(make_store: MakeStore, tmp_
     store = make_store(videos=24, labels=[{"difficulty": 2.0 + i % 5} for i in range(24)])
     common = ["--features", store, "--method", "aa,s4aqa,ridge", "--labelled", "0.4,0.8", "--seeds", 2, "--folds", 2,
               "--variant", "recovery_weight=1,40", "--epochs", 12, *SMALL]  # fmt: skip
-    cut, whole = tmp_path / "cut", tmp_path / "whole"
-    command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--jobs", "2", "--out", str(cut)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    while len(list(cut.rglob("result.json"))) < 8:
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    whole = tmp_path / "whole"
+    for attempt in range(5):
+        cut = tmp_path / f"cut{attempt}"
+        command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--jobs", "2", "--out", str(cut)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        while len(list(cut.rglob("result.json"))) < 8:
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if not (cut / "results.csv").exists():
+            break  # else it was just over when it was to be killed: a busy machine
+    assert process.returncode == -signal.SIGKILL
     assert not (cut / "results.csv").exists()
     done = {p: p.stat().st_mtime_ns for p in cut.rglob("result.json")}
     aqa_train("--resume", cut, "--jobs", 1, "--device", "cpu")

@@ -45,17 +45,21 @@ def test_parts_at_the_same_time_one_of_them_killed_give_what_one_process_gives(
     store = make_store(videos=24)
     common = ["--features", store, "--method", "s4aqa,ridge", "--labelled", "0.4,0.8", "--seeds", 2, "--folds", 2,
               "--variant", "recovery_weight=1,40", "--epochs", 30, *SMALL]  # fmt: skip
-    out, whole, lacking = tmp_path / "parts", tmp_path / "whole", list[dict[str, Any]]()
-    # Both begin an empty folder at the same moment.
-    first, second = (started([*common, "--out", out, "--shard", f"{i}/3"]) for i in (1, 2))
-    while len(list(out.rglob("result.json"))) < 3:
-        assert (first.poll(), second.poll()) == (None, None)
-        time.sleep(0.02)
-    first.kill()
-    _, said = second.communicate(timeout=200)
-    assert second.returncode == 0, said
-    assert f"part 2 of 3, 9 trainings of 24, is done; when all parts are: aqa finalise {out}" in said
-    first.wait()
+    whole, lacking = tmp_path / "whole", list[dict[str, Any]]()
+    for attempt in range(5):
+        out = tmp_path / f"parts{attempt}"
+        # Both begin an empty folder at the same moment.
+        first, second = (started([*common, "--out", out, "--shard", f"{i}/3"]) for i in (1, 2))
+        while len(list(out.rglob("result.json"))) < 3:
+            assert (first.poll(), second.poll()) == (None, None)
+            time.sleep(0.02)
+        first.kill()
+        _, said = second.communicate(timeout=200)
+        assert second.returncode == 0, said
+        assert f"part 2 of 3, 9 trainings of 24, is done; when all parts are: aqa finalise {out}" in said
+        first.communicate()
+        if len(list(out.rglob("result.json"))) < 18:
+            break  # else the first was just over when it was to be killed: a busy machine
     with pytest.raises(typer.Exit) as end:
         told(lacking, out)
     assert end.value.exit_code == 3
@@ -172,7 +176,7 @@ def test_of_many_that_begin_at_the_same_moment_all_others_must_be_the_same_run(
         assert files(tmp_path / str(i)) == alone[causes.index("")]
         assert all(re.search("other settings|changed since the run", cause) for cause in causes if cause)
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)
 
 
 def tell(processes: list[subprocess.Popen[str]], folder: Path) -> None:
@@ -276,7 +280,7 @@ def test_a_part_that_is_told_to_stop_names_the_command_of_its_part(make_store: M
     while not (line := process.stderr.readline()).startswith("epochs"):
         assert line, "it ended before it trained"
     process.send_signal(signal.SIGUSR1)
-    _, said = process.communicate(timeout=100)
+    _, said = process.communicate(timeout=200)
     assert process.returncode == 143
     assert f"aqa-train --resume {out} --shard 2/2" in said
     assert len(list(out.rglob("state.safetensors"))) == 1

@@ -257,7 +257,7 @@ def test_whoever_may_read_the_folder_may_read_every_file(make_store: MakeStore, 
         while not stopped.stderr.readline().startswith("epochs"):
             assert stopped.poll() is None
         stopped.terminate()
-        stopped.communicate(timeout=60)
+        stopped.communicate(timeout=200)
         aqa_train(*common, "--out", tmp_path / "whole", "--epochs", 2, "--seeds", 1, *HELD)
     finally:
         os.umask(before)
