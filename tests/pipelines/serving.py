@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -93,12 +94,12 @@ class Serving:
         raise AssertionError(f"ended without {words!r}: {self.said}")
 
     def finish_reading(self) -> str:
-        while (line := self.lines.get(timeout=10)) is not None:
+        while (line := self.lines.get(timeout=60)) is not None:
             self.said.append(line)
         return "".join(self.said)
 
     def call(self, method: str, path: str, **more: Any) -> requests.Response:
-        return self.session.request(method, self.url + path, timeout=30, **more)
+        return self.session.request(method, self.url + path, timeout=120, **more)
 
     def submit(self, path: str | Path, **more: Any) -> requests.Response:
         return self.call("POST", "/jobs", json={"path": str(path), **more})
@@ -112,29 +113,34 @@ class Serving:
     def jobs(self) -> list[dict[str, Any]]:
         return self.call("GET", "/jobs?limit=1000").json()["jobs"]
 
-    def ended(self, id: str, seconds: float = 60) -> dict[str, Any]:
+    def ended(self, id: str, seconds: float = 120) -> dict[str, Any]:
         """The job, once it has ended."""
         return until(lambda: (job := self.job(id))["state"] in ENDED and job, seconds)
 
-    def all_ended(self, seconds: float = 100) -> dict[str, dict[str, Any]]:
+    def all_ended(self, seconds: float = 200) -> dict[str, dict[str, Any]]:
         """By video, once all jobs have ended."""
         found = until(lambda: (jobs := self.jobs()) and all(j["state"] in ENDED for j in jobs) and jobs, seconds)
         return {job["video"]["id"]: job for job in found}
 
     def extractor(self) -> int:
         """The process that has the networks."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        threads = [p / "children" for p in Path(f"/proc/{self.process.pid}/task").iterdir()] or [children]
-        pids = [int(pid) for p in threads for pid in p.read_text().split()]
-        return next(p for p in pids if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes())
+        return int(until(self._extractor))
 
-    def stop(self, seconds: float = 30) -> int:
+    def _extractor(self) -> int | None:
+        for thread in Path(f"/proc/{self.process.pid}/task").iterdir():
+            with suppress(OSError):  # a thread that has ended meanwhile
+                for pid in map(int, (thread / "children").read_text().split()):
+                    if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        return pid
+        return None
+
+    def stop(self, seconds: float = 120) -> int:
         """SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
 
-def until(true: Callable[[], Any], seconds: float) -> Any:
+def until(true: Callable[[], Any], seconds: float = 120) -> Any:
     """What `true` gives, once that is something."""
     end = time.monotonic() + seconds
     while not (found := true()):

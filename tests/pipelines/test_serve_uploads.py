@@ -71,8 +71,8 @@ def test_hostile_uploads_fail_alone_and_leave_nothing(
     assert service.upload("...", b"x").status_code == 422
     with socket.create_connection(("127.0.0.1", int(service.url.rsplit(":", 1)[1]))) as half:
         half.sendall(b"PUT /uploads/half.mp4 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n" + bytes(500))
-        until(lambda: state_files(state), 10)
-    until(lambda: not state_files(state), 10)
+        until(lambda: state_files(state))
+    until(lambda: not state_files(state))
     assert sorted((store / "failures").rglob("*")) == before
     assert not list((state / "jobs").glob(".*"))
     assert service.call("GET", "/readyz").status_code == 200
