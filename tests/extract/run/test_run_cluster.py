@@ -30,9 +30,9 @@ QUICK = ("--scheduler-wait", "5")
 
 @pytest.fixture(scope="session")
 def many(tmp_path_factory: pytest.TempPathFactory, i3d_rgb_weights: str) -> tuple[Path, dict[str, bytes]]:
-    """Sixteen clips, and what a store of them holds that nothing disturbed."""
+    """Clips that two workers have for some seconds, and what a store of them holds that nothing disturbed."""
     folder = tmp_path_factory.mktemp("many")
-    for i in range(16):
+    for i in range(64):
         Clip(frames=20 + i, size=(64 + 2 * (i % 4), 48)).write(folder / f"{i:02}")
     store = folder.parent / "many-undisturbed.zarr"
     assert run_command(folder, store).returncode == ExitCode.OK
@@ -63,7 +63,7 @@ def test_two_workers_make_what_one_process_makes(clips: Path, undisturbed: Path,
     alone = run_command(clips, tmp_path / "alone.zarr", "--streams", "rgb,rot180-rgb")
     assert alone.returncode == ExitCode.QUARANTINED
     assert contents(store) == contents(tmp_path / "alone.zarr")
-    wait_until(lambda: two.tasks == 0, 5)
+    wait_until(lambda: two.tasks == 0)
     assert len(two.client.nthreads()) == 2
 
 
@@ -98,8 +98,8 @@ def test_a_worker_keeps_its_decode_child_between_blocks(
         said = run.communicate()
     assert run.returncode == ExitCode.OK, said
     assert seen
-    assert len(seen) <= 2  # of some eight blocks, all of which the first one that is ready may have done
-    wait_until(lambda: not decoders(workers), 10)
+    assert len(seen) <= 2  # of many blocks, all of which the first one that is ready may have done
+    wait_until(lambda: not decoders(workers))
 
 
 def decoders(workers: set[int]) -> set[int]:
@@ -122,11 +122,11 @@ def test_a_signal_leaves_the_cluster_clean(
     with started(clips, store, "--scheduler", two.address) as run:
         wait_until(lambda: staged(store) >= 2)
         run.send_signal(number)
-        _, err = run.communicate(timeout=60)
+        _, err = run.communicate(timeout=200)
     assert run.returncode == code, err
     assert "finishing what the workers have begun" in err
     assert "videos extracted by this run, which the next one keeps" in err
-    wait_until(lambda: two.tasks == 0, 5)
+    wait_until(lambda: two.tasks == 0)
     assert len(two.client.nthreads()) == 2
     assert not list(store.glob("staged/session-*"))
     done = run_command(clips, store, "--scheduler", two.address)
@@ -143,10 +143,10 @@ def test_ctrl_c_in_a_terminal_ends_workers_of_our_own_in_order(
     with started(many[0], store, "--scheduler", "local:2") as run:
         wait_until(lambda: staged(store) >= 2)
         os.killpg(run.pid, signal.SIGINT)
-        _, err = run.communicate(timeout=60)
+        _, err = run.communicate(timeout=200)
     assert run.returncode == ExitCode.INTERRUPTED, err
     assert "Traceback" not in err
-    wait_until(lambda: subprocess.run(["pgrep", "-g", str(run.pid)], capture_output=True).stdout == b"", 10)
+    wait_until(lambda: subprocess.run(["pgrep", "-g", str(run.pid)], capture_output=True).stdout == b"")
 
 
 def test_a_gpu_that_no_worker_declares_is_named_in_time(clips: Path, two: Cluster, tmp_path: Path) -> None:
@@ -249,8 +249,13 @@ def at_work(cluster: Cluster) -> list[object]:
 
 def test_workers_that_always_die_while_they_load_networks_end_the_run(clips: Path, tmp_path: Path) -> None:
     with dask(tmp_path) as cluster:
+        begun = time.monotonic()
         cluster.worker(PYTHONPATH=broken_installation(tmp_path / "site", DIES))
-        done = run_command(clips, tmp_path / "s.zarr", "--scheduler", cluster.address, *QUICK)
+        # Between two deaths nobody is there for as long as a worker takes to start.
+        patience = max(5, round(3 * (time.monotonic() - begun)))
+        done = run_command(
+            clips, tmp_path / "s.zarr", "--scheduler", cluster.address, "--scheduler-wait", str(patience)
+        )
     assert done.returncode == ExitCode.ENVIRONMENT, done.stderr
     assert "3 workers of its host died while they were to load the networks" in done.stderr
     assert not (tmp_path / "s.zarr").exists()
@@ -366,7 +371,7 @@ def test_a_scheduler_that_dies_ends_the_run(many: tuple[Path, dict[str, bytes]],
         with started(clips, store, "--scheduler", cluster.address) as run:
             wait_until(lambda: staged(store) >= 2)
             cluster.processes[0].kill()
-            _, err = run.communicate(timeout=60)
+            _, err = run.communicate(timeout=200)
     assert run.returncode == ExitCode.ENVIRONMENT, err
     assert "no longer answers" in err
     assert run_command(clips, store).returncode == ExitCode.OK
@@ -421,4 +426,4 @@ def test_many_kills_change_nothing(many: tuple[Path, dict[str, bytes]], tmp_path
             assert run.returncode == ExitCode.OK
             assert contents(store) == expected
             print(f"{kills} kills, {runs} runs")
-        wait_until(lambda: cluster.tasks == 0, 5)
+        wait_until(lambda: cluster.tasks == 0)
