@@ -1,6 +1,6 @@
 """How much faster are two Dask workers than one? RGB on CPUs, by `--scheduler local:1`, `local:2` and without Dask.
 
-    python benchmarks/dask_workers.py --videos 24
+    python benchmarks/dask_workers.py --videos 48
 
 Prints videos a second, and ratios to one worker kept to one core, and to one that may use all. They are counted from
 the commits in each store, without the first quarter: starting processes and loading networks is not the question. A

@@ -123,11 +123,11 @@ def test_a_terminated_run_ends_within_its_grace(
         run.computes()
         run.process.send_signal(number)
         sent = time.monotonic()
-        run.wait_for(f"finishing 1 video; for at most {GRACE} s")
+        run.wait_for(f"finishing 1 video; for at most {GRACE} s", 5)
         run.process.send_signal(number)  # `timeout` sends two
-        assert run.process.wait(timeout=60) == ExitCode.TERMINATED
+        assert run.process.wait(timeout=GRACE + 10) == ExitCode.TERMINATED
         assert time.monotonic() - sent > GRACE - 1
-        run.wait_for("rerun the same command")
+        run.wait_for("rerun the same command", 5)
     known = contents(tmp_path / "s.zarr")
     assert known is not None
     assert dict(known.having(["rgb"])) == {}
@@ -161,12 +161,12 @@ def test_ctrl_c_answers_at_once_and_again_ends_at_once(large: Path, tmp_path: Pa
     with extraction(large, tmp_path / "s.zarr", i3d_rgb_weights) as run:
         run.computes()
         run.process.send_signal(signal.SIGINT)
-        run.wait_for("finishing 1 video; again to stop now")
+        run.wait_for("finishing 1 video; again to stop now", 5)
         time.sleep(GRACE + 1)
         assert run.process.poll() is None, "Ctrl-C waits for what was begun"
         run.process.send_signal(signal.SIGINT)
-        assert run.process.wait(timeout=60) == ExitCode.INTERRUPTED
-        run.wait_for("rerun the same command")
+        assert run.process.wait(timeout=10) == ExitCode.INTERRUPTED
+        run.wait_for("rerun the same command", 5)
     assert verify(tmp_path / "s.zarr") == []
 
 
@@ -175,8 +175,8 @@ def test_a_signal_while_decoding_waits_for_nothing(large: Path, tmp_path: Path, 
         (video,) = large.iterdir()
         run.wait_until(lambda: any(_has_open(p, video) for p in run.decoders()))
         run.process.send_signal(signal.SIGTERM)
-        run.wait_for("finishing 0 videos")
-        assert run.process.wait(timeout=60) == ExitCode.TERMINATED
+        run.wait_for("finishing 0 videos", 5)
+        assert run.process.wait(timeout=GRACE + 10) == ExitCode.TERMINATED
     assert verify(tmp_path / "s.zarr") == []
 
 

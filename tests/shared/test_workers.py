@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from distributed import Client
 from tests.clusters import dask, wait_until
 from tests.shared.duties import kept, load, ready, sit, work
 
@@ -31,9 +32,7 @@ def test_workers_of_a_host_have_a_gpu_each_and_one_too_many_gets_no_work(
         for _ in range(3):
             cluster.worker("--resources", "GPU=1")
         cluster.worker()  # declares none
-        two = Workers[str](
-            cluster.client, Duties(ready, work, "sit down"), lambda run, device: 2, where="-", device="auto", wait=60
-        )
+        two = on_two_gpus(cluster.client)
         assert two.device == "cuda"
         said = ""
 
@@ -60,9 +59,7 @@ def test_a_worker_that_declares_several_gpus_takes_one_and_the_rest_is_told(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
     with dask(tmp_path) as cluster:
         cluster.worker("--nthreads", "2", "--resources", "GPU=2")
-        one = Workers[str](
-            cluster.client, Duties(ready, work, "sit down"), lambda run, device: 2, where="-", device="auto", wait=60
-        )
+        one = on_two_gpus(cluster.client)
         wait_until(lambda: one.step() is None and one.slots)
         assert found(one) == {"cuda:0"}
         said = " ".join(capsys.readouterr().err.split())
@@ -82,9 +79,7 @@ def test_a_worker_that_fails_again_and_again_gets_no_work_and_both_are_said(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
     with dask(tmp_path) as cluster:
         cluster.worker("--resources", "GPU=1")
-        one = Workers[str](
-            cluster.client, Duties(ready, work, "sit down"), lambda run, device: 2, where="-", device="auto", wait=60
-        )
+        one = on_two_gpus(cluster.client)
         wait_until(lambda: one.step() is None and one.slots)
         (address,) = one.slots
         for _ in range(3):
@@ -122,9 +117,7 @@ def test_a_scheduler_that_dies_before_a_result_is_fetched_is_gone(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
     with dask(tmp_path) as cluster:
         cluster.worker("--resources", "GPU=1")
-        one = Workers[str](
-            cluster.client, Duties(ready, work, "sit down"), lambda run, device: 2, where="-", device="auto", wait=60
-        )
+        one = on_two_gpus(cluster.client)
         wait_until(lambda: one.step() is None and one.slots)
         one.submit("hello", ("hello",))
         (future,) = one._tasks
@@ -165,6 +158,13 @@ def test_what_is_loaded_for_a_run_that_was_stopped_meanwhile_begins_nothing(tmp_
     assert kept() == {}
     assert load(("a run", tmp_path), {}) == Trouble(
         "run a run is over", "run the same command again", ExitCode.INTERNAL, unfit=True
+    )
+
+
+def on_two_gpus(client: Client) -> Workers[str]:
+    """The cluster's workers, on a machine that has two."""
+    return Workers[str](
+        client, Duties(ready, work, "sit down"), lambda run, device: 2, where="-", device="auto", wait=60
     )
 
 
