@@ -113,8 +113,8 @@ class Work:
             self.committed.add(video.id)
             if done.without_actor:
                 self.without_actor.append(video.id)
-            if damage := done.video.finished.accepted_damage:
-                warn(f"{video.id}: accepted with {damage['missing']} frames missing and {damage['damaged']} damaged")
+            if accepted := done.video.finished.accepted:
+                warn(f"{video.id}: {accepted}")
             self.looked_at.append(done.video.plan.looked_at)
 
     def kill_decoders(self) -> None:

@@ -67,8 +67,8 @@ def watch_with(
     )
     prepared = load(decoder, VideoJob(video, None), request, settings, where, detector.size, lambda _: None)
     assert prepared.views is not None, "a stream that follows the actor was asked for"
-    if damage := prepared.video.finished.accepted_damage:
-        console.warn(f"{video.id}: accepted with {damage['missing']} frames missing and {damage['damaged']} damaged")
+    if accepted := prepared.video.finished.accepted:
+        console.warn(f"{video.id}: {accepted}")
     looks, size = prepared.views.positions, (prepared.video.probe.height, prepared.video.probe.width)
     with torch.inference_mode():
         found = find(detector, prepared.views, int(looks[-1] - looks[0]) + 1, size, actor)

@@ -124,6 +124,12 @@ class Finished:
     seconds: float
     """Spent waiting for the child."""
 
+    @property
+    def accepted(self) -> str:
+        """`accepted_damage` in words, "" where there is none."""
+        damage = self.accepted_damage
+        return f"accepted with {damage['missing']} frames missing and {damage['damaged']} damaged" if damage else ""
+
 
 class Decoder:
     """One child process, started when first needed and again after it was killed.
