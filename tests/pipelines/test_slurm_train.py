@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -110,9 +111,10 @@ def test_trainings_whose_tasks_are_cancelled_and_preempted_give_what_one_process
     until(lambda: trains(1), 120)
     answer("scancel", f"{job}_1")
     others = ("2", "3")
-    until(lambda: all(trains(int(part)) for part in others), 120)
-    # Stopped in the middle of their work, they cannot end before they are pre-empted, which continues them.
-    stop(job, others)
+    # Stopped as soon as it works, none can end before it is pre-empted, which continues it.
+    for part in others:
+        until(partial(trains, int(part)), 120)
+        stop(job, (part,))
     assert {part: states(job).get(part) for part in others} == dict.fromkeys(others, "RUNNING")
     answer("sbatch", "--partition=high", "--ntasks=2", "--output=/dev/null", "--wrap=true")
     left = "PENDING" if cluster == "REQUEUE" else None
