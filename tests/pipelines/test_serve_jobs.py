@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from aqa_extract.job import VideoJob
+from aqa_pipelines.serve.asked import video_at
 from aqa_pipelines.serve.jobs import DEATHS, Closed, Conflict, Full, Job, Jobs, job_id
+from aqa_pipelines.serve.watch import Watch
 from aqa_shared.records import Failure, Video
 
 
@@ -200,3 +204,27 @@ def test_the_oldest_are_forgotten(tmp_path: Path) -> None:
     assert len(jobs.known) == len(list(jobs.folder.iterdir())) == 10
     assert set(states(jobs)) == {"waits", *map(str, range(11, 20))}
     assert [job.number for job in jobs.page(15, 2, "done")] == [16, 17]
+
+
+def test_a_watched_folder_does_not_ask_again_for_what_was_cancelled(jobs: Jobs, tmp_path: Path) -> None:
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).write_bytes(b"1")
+        os.utime(folder / name, (time.time() - 100,) * 2)
+
+    def looked(jobs: Jobs) -> dict[str, str]:
+        watch = Watch([folder], [], jobs, settle=0.0)
+        for _ in range(2):  # a file is complete when it has not changed since the first
+            watch.look()
+        return states(jobs)
+
+    assert looked(jobs) == {"a.mp4": "queued", "b.mp4": "queued"}
+    jobs.cancel(job_id("a.mp4"))
+    jobs = again(jobs)
+    assert looked(jobs) == {"a.mp4": "cancelled", "b.mp4": "queued"}
+    (folder / "a.mp4").write_bytes(b"12")
+    assert looked(jobs) == {"a.mp4": "queued", "b.mp4": "queued"}
+    jobs.cancel(job_id("a.mp4"))
+    asked, version = video_at("a.mp4", [folder])
+    assert jobs.submit(asked, version)[1], "a client may"

@@ -228,6 +228,14 @@ class Jobs:
                 self._try_to_write(job.model_copy(update={"state": "cancelled", "ended": time.time()}))
             return job
 
+    def called_off(self, video: Video, version: str) -> bool:
+        """Whether this very file was cancelled. Only a client asks for it again, a watched folder does not."""
+        with self.lock:
+            if job_id(video.id) not in self.known:
+                return False
+            job = self[job_id(video.id)]
+            return (job.state, job.video, job.version) == ("cancelled", video, version)
+
     def page(self, after: int, limit: int, state: str | None) -> list[Job]:
         """Jobs with higher numbers than `after`, in their order."""
         with self.lock:

@@ -61,7 +61,8 @@ class Watch:
             return True
         try:
             video, version = video_at(path, [folder, *self.roots])
-            self.jobs.submit(video, version)
+            if not self.jobs.called_off(video, version):
+                self.jobs.submit(video, version)
         except Conflict:  # an earlier version of it is being extracted
             return True
         except Refused as e:
