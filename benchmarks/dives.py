@@ -1,0 +1,72 @@
+"""1,412 rendered dives with I3D features, as many as MTL-AQA has: for the tables in pipelines/dives/.
+
+    python benchmarks/dives.py --out dives
+    aqa table pipelines/dives/s4aqa-table1.toml --features dives/feats.zarr --plan
+
+Renders videos of MTL-AQA's length (seed 1412; the first 1,059 are for training), and extracts RGB features of the
+whole picture and of the actor, ten segments of 224x224 pixels in bf16. Prints the digests of labels and features.
+Rerunning goes on where it stopped. Two kinds of processors give features that differ in their last digits, and so does
+the digest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from aqa_dives.dataset import LABELS, Look
+from aqa_pipelines.demo import render_videos
+from aqa_shared.store import FeatureStore
+
+VIDEOS, TRAINING = 1412, 1059
+LOOK = Look(seed=1412, width=320, height=256, frames=103, fps=25.0)
+EXTRACT = ["--streams", "rgb,actor-rgb", "--protocol", "mtl-aqa", "--precision", "bf16"]
+
+
+def write_manifest(folder: Path, videos: int, training: int) -> Path:
+    """Beside the folder of videos: their labels with a split like MTL-AQA's."""
+    with (folder / LABELS).open(newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    out = folder.parent / "manifest.csv"
+    with out.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for i, row in enumerate(rows[:videos]):
+            split = "train" if i < training else "test"
+            writer.writerow({**row, "path": f"{folder.name}/{row['path']}", "split": split})
+    return out
+
+
+def digest(store: FeatureStore) -> str:
+    """Of the features of all videos in the order of their ids."""
+    order = np.argsort(store.ids)
+    found = hashlib.sha256()
+    for stream in sorted(store.streams):
+        found.update(np.ascontiguousarray(store.read(stream)[order]).tobytes())
+    return found.hexdigest()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("dives"))
+    parser.add_argument("--videos", type=int, default=VIDEOS, help="three quarters are for training")
+    asked = parser.parse_args()
+    videos = render_videos(LOOK, asked.videos, asked.out)
+    manifest = write_manifest(videos, asked.videos, round(asked.videos * TRAINING / VIDEOS))
+    store = asked.out / "feats.zarr"
+    command = [sys.executable, "-m", "aqa_extract", str(manifest), "--out", str(store), *EXTRACT]
+    if code := subprocess.run(command, check=False).returncode:
+        return code
+    print(f"labels {hashlib.sha256(manifest.read_bytes()).hexdigest()}")
+    print(f"features {digest(FeatureStore.open(store))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
