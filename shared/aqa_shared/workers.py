@@ -99,7 +99,9 @@ class Workers(Generic[T]):
         self, client: Client, duties: Duties, terms: Callable[[str, str], Any], *, where: str, device: str, wait: float
     ) -> None:
         self.client, self.duties, self.where, self.wait = client, duties, where, wait
-        self.asked, self.local = device, where.startswith(LOCAL)
+        self.asked = device
+        self.local = int(where.removeprefix(LOCAL)) if where.startswith(LOCAL) else 0
+        """How many the cluster of our own has; 0 where it is another's."""
         self.slots: dict[str, int] = {}
         """Fit worker → tasks that it does at a time."""
         self.stopping = False
@@ -335,8 +337,8 @@ class Workers(Generic[T]):
         now = time.monotonic()
         self._waits_since = self._waits_since or now
         waited = now - self._waits_since
-        # Of our own cluster no other worker can be expected, unless it is to replace one that died.
-        if waited >= self.wait or (self.local and self._known):
+        # Of our own cluster nobody else is to come where all are there; one that died is replaced.
+        if waited >= self.wait or 0 < self.local <= len(self._known):
             error = EnvironmentFault(what, fix=fix)
             error.exit_code = exit_code
             raise error

@@ -18,6 +18,11 @@ from aqa_shared.sessions import Ready, Trouble, leave, own_gpu, stop
 from aqa_shared.workers import Duties, Workers
 
 
+@pytest.fixture(autouse=True)
+def _workers_find_duties(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+
+
 def test_a_worker_takes_the_gpu_of_its_place_among_those_that_it_sees() -> None:
     assert [own_gpu(place, 4) for place in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
     assert [own_gpu(place, 1) for place in range(2)] == ["cuda:0", "cuda:0"]  # of CUDA_VISIBLE_DEVICES, one each
@@ -25,9 +30,8 @@ def test_a_worker_takes_the_gpu_of_its_place_among_those_that_it_sees() -> None:
 
 
 def test_workers_of_a_host_have_a_gpu_each_and_one_too_many_gets_no_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))  # where they find what is above
     with dask(tmp_path) as cluster:
         for _ in range(3):
             cluster.worker("--resources", "GPU=1")
@@ -54,9 +58,8 @@ def test_workers_of_a_host_have_a_gpu_each_and_one_too_many_gets_no_work(
 
 
 def test_a_worker_that_declares_several_gpus_takes_one_and_the_rest_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
     with dask(tmp_path) as cluster:
         cluster.worker("--nthreads", "2", "--resources", "GPU=2")
         one = on_two_gpus(cluster.client)
@@ -74,9 +77,8 @@ def test_a_worker_that_declares_several_gpus_takes_one_and_the_rest_is_told(
 
 
 def test_a_worker_that_fails_again_and_again_gets_no_work_and_both_are_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
     with dask(tmp_path) as cluster:
         cluster.worker("--resources", "GPU=1")
         one = on_two_gpus(cluster.client)
@@ -91,8 +93,7 @@ def test_a_worker_that_fails_again_and_again_gets_no_work_and_both_are_said(
         one.leave()
 
 
-def test_a_worker_that_hangs_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+def test_a_worker_that_hangs_keeps_nobody_waiting(tmp_path: Path) -> None:
     with dask(tmp_path) as cluster:
         cluster.worker()
         (hanging,) = cluster.pids
@@ -111,10 +112,26 @@ def test_a_worker_that_hangs_keeps_nobody_waiting(tmp_path: Path, monkeypatch: p
             os.kill(hanging, signal.SIGCONT)
 
 
-def test_a_scheduler_that_dies_before_a_result_is_fetched_is_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+def test_of_a_cluster_of_our_own_the_one_that_replaces_a_dead_worker_is_waited_for() -> None:
+    with connected("local:2") as client:
+        two = Workers[str](
+            client, Duties(sit, work, "sit down"), lambda run, device: 2, where="local:2", device="cpu", wait=60
+        )
+        wait_until(lambda: two.step() is None and len(two.slots) == 2)
+        aside, dies = two.slots
+        two.failed(aside, Trouble("no space", "free some", ExitCode.ENVIRONMENT, unfit=True))
+        os.kill(client.run(os.getpid, workers=[dies])[dies], signal.SIGKILL)
+        wait_until(lambda: two._look() is None and dies not in two.slots)
+        two._look()  # nobody is fit now, and the new one is not there yet
+        wait_until(lambda: two.step() is None and len(two.slots) == 1)
+        (last,) = two.slots
+        two.failed(last, Trouble("no space", "free some", ExitCode.ENVIRONMENT, unfit=True))
+        with pytest.raises(EnvironmentFault, match="can do the work"):  # at once: nobody else will come
+            wait_until(two.step, 10)
+        two.leave()
+
+
+def test_a_scheduler_that_dies_before_a_result_is_fetched_is_gone(tmp_path: Path) -> None:
     with dask(tmp_path) as cluster:
         cluster.worker("--resources", "GPU=1")
         one = on_two_gpus(cluster.client)
@@ -127,8 +144,7 @@ def test_a_scheduler_that_dies_before_a_result_is_fetched_is_gone(
             one.step()
 
 
-def test_what_a_worker_loads_while_its_run_ends_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+def test_what_a_worker_loads_while_its_run_ends_does_not_stay(tmp_path: Path) -> None:
     with dask(tmp_path) as cluster:
         cluster.worker()
         one = Workers[str](
