@@ -26,7 +26,7 @@ from aqa_shared.store import FeatureStore
 
 VIDEOS, TRAINING = 1412, 1059
 LOOK = Look(seed=1412, width=320, height=256, frames=103, fps=25.0)
-EXTRACT = ["--streams", "rgb,actor-rgb", "--protocol", "mtl-aqa", "--precision", "bf16"]
+EXTRACT = ["--protocol", "mtl-aqa", "--precision", "bf16"]
 
 
 def write_manifest(folder: Path, videos: int, training: int) -> Path:
@@ -56,12 +56,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("dives"))
     parser.add_argument("--videos", type=int, default=VIDEOS, help="three quarters are for training")
+    parser.add_argument("--streams", default="rgb,actor-rgb", help="others can be added later by the same command")
     asked = parser.parse_args()
     videos = render_videos(LOOK, asked.videos, asked.out)
     manifest = write_manifest(videos, asked.videos, round(asked.videos * TRAINING / VIDEOS))
     store = asked.out / "feats.zarr"
-    command = [sys.executable, "-m", "aqa_extract", str(manifest), "--out", str(store), *EXTRACT]
-    if code := subprocess.run(command, check=False).returncode:
+    extract = [sys.executable, "-m", "aqa_extract", str(manifest), "--out", str(store), *EXTRACT]
+    if code := subprocess.run([*extract, "--streams", asked.streams], check=False).returncode:
         return code
     print(f"labels {hashlib.sha256(manifest.read_bytes()).hexdigest()}")
     print(f"features {digest(FeatureStore.open(store))}")
