@@ -32,9 +32,9 @@ from aqa_train.stream_names import adds_streams, array_of
 InMemory = Literal["auto", "yes", "no"]
 MEMORY_SHARE = 0.4
 """`auto` keeps features in memory up to this share of what is available, divided by the number of copies."""
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 16 * 2**20
 """Least size of a streamed block; blocks begin and end with Dask's chunks, so none is read twice an epoch."""
-WINDOW_BLOCKS = 4
+WINDOW_BLOCKS = 8
 """Blocks shuffled together when streaming; the next window is read while one is used (two are in memory)."""
 
 

@@ -6,9 +6,9 @@ or streamed, which depends on the machine, changes no result.
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -59,32 +59,11 @@ def _pass(blocks: Blocks, window: int, rows: Rows, rng: np.random.Generator) -> 
 
 def read_ahead(todo: Sequence[Any], read: Callable[[Any], Any]) -> Generator[Any]:
     """`read` of each in order, by a thread that is one ahead."""
-    ready: queue.Queue[Any] = queue.Queue(maxsize=1)
-    stop = threading.Event()
-
-    def work() -> None:
+    coming: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="aqa-features") as reader:
         for one in todo:
-            try:
-                item: Any = read(one)
-            except Exception as e:
-                item = e
-            while not stop.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if stop.is_set() or isinstance(item, Exception):
-                return
-
-    reader = threading.Thread(target=work, name="aqa-features", daemon=True)
-    reader.start()
-    try:
-        for _ in todo:
-            item = ready.get()
-            if isinstance(item, Exception):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        reader.join()
+            coming.append(reader.submit(read, one))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        if coming:
+            yield coming.popleft().result()

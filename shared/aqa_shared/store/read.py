@@ -27,7 +27,7 @@ from aqa_shared.store.objects import Objects, Where, disk_errors
 from aqa_shared.store.stage import read_staged
 from aqa_shared.store.table import label_columns
 
-_BLOCK_BYTES = 64 << 20
+_BLOCK_BYTES = 16 << 20
 """Of one Dask chunk: a task costs milliseconds."""
 
 
