@@ -43,14 +43,14 @@ def miniature(folder: Path, dataset: str, each: int = 16) -> Path:
     """A store of `each` videos a category, of which a quarter is tested, with all streams and columns of all tables."""
     path = folder / f"{dataset}.zarr"
     categories = CATEGORIES.get(dataset, ("",))
-    each = each if len(categories) > 1 else 80
+    each = each if len(categories) > 1 else 100
     rng = np.random.default_rng(0)
     settings = ExtractSettings(
         streams=("rgb", "flow", "actor-rgb"), sampling=Sampling(segments=4), flow=FlowSettings(mode="parity")
     )
     names = [array_of(s) for s in STREAMS]
     specs = [
-        ArraySpec(n, ("channel",), (6,), "float32", role="feature", attrs={"stream": s})
+        ArraySpec(n, ("channel",), (16,), "float32", role="feature", attrs={"stream": s})
         for n, s in zip(names, STREAMS, strict=True)
     ]
     records: dict[str, Video] = {}
@@ -59,7 +59,7 @@ def miniature(folder: Path, dataset: str, each: int = 16) -> Path:
             i, category = number % each, categories[number // each]
             quality = float(rng.random())
             video = f"{category or 'dive'}_{i:02d}"
-            x = rng.random((4, 6), dtype=np.float32)
+            x = rng.random((4, 16), dtype=np.float32)
             x[:, 0] += np.float32(quality)
             writer.commit(video, {n: np.roll(x, k, axis=1) for k, n in enumerate(names)}, {"fps": 25.0})
             binary = dataset == "ui-prmd"
@@ -123,8 +123,8 @@ def test_a_table_runs_resumes_and_stands_beside_the_published_one(
     full = next(r for r in record["rows"] if r["method"] == "s4aqa")
     assert full["published"] == {"10 %": 0.676, "40 %": 0.746}
     assert len(full["measured"]["10 %"]["by_seed"]) == 2
-    # 6 and 24 of 60 training videos are labelled.
-    assert [record["protocol"][c]["labelled"] for c in ("10 %", "40 %")] == [6, 24]
+    # 8 and 30 of 75 training videos are labelled.
+    assert [record["protocol"][c]["labelled"] for c in ("10 %", "40 %")] == [8, 30]
     assert {r["name"] for r in record["beside"]} >= {"mean-score", "ridge", "difficulty-only"}
     against = {(p["a"], p["column"]) for p in record["comparisons"] if p["measure"] == "spearman"}
     assert against == {(r, c) for r in ("AA+RDA", "AA+MSFR", "AA+MSFR+RDA") for c in ("10 %", "40 %")}
