@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -20,8 +22,8 @@ from aqa_train import features as module
 from aqa_train.config import RunConfig
 from aqa_train.experiment import prepare
 from aqa_train.features import FeatureSet
-from aqa_train.memory import enough_memory
-from aqa_train.order import blocks_of, windows
+from aqa_train.memory import Loaded, enough_memory
+from aqa_train.order import blocks_of, read_ahead, windows
 from aqa_train.standardise import moments
 
 from .conftest import MakeStore, synthetic
@@ -149,6 +151,48 @@ def test_the_order_is_the_same_in_memory_and_streamed() -> None:
         return [(r.tolist(), b.streams["rgb"].numpy().tobytes()) for r, b in batches]
 
     assert read(resident) == read(streamed)
+
+
+def test_two_windows_are_in_memory_while_a_batch_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _ = synthetic(160, 2, 3)
+    found = in_blocks(FeatureSet.from_arrays({"rgb": x}, {}), 8, 4)
+    gather, windows_read = FeatureSet._gather, list[weakref.ref[np.ndarray]]()
+
+    def gathered(self: FeatureSet, rows: np.ndarray) -> Loaded:
+        values = gather(self, rows).streams["rgb"].numpy().copy()
+        windows_read.append(weakref.ref(values))  # until the last view of it is gone
+        return Loaded({"rgb": torch.from_numpy(values)}, None)
+
+    monkeypatch.setattr(FeatureSet, "_gather", gathered)
+    alive = []
+    # Batches of 20 from windows of 32: most windows end within a batch.
+    for rows, batch in found.batches(np.arange(160), [20] * 8, np.random.default_rng(5), CPU):
+        np.testing.assert_array_equal(batch.streams["rgb"], x[rows])
+        while len(windows_read) < min(5, 1 + -(-20 * (len(alive) + 1) // 32)):
+            threading.Event().wait(0.01)  # the next one is read meanwhile
+        alive.append(sum(w() is not None for w in windows_read))
+    assert len(windows_read) == 5
+    assert max(alive) == 2
+
+
+@pytest.mark.parametrize("how", ["fails", "closed"])
+def test_what_is_read_ahead_comes_in_order_and_ends_at_once(how: str) -> None:
+    begun: list[int] = []
+
+    def read(one: int) -> int:
+        begun.append(one)
+        if how == "fails" and one == 2:
+            raise OSError("damaged")
+        return one
+
+    reading = read_ahead(range(9), read)
+    assert [next(reading), next(reading)] == [0, 1]
+    if how == "fails":
+        with pytest.raises(OSError, match="damaged"):
+            next(reading)
+    reading.close()
+    assert begun == [0, 1, 2]  # nothing after the one that failed, or that was read when it was closed
+    assert "aqa-features" not in " ".join(t.name for t in threading.enumerate())
 
 
 def test_loading_takes_the_memory_of_the_features_once() -> None:

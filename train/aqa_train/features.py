@@ -35,7 +35,7 @@ MEMORY_SHARE = 0.4
 BLOCK_BYTES = 16 * 2**20
 """Least size of a streamed block; blocks begin and end with Dask's chunks, so none is read twice an epoch."""
 WINDOW_BLOCKS = 8
-"""Blocks shuffled together when streaming; the next window is read while one is used (two are in memory)."""
+"""Blocks shuffled together when streaming; the next window is read while one is used, so two are in memory."""
 
 
 @dataclass(frozen=True)
@@ -306,12 +306,12 @@ class FeatureSet:
         try:
             for a, b in spans:
                 while not held or held[-1][0] + len(held[-1][1]) < b:
+                    # What is left of a window is copied, so that the window itself is gone before more is read.
+                    held = [(max(a, at), x.take(torch.arange(max(a - at, 0), len(x)))) for at, x in held]
                     held.append(next(reading))
-                held = [h for h in held if h[0] + len(h[1]) > a]
-                pieces = [h[1].take(slice(max(a - h[0], 0), b - h[0])) for h in held]
-                streams = {n: torch.cat([p.streams[n] for p in pieces]) for n in self.shapes}
-                masks = [p.present for p in pieces if p.present is not None]
-                yield flat[a:b], self._batch(flat[a:b], Loaded(streams, torch.cat(masks) if masks else None), device)
+                batch = Loaded.joined([x.take(slice(max(a - at, 0), b - at)) for at, x in held])
+                held = [(at, x) for at, x in held if at + len(x) > b]
+                yield flat[a:b], self._batch(flat[a:b], batch, device)
         finally:
             reading.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +81,13 @@ class Loaded:
         """These rows, an index or a slice."""
         present = None if self.present is None else self.present[rows]
         return Loaded({n: x[rows] for n, x in self.streams.items()}, present)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Loaded]) -> Loaded:
+        """A copy of them, one after the other."""
+        streams = {n: torch.cat([p.streams[n] for p in parts]) for n in parts[0].streams}
+        masks = [p.present for p in parts if p.present is not None]
+        return cls(streams, torch.cat(masks) if masks else None)
 
     def to(self, device: torch.device) -> Loaded:
         present = None if self.present is None else self.present.to(device)

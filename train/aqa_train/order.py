@@ -58,10 +58,12 @@ def _pass(blocks: Blocks, window: int, rows: Rows, rng: np.random.Generator) -> 
 
 
 def read_ahead(todo: Sequence[Any], read: Callable[[Any], Any]) -> Generator[Any]:
-    """`read` of each in order, by a thread that is one ahead."""
+    """`read` of each in order, by a thread that is one ahead. After one that failed nothing more is read."""
     coming: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="aqa-features") as reader:
         for one in todo:
+            if coming:
+                coming[0].result()
             coming.append(reader.submit(read, one))
             if len(coming) > 1:
                 yield coming.popleft().result()
