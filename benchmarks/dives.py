@@ -44,11 +44,13 @@ def write_manifest(folder: Path, videos: int, training: int) -> Path:
 
 
 def digest(store: FeatureStore) -> str:
-    """Of the features of all videos in the order of their ids."""
-    order = np.argsort(store.ids)
+    """Of all segments' features, stream after stream, the videos in the order of their ids."""
     found = hashlib.sha256()
     for stream in sorted(store.streams):
-        found.update(np.ascontiguousarray(store.read(stream)[order]).tobytes())
+        values = store.read(stream)
+        for i in np.argsort(store.ids):
+            first = int(store.offsets[i])
+            found.update(np.ascontiguousarray(values[first : first + int(store.lengths[i])]).tobytes())
     return found.hexdigest()
 
 
