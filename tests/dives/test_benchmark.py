@@ -1,25 +1,30 @@
-"""`benchmarks/dives.py`: its digest is of every segment, whichever video was extracted first."""
+"""`benchmarks/dives.py`: its digest is of every segment, and tables on rendered dives ask it for all that they read."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from aqa_pipelines.tables.record import read_table
+from aqa_pipelines.tables.run import _read as streams_read
 from aqa_shared.records import ExtractSettings, Sampling, Video
 from aqa_shared.store import ArraySpec, FeatureStore, StoreWriter
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
 
 
-def stored(path: Path, features: np.ndarray, order: Sequence[int]) -> FeatureStore:
-    spec = ArraySpec("rgb", ("channel",), features.shape[2:], "float32", role="feature")
+def stored(path: Path, features: np.ndarray, order: Sequence[int], streams: Sequence[str] = ("rgb",)) -> FeatureStore:
+    """With these videos added, which have the same values in every stream."""
+    specs = [ArraySpec(n, ("channel",), features.shape[2:], "float32", role="feature") for n in streams]
     settings = ExtractSettings(sampling=Sampling(segments=features.shape[1]))
-    with StoreWriter.open(path, specs=[spec], settings=settings, provenance={"weights": {}}) as writer:
+    with StoreWriter.open(path, specs=specs, settings=settings, provenance={"weights": {}}) as writer:
         for i in order:
-            writer.commit(f"{i}", {"rgb": features[i]}, {})
+            writer.commit(f"{i}", dict.fromkeys(streams, features[i]), {})
         writer.finalise({f"{i}": Video(id=f"{i}", path=f"/{i}.mp4") for i in order})
     return FeatureStore.open(path)
 
@@ -31,10 +36,33 @@ def test_the_digest_is_of_every_segment_in_the_order_of_the_ids(
     import dives
 
     features = np.random.default_rng(0).random((3, 4, 5), dtype=np.float32)
-    found = dives.digest(stored(tmp_path / "a", features, [0, 1, 2]))
-    assert found == dives.digest(stored(tmp_path / "b", features, [2, 0, 1]))
+    found = dives.digest(stored(tmp_path / "a", features, [0, 1, 2]), "rgb")
+    assert found == dives.digest(stored(tmp_path / "b", features, [2, 0, 1]), "rgb")
     for video in range(3):
         for segment in range(4):
             other = features.copy()
             other[video, segment, -1] += 1
-            assert dives.digest(stored(tmp_path / f"{video}{segment}", other, [0, 1, 2])) != found
+            assert dives.digest(stored(tmp_path / f"{video}{segment}", other, [0, 1, 2]), "rgb") != found
+
+
+def test_videos_that_lack_a_stream_do_not_prevent_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import dives
+
+    features = np.random.default_rng(0).random((3, 4, 5), dtype=np.float32)
+    alone = dives.digest(stored(tmp_path / "a", features, [0, 1]), "rgb")
+    stored(tmp_path / "b", features, [0, 1], ["rgb", "still_rgb"])
+    some = stored(tmp_path / "b", features, [2])
+    assert some.coverage == {"rgb": 3, "still_rgb": 2}
+    assert dives.digest(some, "still_rgb") == alone != dives.digest(some, "rgb")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "pipelines" / "dives").glob("*.toml")), ids=lambda f: f.stem)
+def test_the_command_of_a_table_makes_every_stream_that_is_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import dives
+
+    table = read_table(file)
+    asked = re.search(r"--streams (\S+)", table.prepared)
+    made = (asked[1] if asked else dives.STREAMS).split(",")
+    assert {s for row in table.rows if row.method for s in streams_read(table, row)} <= set(made)
