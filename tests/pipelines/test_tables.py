@@ -46,11 +46,11 @@ def miniature(folder: Path, dataset: str, each: int = 16) -> Path:
     each = each if len(categories) > 1 else 100
     rng = np.random.default_rng(0)
     settings = ExtractSettings(
-        streams=("rgb", "flow", "actor-rgb"), sampling=Sampling(segments=4), flow=FlowSettings(mode="parity")
+        streams=("rgb", "flow", "actor-rgb"), sampling=Sampling(segments=8), flow=FlowSettings(mode="parity")
     )
     names = [array_of(s) for s in STREAMS]
     specs = [
-        ArraySpec(n, ("channel",), (16,), "float32", role="feature", attrs={"stream": s})
+        ArraySpec(n, ("channel",), (32,), "float32", role="feature", attrs={"stream": s})
         for n, s in zip(names, STREAMS, strict=True)
     ]
     records: dict[str, Video] = {}
@@ -59,7 +59,7 @@ def miniature(folder: Path, dataset: str, each: int = 16) -> Path:
             i, category = number % each, categories[number // each]
             quality = float(rng.random())
             video = f"{category or 'dive'}_{i:02d}"
-            x = rng.random((4, 16), dtype=np.float32)
+            x = rng.random((8, 32), dtype=np.float32)
             x[:, 0] += np.float32(quality)
             writer.commit(video, {n: np.roll(x, k, axis=1) for k, n in enumerate(names)}, {"fps": 25.0})
             binary = dataset == "ui-prmd"
@@ -372,7 +372,7 @@ def test_every_file_runs_on_a_miniature_store(tmp_path_factory: pytest.TempPathF
         if own := next(r.columns for r in table.rows if r.name == row["name"]):
             wanted &= set(own)
         if file.parent.name == "real":
-            wanted -= set(row["lacks"])  # a tenth of twelve videos is one, and four segments are few
+            wanted -= set(row["lacks"])  # a tenth of twelve videos is one
         assert set(row["measured"]) - averages == wanted, row["name"]
 
 
