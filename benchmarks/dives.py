@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 
 from aqa_dives.dataset import LABELS, Look
 from aqa_pipelines.demo import render_videos
+from aqa_shared.files import replace_text
 from aqa_shared.store import FeatureStore
 
 VIDEOS, TRAINING = 1412, 1059
@@ -34,13 +36,13 @@ def write_manifest(folder: Path, videos: int, training: int) -> Path:
     """Beside the folder of videos: their labels with a split like MTL-AQA's."""
     with (folder / LABELS).open(newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
-    out = folder.parent / "manifest.csv"
-    with out.open("w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for i, row in enumerate(rows[:videos]):
-            split = "train" if i < training else "test"
-            writer.writerow({**row, "path": f"{folder.name}/{row['path']}", "split": split})
+    out, text = folder.parent / "manifest.csv", io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for i, row in enumerate(rows[:videos]):
+        split = "train" if i < training else "test"
+        writer.writerow({**row, "path": f"{folder.name}/{row['path']}", "split": split})
+    replace_text(out, text.getvalue())
     return out
 
 

@@ -25,6 +25,7 @@ from aqa_shared.store import ArraySpec, FeatureStore, StoreWriter, is_store
 from aqa_train.batch import Inputs
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
+from aqa_train.methods import METHODS
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig
 from aqa_train.signals import Stopped
 from aqa_train.trainer import Task, fit
@@ -33,7 +34,6 @@ CHANNELS = 1024
 IN_MEMORY = 0.5e9
 FIRST = 20
 """Steps that are not counted."""
-METHODS = {"aa": S4AQAConfig(recovery_weight=0, alignment_weight=0), "s4aqa": S4AQAConfig()}
 
 
 def make(path: Path, videos: int, segments: int) -> None:
@@ -72,9 +72,9 @@ def rate(path: Path, method: str, labelled: float, steps: int, resident: bool) -
         at.append(time.perf_counter())
         return 15 if len(at) > FIRST + steps else 0
 
-    inputs = Inputs({"rgb": (CHANNELS,)}, segments)
+    inputs, config = Inputs({"rgb": (CHANNELS,)}, segments), S4AQAConfig(**METHODS[method].fixed)
     with suppress(Stopped):
-        fit(lambda: S4AQA(inputs, METHODS[method]), task, Training(epochs=1000), seed=[0], device=cpu, stop=stop)
+        fit(lambda: S4AQA(inputs, config), task, Training(epochs=1000), seed=[0], device=cpu, stop=stop)
     return steps / (at[-1] - at[FIRST]), most_memory()
 
 
@@ -97,7 +97,7 @@ def main() -> None:
     make(path, videos, asked.segments)
     print(f"{videos} videos of {asked.segments} x {CHANNELS}, {asked.gb:g} GB; steps a second of one thread")
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for method in METHODS:
+        for method in ("aa", "s4aqa"):
             for labelled in map(float, asked.labelled.split(",")):
                 (memory, _), (streamed, most) = (
                     pool.apply(rate, (path, method, labelled, asked.steps, resident)) for resident in (True, False)

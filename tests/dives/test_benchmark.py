@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,13 @@ from aqa_shared.records import ExtractSettings, Sampling, Video
 from aqa_shared.store import ArraySpec, FeatureStore, StoreWriter
 
 ROOT = Path(__file__).resolve().parents[2]
-BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def dives(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("dives")
 
 
 def stored(path: Path, features: np.ndarray, order: Sequence[int], streams: Sequence[str] = ("rgb",)) -> FeatureStore:
@@ -29,12 +37,7 @@ def stored(path: Path, features: np.ndarray, order: Sequence[int], streams: Sequ
     return FeatureStore.open(path)
 
 
-def test_the_digest_is_of_every_segment_in_the_order_of_the_ids(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import dives
-
+def test_the_digest_is_of_every_segment_in_the_order_of_the_ids(tmp_path: Path, dives: Any) -> None:
     features = np.random.default_rng(0).random((3, 4, 5), dtype=np.float32)
     found = dives.digest(stored(tmp_path / "a", features, [0, 1, 2]), "rgb")
     assert found == dives.digest(stored(tmp_path / "b", features, [2, 0, 1]), "rgb")
@@ -45,10 +48,7 @@ def test_the_digest_is_of_every_segment_in_the_order_of_the_ids(
             assert dives.digest(stored(tmp_path / f"{video}{segment}", other, [0, 1, 2]), "rgb") != found
 
 
-def test_videos_that_lack_a_stream_do_not_prevent_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import dives
-
+def test_videos_that_lack_a_stream_do_not_prevent_its_digest(tmp_path: Path, dives: Any) -> None:
     features = np.random.default_rng(0).random((3, 4, 5), dtype=np.float32)
     alone = dives.digest(stored(tmp_path / "a", features, [0, 1]), "rgb")
     stored(tmp_path / "b", features, [0, 1], ["rgb", "still_rgb"])
@@ -58,10 +58,7 @@ def test_videos_that_lack_a_stream_do_not_prevent_its_digest(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "pipelines" / "dives").glob("*.toml")), ids=lambda f: f.stem)
-def test_the_command_of_a_table_makes_every_stream_that_is_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import dives
-
+def test_the_command_of_a_table_makes_every_stream_that_is_read(file: Path, dives: Any) -> None:
     table = read_table(file)
     asked = re.search(r"--streams (\S+)", table.prepared)
     made = (asked[1] if asked else dives.STREAMS).split(",")
