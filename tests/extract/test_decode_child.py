@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.extract.clips import request
+from tests.processes import children
 
 from aqa_extract.cluster.worker import Decoders
 from aqa_extract.decode import child as parent_side
@@ -37,14 +38,6 @@ def gone(process: int) -> bool:
     return not Path(f"/proc/{process}").exists()
 
 
-def children() -> set[int]:
-    found = set()
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # a thread of another test's, which has ended
-            found |= {int(p) for p in (task / "children").read_text().split()}
-    return found
-
-
 @pytest.fixture
 def clip(clips: ModuleType, tmp_path: Path) -> Path:
     path = clips.Clip(frames=120, size=(160, 120)).write(tmp_path / "clip")
@@ -57,12 +50,12 @@ def _nothing_is_left() -> Any:
     """Every test here gives back its descriptors, its processes and its shared memory."""
     gc.collect()  # what tests of other files left
     descriptors = len(os.listdir("/proc/self/fd"))
-    processes = children()
+    processes = set(children("self"))
     yield
     # A mapping holds a descriptor, and pytest's traceback of an expected failure holds the mapping.
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= descriptors  # what other tests left may end meanwhile
-    assert children() <= processes
+    assert set(children("self")) <= processes
     assert "aqa-frames" not in Path("/proc/self/maps").read_text()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.extract.clips import Clip
+from tests.processes import children
 
 from aqa_shared.errors import ExitCode
 from aqa_shared.store import contents, verify
@@ -59,10 +60,7 @@ class Extraction:
 
     def decoders(self) -> list[int]:
         """Processes that decode at this moment."""
-        found = [
-            int(p) for t in Path(f"/proc/{self.process.pid}/task").iterdir() for p in _read(t / "children").split()
-        ]
-        return [p for p in found if "aqa_extract.decode.worker" in _read(Path(f"/proc/{p}/cmdline"))]
+        return children(self.process.pid, "aqa_extract.decode.worker")
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -78,13 +76,6 @@ class Extraction:
             assert self.process.poll() is None, self.said
             gone = 0 if self.decoders() else gone + 1
             time.sleep(0.05)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
 
 
 def _has_open(pid: int, file: Path) -> bool:

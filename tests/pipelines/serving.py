@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +18,7 @@ from typing import Any, Self
 import pytest
 import requests
 from tests.extract.clips import Clip
+from tests.processes import children
 
 SMALL = {
     "AQA_SERVE_SEGMENTS": "2",
@@ -124,15 +124,8 @@ class Serving:
 
     def extractor(self) -> int:
         """The process that has the networks."""
-        return int(until(self._extractor))
-
-    def _extractor(self) -> int | None:
-        for thread in Path(f"/proc/{self.process.pid}/task").iterdir():
-            with suppress(OSError):  # a thread that has ended meanwhile
-                for pid in map(int, (thread / "children").read_text().split()):
-                    if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                        return pid
-        return None
+        found: list[int] = until(lambda: children(self.process.pid, "spawn_main"))
+        return found[0]
 
     def stop(self, seconds: float = 120) -> int:
         """SIGTERM; the exit code."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from aqa_shared import console
 from aqa_shared.errors import EnvironmentFault, StoreError, UsageError
@@ -23,7 +24,7 @@ from aqa_train import features as module
 from aqa_train.config import RunConfig
 from aqa_train.experiment import prepare
 from aqa_train.features import FeatureSet
-from aqa_train.memory import enough_memory
+from aqa_train.memory import Loaded, enough_memory
 from aqa_train.order import blocks_of, read_ahead, windows
 from aqa_train.standardise import moments
 
@@ -154,14 +155,23 @@ def test_the_order_is_the_same_in_memory_and_streamed() -> None:
     assert read(resident) == read(streamed)
 
 
-def test_two_windows_are_in_memory_while_a_batch_is_used() -> None:
+def test_two_windows_are_in_memory_while_a_batch_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     x, _ = synthetic(160, 7, 11)
     found = in_blocks(FeatureSet.from_arrays({"rgb": x}, {}), 8, 4)
-    window = x[:32].nbytes  # of no other tensor
+    made: list[StorageWeakRef] = []
+    beside: list[int] = []
+    room = FeatureSet._room
+
+    def noted(self: FeatureSet, *asked: Any) -> Loaded:
+        window = room(self, *asked)
+        made.extend(StorageWeakRef(t.untyped_storage()) for t in window.streams.values())
+        beside.append(alive())
+        return window
+
+    monkeypatch.setattr(FeatureSet, "_room", noted)
 
     def alive() -> int:
-        tensors = [t for t in gc.get_objects() if type(t) is torch.Tensor]
-        return len({s.data_ptr() for t in tensors if (s := t.untyped_storage()).nbytes() == window})
+        return sum(not storage.expired() for storage in made)
 
     # Batches of 20 from windows of 32: most windows end within a batch. The last one has none to be read beside it.
     batches = found.batches(np.arange(160), [20] * 8, np.random.default_rng(5), CPU)
@@ -172,6 +182,7 @@ def test_two_windows_are_in_memory_while_a_batch_is_used() -> None:
             time.sleep(0.01)  # the next one is read meanwhile
         time.sleep(0.1)  # in which a third would come
         assert (alive() == 2) if two else (alive() <= 1)
+    assert beside == [1, 2, 2, 2, 2]  # a window is gone before the next but one is read
 
 
 @pytest.mark.parametrize("how", ["fails", "closed"])

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.processes import children
 
 from aqa_train.signals import TERMINATING, asked_to_stop
 
@@ -110,7 +111,7 @@ def test_work_that_was_lost_is_not_said_to_be_saved(make_store: MakeStore, tmp_p
         time.sleep(0.01)
     # The parent is held, so that it sees both signals only when one of its processes is gone.
     process.send_signal(signal.SIGSTOP)
-    killed = worker_ids(process.pid)[0]
+    killed = children(process.pid, "spawn_main")[0]
     os.kill(killed, signal.SIGKILL)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
@@ -125,7 +126,7 @@ def test_work_that_was_lost_is_not_said_to_be_saved(make_store: MakeStore, tmp_p
 def test_a_process_that_is_told_alone_ends_the_run(make_store: MakeStore, tmp_path: Path) -> None:
     """Its parent must not go on with its part by itself, deaf and without a word."""
     process = two_at_a_time(make_store(videos=20), tmp_path / "run")
-    for worker in worker_ids(process.pid):
+    for worker in children(process.pid, "spawn_main"):
         os.kill(worker, signal.SIGUSR1)
     _, rest = process.communicate(timeout=200)
     assert process.returncode == 143, rest
@@ -164,7 +165,7 @@ console.run(lambda: app(sys.argv[4:]))
 def test_a_second_ctrl_c_does_not_wait(make_store: MakeStore, tmp_path: Path) -> None:
     """A worker that stands still would never save, and its parent would wait for it."""
     process = two_at_a_time(make_store(videos=20), tmp_path / "run")
-    workers = worker_ids(process.pid)
+    workers = children(process.pid, "spawn_main")
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)
     for patience in (5, 100, 100):  # the first two are one, where both come before it looks
@@ -176,11 +177,6 @@ def test_a_second_ctrl_c_does_not_wait(make_store: MakeStore, tmp_path: Path) ->
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
-def worker_ids(parent: int) -> list[int]:
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
 @pytest.mark.parametrize("wait", [0.0, 0.7])
 def test_ctrl_c_while_processes_start_is_no_error(make_store: MakeStore, tmp_path: Path, wait: float) -> None:
@@ -189,7 +185,7 @@ def test_ctrl_c_while_processes_start_is_no_error(make_store: MakeStore, tmp_pat
     options += ["--jobs", 2, *HELD]
     command = [sys.executable, "-m", "aqa_train.cli", *map(str, options)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while len(worker_ids(process.pid)) < 2:
+    while len(children(process.pid, "spawn_main")) < 2:
         assert process.poll() is None
         time.sleep(0.01)
     time.sleep(wait)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from tests.extract.clips import Clip
 from tests.extract.run.command import SMALL, contents, run_command
 from tests.extract.test_faults import CHANGED, broken_installation
 from tests.pipelines.commands import BIN
+from tests.processes import children
 
 from aqa_extract import quarantine
 from aqa_shared.errors import ExitCode
@@ -104,13 +104,7 @@ def test_a_worker_keeps_its_decode_child_between_blocks(
 
 def decoders(workers: set[int]) -> set[int]:
     """Pids of what these processes decode with."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended
-            if b"aqa_extract.decode.worker" in (entry / "cmdline").read_bytes():
-                parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
-                found |= {int(entry.name)} if int(parent) in workers else set()
-    return found
+    return {p for worker in workers for p in children(worker, "aqa_extract.decode.worker")}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
