@@ -164,6 +164,7 @@ def test_what_a_store_lacks_is_said_and_the_rest_is_measured(
         tmp_path,
         'protocol = "even"\n[run]\nlabelled = 0.5\nseeds = 1\n'
         '[[columns]]\nname = "all"\n[[rows]]\nname = "AA"\nmethod = "aa"\nstreams = ["rgb"]\n'
+        "settings = { epochs = 9 }\n"
         '[[rows]]\nname = "of slow motion"\nmethod = "aa"\nstreams = ["mirror-rgb"]\n'
         '[[rows]]\nname = "theirs"\nwhy = "nobody says how"\npublished = { "all" = 0.5 }\n',
     )
@@ -175,6 +176,8 @@ def test_what_a_store_lacks_is_said_and_the_rest_is_measured(
     record = json.loads((out / "pipelines" / "mine.json").read_text())
     assert [bool(r["measured"]) for r in record["rows"]] == [True, False, False]
     assert list(record["rows"][1]["lacks"]) == ["all"]
+    (config,) = out.glob("aa*/config.json")
+    assert json.loads(config.read_text())["training"]["epochs"] == 1  # the command's, not the row's
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

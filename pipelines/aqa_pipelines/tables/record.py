@@ -177,7 +177,7 @@ def settings(
     """
     method, asked = str(row.method), {**table.run, **column.run, **(given or {})}
     asked = {name: v for name, v in asked.items() if name not in Training.model_fields or reads(method, name)}
-    sets = [f"{name}={_text(value)}" for name, value in row.settings.items()]
+    sets = [f"{name}={_text(value)}" for name, value in row.settings.items() if name not in (given or {})]
     if streams := table.streams_of(row):
         asked["streams"] = streams
     if (recipe := asked.get("recipe")) and recipe not in METHODS[method].recipes:
