@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from aqa_pipelines.tables.record import read_table
-from aqa_pipelines.tables.run import _read as streams_read
 from aqa_shared.records import ExtractSettings, Sampling, Video
 from aqa_shared.store import ArraySpec, FeatureStore, StoreWriter
 
@@ -62,4 +61,4 @@ def test_the_command_of_a_table_makes_every_stream_that_is_read(file: Path, dive
     table = read_table(file)
     asked = re.search(r"--streams (\S+)", table.prepared)
     made = (asked[1] if asked else dives.STREAMS).split(",")
-    assert {s for row in table.rows if row.method for s in streams_read(table, row)} <= set(made)
+    assert {s for row in table.rows if row.method for s in table.read_by(row)} <= set(made)

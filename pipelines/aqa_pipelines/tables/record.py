@@ -142,6 +142,10 @@ class PaperTable(Record):
     def streams_of(self, row: TableRow) -> tuple[str, ...]:
         return row.streams or self.streams
 
+    def read_by(self, row: TableRow) -> tuple[str, ...]:
+        """Streams that a row with a method reads: the method's own, else those the files say, else `rgb`."""
+        return METHODS[str(row.method)].streams or self.streams_of(row) or ("rgb",)
+
 
 def _once(what: str, names: list[str]) -> list[str]:
     if twice := [n for n in names if names.count(n) > 1]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from aqa_pipelines.tables.measured import cases, embedding, measure
 from aqa_pipelines.tables.plan import Spot, TablePlan, TableRun, examine, time_of, trainings_left
-from aqa_pipelines.tables.record import PaperTable, TableRow, read_table
+from aqa_pipelines.tables.record import PaperTable, read_table
 from aqa_pipelines.tables.text import as_csv, as_markdown
 from aqa_shared import console
 from aqa_shared.console import as_time, counted
@@ -170,7 +170,7 @@ def _where(spots: list[Spot]) -> str:
 
 def _needs(table: PaperTable) -> list[str]:
     """The commands that make what a table needs."""
-    streams = list(dict.fromkeys(s for row in table.rows if row.method for s in _read(table, row)))
+    streams = list(dict.fromkeys(s for row in table.rows if row.method for s in table.read_by(row)))
     columns = list(
         dict.fromkeys(
             c for row in table.rows if row.method for c in (*METHODS[row.method].columns, *METHODS[row.method].labels)
@@ -190,7 +190,3 @@ def _needs(table: PaperTable) -> list[str]:
     if columns:
         lines.append(f"  columns of the videos' table: {', '.join(columns)}")
     return lines
-
-
-def _read(table: PaperTable, row: TableRow) -> tuple[str, ...]:
-    return METHODS[str(row.method)].streams or table.streams_of(row) or ("rgb",)
