@@ -159,10 +159,14 @@ def explain(
         key = next((keys[names[:n]] for n in range(len(names), 0, -1) if names[:n] in keys), "")
         # What a path has beyond its setting is the place in a list, or which of several types was tried.
         place = [key, *(p for p in e["loc"] if isinstance(p, int))] if key else e["loc"] if record is None else ()
-        where = ".".join(map(str, place))
+        short = e["type"] == "missing" and isinstance(e["loc"][-1], int)  # of a list, once for each value it lacks
+        where = ".".join(map(str, place[:-1] if short else place))
         if variable := (variables or {}).get(key):
             where += f" (from {variable})"
-        problems.setdefault(where, []).append(e["msg"].removeprefix("Value error, "))
+        if short:
+            problems[where] = [f"needs {int(e['loc'][-1]) + 1} values"]
+        else:
+            problems.setdefault(where, []).append(e["msg"].removeprefix("Value error, "))
         values[where] = "" if e["type"] in ("missing", "value_error") else f", got {e['input']!r}"
     return "; ".join(
         (f"{where}: " if where else "") + " or ".join(said) + values[where] for where, said in problems.items()

@@ -104,6 +104,7 @@ def test_the_papers_training_is_the_default() -> None:
         ({"methods": ("aa",)}, ["dropout=1.5"], "dropout"),
         ({"methods": ("aa",)}, ["dropout=high"], "'high'"),
         ({"methods": ("aa",)}, ["kernel=0"], "kernel"),
+        ({"methods": ("hgcn",)}, ["widths=8"], "method hgcn: widths: needs 3 values"),
         ({"methods": ("aa",)}, ["pooling=median"], "'median'"),
         ({"methods": ("s4aqa",)}, ["recovery_weight=nan"], "recovery_weight"),
         ({}, ["aa.dropout=0.1"], "no method 'aa' here"),
