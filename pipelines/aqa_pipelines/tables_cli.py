@@ -103,7 +103,7 @@ def results(
     from aqa_pipelines.tables.text import report
     from aqa_shared.files import replace_text
 
-    text = report(folder)
+    text = report(folder, Path() if out is None else out.parent)
     if out is None:
         typer.echo(text, nl=False)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,13 @@ def as_csv(record: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def report(results: Path) -> str:
-    """docs/results.md: every table that was measured, from its record."""
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.rglob("*.json"))]
+def report(results: Path, folder: Path) -> str:
+    """docs/results.md: every table that was measured, from its record, with links from `folder` to figures drawn."""
+    records = []
+    for file in sorted(results.rglob("*.json")):
+        picture = file.with_suffix(".svg")
+        drawn = Path(os.path.relpath(picture, folder)).as_posix() if picture.exists() else ""
+        records.append((json.loads(file.read_text(encoding="utf-8")), drawn))
     if not records:
         raise UsageError(f"{results} holds no results", fix="aqa table FILE --features STORE --write " + str(results))
     lines = [
@@ -85,8 +90,11 @@ def report(results: Path) -> str:
         "of the last epoch; no epoch is chosen on test videos. [tables.md](tables.md) explains how to read them.",
         "",
     ]
-    for record in sorted(records, key=lambda r: (not r["pipeline"].startswith("real/"), r["pipeline"])):
-        lines += [as_markdown(record, heading="##"), f"From `pipelines/{record['pipeline']}.toml`.", ""]
+    for record, drawn in sorted(records, key=lambda r: (not r[0]["pipeline"].startswith("real/"), r[0]["pipeline"])):
+        lines += [as_markdown(record, heading="##")]
+        if drawn:
+            lines += [f"![{record['title']}]({drawn})", ""]
+        lines += [f"From `pipelines/{record['pipeline']}.toml`.", ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
