@@ -163,11 +163,10 @@ def explain(
         where = ".".join(map(str, place[:-1] if short else place))
         if variable := (variables or {}).get(key):
             where += f" (from {variable})"
-        if short:
-            problems[where] = [f"needs {int(e['loc'][-1]) + 1} values"]
-        else:
-            problems.setdefault(where, []).append(e["msg"].removeprefix("Value error, "))
-        values[where] = "" if e["type"] in ("missing", "value_error") else f", got {e['input']!r}"
+        said = f"needs {int(e['loc'][-1]) + 1} values" if short else e["msg"].removeprefix("Value error, ")
+        before = [p for p in problems.get(where, []) if not (short and p.startswith("needs "))]
+        problems[where] = [*before, said]
+        values[where] = "" if e["type"] in ("missing", "value_error") and not short else f", got {e['input']!r}"
     return "; ".join(
         (f"{where}: " if where else "") + " or ".join(said) + values[where] for where, said in problems.items()
     )

@@ -61,4 +61,4 @@ def test_the_command_of_a_table_makes_every_stream_that_is_read(file: Path, dive
     table = read_table(file)
     asked = re.search(r"--streams (\S+)", table.prepared)
     made = (asked[1] if asked else dives.STREAMS).split(",")
-    assert {s for row in table.rows if row.method for s in table.read_by(row)} <= set(made)
+    assert {s for row in table.rows if row.method for s in table.streams_to_make(row)} <= set(made)

@@ -166,6 +166,7 @@ def test_a_second_ctrl_c_does_not_wait(make_store: MakeStore, tmp_path: Path) ->
     """A worker that stands still would never save, and its parent would wait for it."""
     process = two_at_a_time(make_store(videos=20), tmp_path / "run")
     workers = children(process.pid, "spawn_main")
+    assert workers
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)
     for patience in (5, 100, 100):  # the first two are one, where both come before it looks

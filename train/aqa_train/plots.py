@@ -309,6 +309,9 @@ def _series(record: dict[str, Any]) -> Any:
             published = [(x, p) for x, _, p in points if p is not None]
             if published:
                 axis.scatter(*np.array(published).T, s=44, facecolor="none", edgecolor=colour, zorder=3)
+        places = [x for points in curves.values() for x, _, _ in points]
+        if min(places) > 0 and max(places) >= 100 * min(places):
+            axis.set_xscale("log")
         axis.set_title(panel)
         axis.legend(fontsize=8)
     figure.supxlabel("rings: published; bands: 95 % interval over test videos", fontsize=8.5, color=SOFT)

@@ -142,8 +142,8 @@ class PaperTable(Record):
     def streams_of(self, row: TableRow) -> tuple[str, ...]:
         return row.streams or self.streams
 
-    def read_by(self, row: TableRow) -> tuple[str, ...]:
-        """Streams that a row with a method reads: the method's own, else those the files say, else `rgb`."""
+    def streams_to_make(self, row: TableRow) -> tuple[str, ...]:
+        """Those to extract for a row: its method's own, else the table's, else `rgb`. Without any, all are read."""
         return METHODS[str(row.method)].streams or self.streams_of(row) or ("rgb",)
 
 
@@ -181,7 +181,7 @@ def settings(
     """
     method, asked = str(row.method), {**table.run, **column.run, **(given or {})}
     asked = {name: v for name, v in asked.items() if name not in Training.model_fields or reads(method, name)}
-    sets = [f"{name}={_text(value)}" for name, value in row.settings.items() if name not in (given or {})]
+    sets = [f"{name}={_text(value)}" for name, value in row.settings.items()]
     if streams := table.streams_of(row):
         asked["streams"] = streams
     if (recipe := asked.get("recipe")) and recipe not in METHODS[method].recipes:

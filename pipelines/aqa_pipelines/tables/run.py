@@ -90,6 +90,8 @@ def run_table(
     if table.kind == "embedding":
         record["embedding"] = embedding(plan, out)
     write_record(record, stem)
+    for picture in (stem.with_suffix(".png"), stem.with_suffix(".svg")):
+        picture.unlink(missing_ok=True)  # of an earlier record, if drawing fails
     if table.kind in ("figure", "embedding") and any(r["measured"] for r in record["rows"]):
         draw(stem.with_suffix(".json"), console.warn)
     return record, plan
@@ -170,7 +172,7 @@ def _where(spots: list[Spot]) -> str:
 
 def _needs(table: PaperTable) -> list[str]:
     """The commands that make what a table needs."""
-    streams = list(dict.fromkeys(s for row in table.rows if row.method for s in table.read_by(row)))
+    streams = list(dict.fromkeys(s for row in table.rows if row.method for s in table.streams_to_make(row)))
     columns = list(
         dict.fromkeys(
             c for row in table.rows if row.method for c in (*METHODS[row.method].columns, *METHODS[row.method].labels)

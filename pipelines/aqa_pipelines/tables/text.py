@@ -74,12 +74,12 @@ def as_csv(record: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def report(results: Path, folder: Path) -> str:
-    """docs/results.md: every table that was measured, from its record, with links from `folder` to figures drawn."""
+def report(results: Path, beside: Path) -> str:
+    """docs/results.md: every table that was measured, from its record; it links pictures from the folder `beside`."""
     records = []
     for file in sorted(results.rglob("*.json")):
         picture = file.with_suffix(".svg")
-        drawn = Path(os.path.relpath(picture, folder)).as_posix() if picture.exists() else ""
+        drawn = Path(os.path.relpath(picture, beside)).as_posix() if picture.exists() else ""
         records.append((json.loads(file.read_text(encoding="utf-8")), drawn))
     if not records:
         raise UsageError(f"{results} holds no results", fix="aqa table FILE --features STORE --write " + str(results))
