@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aqa_train.plots import _read_csv, _scatter, draw
+from aqa_train.plots import _read_csv, _scatter, _series, draw
 
 from .conftest import MakeStore
 from .runs import HELD, aqa_train
@@ -162,3 +162,17 @@ def test_a_run_without_matplotlib_ends_well(make_store: MakeStore, tmp_path: Pat
     assert "Spearman" in done.stdout
     assert "warning: no plot: ImportError: broken here" in done.stderr
     assert (tmp_path / "o" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(("last", "scale"), [(400.0, "log"), (300.0, "linear")])
+@pytest.mark.parametrize("published", [{}, {"b": 0.6}])
+def test_places_two_decades_apart_have_a_logarithmic_axis(last: float, scale: str, published: dict[str, float]) -> None:
+    columns = [{"name": "a", "measure": "spearman", "x": 4.0}, {"name": "b", "measure": "spearman", "x": last}]
+    measured = {c["name"]: {"mean": 0.5, "interval": None} for c in columns}
+    row = {"name": "AA", "x": None, "series": "", "measured": measured, "published": published}
+    figure = _series({"rows": [row], "columns": columns})
+    (axis,) = figure.axes
+    assert axis.get_xscale() == scale
+    if scale == "log":
+        assert [t.get_text() for t in axis.get_xticklabels()] == ["4", "400"]
+    assert ("published" in figure.get_supxlabel()) == bool(published)

@@ -312,9 +312,12 @@ def _series(record: dict[str, Any]) -> Any:
         places = [x for points in curves.values() for x, _, _ in points]
         if min(places) > 0 and max(places) >= 100 * min(places):
             axis.set_xscale("log")
+            axis.set_xticks(sorted(set(places)), [f"{x:g}" for x in sorted(set(places))])
+            axis.minorticks_off()
         axis.set_title(panel)
         axis.legend(fontsize=8)
-    figure.supxlabel("rings: published; bands: 95 % interval over test videos", fontsize=8.5, color=SOFT)
+    rings = "rings: published; " if any(row["published"] for row in record["rows"]) else ""
+    figure.supxlabel(f"{rings}bands: 95 % interval over test videos", fontsize=8.5, color=SOFT)
     return figure
 
 
