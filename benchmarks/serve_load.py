@@ -30,6 +30,7 @@ import threading
 import time
 import tracemalloc
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 

@@ -8,7 +8,7 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,34 +155,39 @@ def test_the_order_is_the_same_in_memory_and_streamed() -> None:
     assert read(resident) == read(streamed)
 
 
-def test_two_windows_are_in_memory_while_a_batch_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, _ = synthetic(160, 7, 11)
-    found = in_blocks(FeatureSet.from_arrays({"rgb": x}, {}), 8, 4)
-    made: list[StorageWeakRef] = []
-    beside: list[int] = []
-    room = FeatureSet._room
+class Watched(FeatureSet):
+    """Features that remember, by weak references, every window they make room for."""
 
-    def noted(self: FeatureSet, *asked: Any) -> Loaded:
-        window = room(self, *asked)
-        made.extend(StorageWeakRef(t.untyped_storage()) for t in window.streams.values())
-        beside.append(alive())
+    def __init__(self, found: FeatureSet) -> None:
+        vars(self).update(vars(found), made=[], beside=[])
+
+    def _room(self, videos: int, folder: Path | None, new: bool = True) -> Loaded:
+        window = super()._room(videos, folder, new)
+        self.made.extend(StorageWeakRef(t.untyped_storage()) for t in window.streams.values())
+        self.beside.append(self.alive())
         return window
 
-    monkeypatch.setattr(FeatureSet, "_room", noted)
+    def alive(self) -> int:
+        return sum(not storage.expired() for storage in self.made)
 
-    def alive() -> int:
-        return sum(not storage.expired() for storage in made)
+    made: list[StorageWeakRef]
+    beside: list[int]
+    """How many were alive when each was made, itself included."""
 
+
+def test_two_windows_are_in_memory_while_a_batch_is_used() -> None:
+    x, _ = synthetic(160, 7, 11)
+    found = Watched(in_blocks(FeatureSet.from_arrays({"rgb": x}, {}), 8, 4))
     # Batches of 20 from windows of 32: most windows end within a batch. The last one has none to be read beside it.
     batches = found.batches(np.arange(160), [20] * 8, np.random.default_rng(5), CPU)
     for two, (rows, batch) in zip([True] * 6 + [False] * 2, batches, strict=True):
         np.testing.assert_array_equal(batch.streams["rgb"], x[rows])
         end = time.monotonic() + 60
-        while two and alive() < 2 and time.monotonic() < end:
+        while two and found.alive() < 2 and time.monotonic() < end:
             time.sleep(0.01)  # the next one is read meanwhile
         time.sleep(0.1)  # in which a third would come
-        assert (alive() == 2) if two else (alive() <= 1)
-    assert beside == [1, 2, 2, 2, 2]  # a window is gone before the next but one is read
+        assert (found.alive() == 2) if two else (found.alive() <= 1)
+    assert found.beside == [1, 2, 2, 2, 2]  # a window is gone before the next but one is read
 
 
 @pytest.mark.parametrize("how", ["fails", "closed"])
