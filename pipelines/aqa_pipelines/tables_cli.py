@@ -11,6 +11,7 @@ from aqa_shared import console
 from aqa_shared.commands import App
 from aqa_shared.errors import ExitCode, UsageError
 from aqa_train.cluster import options as cluster_options
+from aqa_train.config import TOGETHER
 
 RESULTS = Path("benchmarks/results/tables")
 
@@ -51,6 +52,7 @@ def table(
     epochs: Annotated[int | None, typer.Option(help="Of every method, instead of its own.", min=1)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at a time. [default: one per core]")] = None,
+    together: Annotated[int, typer.Option(min=1, help=TOGETHER)] = 1,
     in_memory: Annotated[
         str, typer.Option(metavar="auto|yes|no", help="Load all features once; auto does where they fit.")
     ] = "auto",
@@ -74,15 +76,16 @@ def table(
     only = tuple(part.strip() for part in rows.split(";") if part.strip()) if rows else ()
     if in_memory not in ("auto", "yes", "no"):
         raise UsageError(f"--in-memory is {in_memory!r}", fix="use auto, yes or no")
-    cluster = cluster_options.cluster_asked(scheduler, scheduler_wait, {"--jobs": jobs is not None, "--plan": plan})
+    refused = {"--jobs": jobs is not None, "--together": together > 1, "--plan": plan}
+    cluster = cluster_options.cluster_asked(scheduler, scheduler_wait, refused)
     if plan:
         text, found = plan_text(file, features, out, given, device=device, jobs=jobs, only=only)
         console.out.print(text, markup=False)
     elif features is None:
         raise UsageError("--features is missing", fix=f"aqa table {file} --plan says how they are made")
     else:
-        how: dict[str, Any] = {"device": device, "jobs": jobs, "in_memory": in_memory, "cluster": cluster}
-        record, found = run_table(file, features, out, given, write=write, only=only, **how)
+        how: dict[str, Any] = {"device": device, "jobs": jobs, "together": together, "in_memory": in_memory}
+        record, found = run_table(file, features, out, given, write=write, only=only, cluster=cluster, **how)
         typer.echo(as_markdown(record), nl=False)
         console.note(f"written: {(write or out) / record['pipeline']}.json, .csv, .md")
         for (cause, fix), _ in found.lacking.items():

@@ -20,7 +20,7 @@ from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig
 from aqa_train.signals import Stopped
-from aqa_train.trainer import Diverged, Fitted, Task, _Loop, _sizes, fit, predict
+from aqa_train.trainer import Diverged, Fitted, Loop, Task, _sizes, fit, predict
 
 from .conftest import inputs, synthetic
 from .method_checks import after, same
@@ -289,7 +289,7 @@ def test_the_rate_falls_in_steps_as_action_nets_does() -> None:
         training = Training(epochs=epochs, schedule="steps", lr=0.01)
         model = nn.Linear(1, 1)
         model.config = TINY  # type: ignore[assignment]
-        loop = _Loop(model, task(8, validation=0), training, [0], CPU, None)
+        loop = Loop(model, task(8, validation=0), training, [0], CPU, None)
         rates[epochs] = []
         for loop.at.epoch in range(epochs):
             loop._set_phase()

@@ -19,7 +19,7 @@ from aqa_shared.settings import given, with_options
 from aqa_shared.shards import asked as part_asked
 from aqa_train.cluster import options as cluster_options
 from aqa_train.cluster.options import Cluster, cluster_asked
-from aqa_train.config import INPUT, LEARNING, PLACES, RunConfig, absolute
+from aqa_train.config import INPUT, LEARNING, PLACES, TOGETHER, RunConfig, absolute
 from aqa_train.method_settings import as_toml, differences, spelt_out
 from aqa_train.resolve import ENVIRONMENT, parse_variants, resolve
 from aqa_train.signals import ended_in_order
@@ -53,6 +53,7 @@ def train(
     config: Annotated[Path | None, RunOption(help="TOML file of settings; flags and AQA_TRAIN_* win.")] = None,
     device: Annotated[str, RunOption(help="auto, cpu, cuda or cuda:1.")] = "auto",
     jobs: Annotated[int | None, RunOption(min=1, help="Trainings at a time. [default: one per core]")] = None,
+    together: Annotated[int, RunOption(min=1, help=TOGETHER)] = 1,
     in_memory: Annotated[
         str,
         RunOption(metavar="auto|yes|no", callback=_in_memory, help="Load all features once; auto does where they fit."),
@@ -98,8 +99,15 @@ def train(
     part = None if shard is None else part_asked(shard, os.environ)
     if part is not None and out is None:
         raise UsageError("--shard needs the folder that all parts have in common", fix="name it with --out")
-    cluster = cluster_asked(scheduler, scheduler_wait, {"--jobs": jobs is not None, "--dry-run": dry_run})
-    how: dict[str, Any] = {"device": device, "jobs": jobs, "in_memory": in_memory, "dry_run": dry_run}
+    refused = {"--jobs": jobs is not None, "--together": together > 1, "--dry-run": dry_run}
+    cluster = cluster_asked(scheduler, scheduler_wait, refused)
+    how: dict[str, Any] = {
+        "device": device,
+        "jobs": jobs,
+        "together": together,
+        "in_memory": in_memory,
+        "dry_run": dry_run,
+    }
     run(settings, out, resume=resume is not None, part=part, cluster=cluster, **how)
 
 
@@ -140,6 +148,7 @@ def run(
     *,
     device: str = "auto",
     jobs: int | None = None,
+    together: int = 1,
     in_memory: Any = "auto",
     resume: bool = False,
     dry_run: bool = False,
@@ -180,7 +189,7 @@ def run(
             before=lambda found: opened.begin(found, part),
         )
     elif part is not None:
-        train_part(opened, part, device=where, jobs=jobs, in_memory=in_memory)
+        train_part(opened, part, device=where, jobs=jobs, together=together, in_memory=in_memory)
     if part is not None:
         console.note(
             f"{out}: part {part[0]} of {part[1]}, {counted(len(mine), 'training')} of {len(opened.jobs)}, is done; "
@@ -200,6 +209,7 @@ def run(
                 out,
                 device=where,
                 jobs=jobs,
+                together=together,
                 in_memory=in_memory,
                 again=again,
                 before=lambda: opened.begin(str(where), None),

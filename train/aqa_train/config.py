@@ -22,6 +22,7 @@ OverFolds = Literal["pooled", "mean"]
 Draw = Literal["stratified", "systematic", "random", "nested"]
 INPUT, PROTOCOL, LEARNING = "Input and output", "Who trains and who tests", "Methods and training"
 """Headings of the options."""
+TOGETHER = "Trainings of one shape, as seeds and folds, that are computed as one model: for GPUs and small networks."
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 

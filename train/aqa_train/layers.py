@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, ScoreScale
+from aqa_train.draws import draw, randn_like
 
 Pooling = Literal["mean", "max", "flatten"]
 
@@ -23,10 +24,15 @@ Pooling = Literal["mean", "max", "flatten"]
 class _ReverseGradient(torch.autograd.Function):
     """Identity forwards, −scale × gradient backwards."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
+    def forward(x: Tensor, scale: float) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.scale = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -66,12 +72,16 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        if not (self.training and self.p > 0 and input.device.type == "cpu"):
-            return super().forward(input)
-        n = input.numel()
-        draws = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = draws.view(torch.int16)[:n].view(input.shape) >= round(self.p * 2**16) - 2**15
-        return input * (kept.to(input.dtype) * (1 / (1 - self.p)))
+        if not (self.training and self.p > 0):
+            return input
+        n, shape, device = input.numel(), input.shape, input.device
+
+        def kept(generator: torch.Generator | None) -> Tensor:
+            bits = torch.empty(-(-n // 4), dtype=torch.int64, device=device)
+            bits = bits.random_(-(2**63), None, generator=generator).view(torch.int16)
+            return bits[:n].view(shape) >= round(self.p * 2**16) - 2**15
+
+        return input * (draw(kept).to(input.dtype) * (1 / (1 - self.p)))
 
 
 class TemporalConv(nn.Module):
@@ -189,7 +199,7 @@ def add_noise(batch: Batch, deviation: float) -> Batch:
     """The same videos with normal noise, `deviation` times as wide as the features of the stream in this batch."""
 
     def noisy(x: Tensor) -> Tensor:
-        noise = torch.randn_like(x) * (deviation * x.std())
+        noise = randn_like(x) * (deviation * x.std())
         there = batch.present
         return x + (noise if there is None else noise * there.view(*there.shape, *[1] * (x.ndim - 2)))
 

@@ -15,10 +15,11 @@ from aqa_shared.shards import all_parts, dealt
 from aqa_train.config import RunConfig
 from aqa_train.experiment import Experiment
 from aqa_train.grid import Cell
+from aqa_train.jobs import Job
 from aqa_train.method_settings import epochs_of, training_of
 from aqa_train.methods import METHODS
 from aqa_train.splits import Split
-from aqa_train.workers import Job, failures_of
+from aqa_train.workers import failures_of
 
 Grid = Sequence[tuple[Cell, Experiment]]
 """The runs of a grid, or the only one."""

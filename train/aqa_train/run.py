@@ -19,6 +19,7 @@ from aqa_train.config import RunConfig, absolute
 from aqa_train.experiment import Data, Experiment, arrange, open_data, open_features
 from aqa_train.features import FeatureSet, InMemory
 from aqa_train.grid import Cell, cells
+from aqa_train.jobs import Job
 from aqa_train.method_settings import differences
 from aqa_train.outputs import (
     START,
@@ -33,7 +34,7 @@ from aqa_train.parts import Grid, go_on, jobs_of, part_of
 from aqa_train.protocol import once
 from aqa_train.signals import Stopped, ended_in_order
 from aqa_train.train_one import place, result_of, run_baselines
-from aqa_train.workers import Executor, Here, Job, Processes, failures_of, shared_folder
+from aqa_train.workers import Executor, Here, Processes, failures_of, shared_folder
 
 
 @dataclass(frozen=True)
@@ -172,22 +173,24 @@ def train_cells(
     jobs: int,
     in_memory: InMemory,
     again: str,
+    together: int = 1,
     before: Callable[[], None] = lambda: None,
 ) -> Iterator[Trained]:
     """Train what is not done yet, each cell into its folder of `out`, and yield the cells with their results.
 
-    `features` hold the streams of all cells. `before` is called once they are in place, `again` is the command that
+    `features` hold the streams of all cells. Each of `jobs` processes computes at most `together` trainings as one
+    model. `before` is called once they are in place, `again` is the command that
     goes on after a signal.
     """
     with _placed(grid, features, device, in_memory, jobs) as (grid, placed), ended_in_order(again):
         before()
         _begin(grid, out, str(device), None)
-        _train(jobs_of(grid, out), _executor(placed, device, jobs), again)
+        _train(jobs_of(grid, out), _executor(placed, device, jobs, together), again)
         yield from _gathered(grid, out)
 
 
 def train_part(
-    opened: Opened, part: tuple[int, int], *, device: torch.device, jobs: int, in_memory: InMemory
+    opened: Opened, part: tuple[int, int], *, device: torch.device, jobs: int, in_memory: InMemory, together: int = 1
 ) -> list[Job]:
     """Train what is not done yet of the i-th of n parts; its trainings, without tables, which are of all parts."""
     mine = part_of(opened.jobs, part)
@@ -200,7 +203,7 @@ def train_part(
     ):
         opened.begin(str(device), part)
         _begin(grid, opened.out, str(device), part)
-        _train(part_of(jobs_of(grid, opened.out), part), _executor(placed, device, jobs), again)
+        _train(part_of(jobs_of(grid, opened.out), part), _executor(placed, device, jobs, together), again)
     return mine
 
 
@@ -273,8 +276,8 @@ def _begin(grid: Grid, out: Path, device: str, part: tuple[int, int] | None) -> 
             write_run(experiment.config, experiment.data, out / cell.name, device, part, experiment.splits)
 
 
-def _executor(features: FeatureSet, device: torch.device, number: int) -> Executor:
-    return Processes(features, device, number) if number > 1 else Here(features, device)
+def _executor(features: FeatureSet, device: torch.device, number: int, together: int) -> Executor:
+    return Processes(features, device, number, together) if number > 1 else Here(features, device, together)
 
 
 def _train(every: list[Job], executor: Executor, again: str) -> None:

@@ -6,9 +6,10 @@ The baselines, which every method is compared with, are trained in the same way 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from aqa_train.predict import save_model
 from aqa_train.scores import identities, learned_from
 from aqa_train.splits import Split
 from aqa_train.storage import load_state, rounded, unread
-from aqa_train.trainer import Diverged, Fitted, Task, fit, predict
+from aqa_train.together import fit_together
+from aqa_train.trainer import Diverged, Fitted, Task, begun, fit, predict
 
 RESULT, FAILED, STATE = "result.json", "failed.json", "state.safetensors"
 """In a training's folder: what it found, once it is done; why it ended, of a method that is left out for it; where it
@@ -56,11 +58,57 @@ def run_training(
         return result_of(training, out)
     remove_abandoned(folder)
     torch.set_num_threads(experiment.config.training.threads)
-    state = folder / STATE
-    learned = _learn(experiment, training, features, device, state=state, stop=stop, on_epoch=on_epoch)
+    learned = _learn(experiment, training, features, device, state=folder / STATE, stop=stop, on_epoch=on_epoch)
+    return _finish(experiment, training, learned, folder, device)
+
+
+@enough_memory(LESS_MEMORY)
+def run_together(
+    trainings: Sequence[tuple[Experiment, OneTraining, Path]],
+    features: FeatureSet,
+    device: torch.device,
+    stop: Callable[[], int] = lambda: 0,
+    on_epoch: Callable[[int, int, dict[str, float]], None] = lambda i, epoch, row: None,
+    failed: Callable[[int, Diverged], None] = lambda i, error: None,
+) -> None:
+    """As `run_training` of each, computed as one model; what has a result is left as it is.
+
+    `failed` is told which training diverged, and may raise to end the others, which are saved.
+    """
+    todo = [
+        (i, experiment, training, out / "models" / training.name)
+        for i, (experiment, training, out) in enumerate(trainings)
+        if not (out / "models" / training.name / RESULT).exists()
+    ]
+    lessons = [_lesson(experiment, training, features) for _, experiment, training, _ in todo]
+    for _, experiment, _, folder in todo:
+        remove_abandoned(folder)
+        torch.set_num_threads(experiment.config.training.threads)
+    fitted = fit_together(
+        [
+            partial(begun, **lesson.asked, device=device, state=folder / STATE)
+            for lesson, (_, _, _, folder) in zip(lessons, todo, strict=True)
+        ],
+        device,
+        stop=stop,
+        on_epoch=lambda k, epoch, row: on_epoch(todo[k][0], epoch, row),
+        failed=lambda k, error: failed(todo[k][0], error),
+    )
+    for found, lesson, (i, experiment, training, folder) in zip(fitted, lessons, todo, strict=True):
+        if found is not None:
+            try:
+                _finish(experiment, training, _Learned(found, lesson.read, lesson.inputs), folder, device)
+            except Diverged as e:
+                failed(i, e)
+
+
+def _finish(
+    experiment: Experiment, training: OneTraining, learned: _Learned, folder: Path, device: torch.device
+) -> dict[str, Any]:
+    """Test it and write its folder."""
     result = _test(experiment, training, learned, folder, device)
     write_json(folder / RESULT, result)
-    for left in (state, folder / FAILED):
+    for left in (folder / STATE, folder / FAILED):
         left.unlink(missing_ok=True)
     return result
 
@@ -90,14 +138,26 @@ class _Learned:
     inputs: Inputs
 
 
+@dataclass(frozen=True)
+class _Lesson:
+    """What a training learns from."""
+
+    asked: dict[str, Any]
+    """What `fit` is to be given: build, task, training and seed."""
+    read: FeatureSet
+    inputs: Inputs
+
+
 def _learn(
-    experiment: Experiment,
-    training: OneTraining,
-    features: FeatureSet,
-    device: torch.device,
-    **going_on: Any,
+    experiment: Experiment, training: OneTraining, features: FeatureSet, device: torch.device, **going_on: Any
 ) -> _Learned:
     """Learn from the split's videos; `fit` takes `going_on` (state, stop, on_epoch)."""
+    lesson = _lesson(experiment, training, features)
+    return _Learned(fit(**lesson.asked, device=device, **going_on), lesson.read, lesson.inputs)
+
+
+def _lesson(experiment: Experiment, training: OneTraining, features: FeatureSet) -> _Lesson:
+    """Of the split's videos; scores of test videos are not in it."""
     config, split = experiment.config, training.split
     rows = {r: protocol.rows_of(features, getattr(split, r)) for r in ("labelled", "unlabelled", "validation", "test")}
     scores = features.column("score").astype(np.float64)
@@ -107,15 +167,14 @@ def _learn(
     inputs = replace(inputs, scale=scale)
     hidden = np.where(np.isin(np.arange(len(scores)), rows["test"]), np.nan, scale.to_training(scores))
     settings, cls = method_config(config, training.method), METHODS[training.method].load()
-    fitted = fit(
-        lambda: cls(inputs, settings),
-        Task(read, rows["labelled"], rows["unlabelled"], rows["validation"], hidden, _scored(read, inputs, split)),
-        how,
-        seed=[split.seed, split.fold],
-        device=device,
-        **going_on,
-    )
-    return _Learned(fitted, read, inputs)
+    scored = _scored(read, inputs, split)
+    asked = {
+        "build": lambda: cls(inputs, settings),
+        "task": Task(read, rows["labelled"], rows["unlabelled"], rows["validation"], hidden, scored),
+        "training": how,
+        "seed": [split.seed, split.fold],
+    }
+    return _Lesson(asked, read, inputs)
 
 
 def _scored(features: FeatureSet, inputs: Inputs, split: Split) -> Rows:

@@ -96,20 +96,34 @@ def fit(
     `state`: file to resume from, where it exists, and to save to. `stop`: the signal to stop at, or 0.
     Raises `Stopped` after saving, `Diverged` where a loss is not finite.
     """
+    with kept_rng(device):
+        loop = begun(build, task, training, seed=seed, device=device, state=state)
+        for labelled, unlabelled in loop.steps(stop, on_epoch):
+            loop.step(labelled, unlabelled)
+        return loop.fitted()
+
+
+def begun(
+    build: Callable[[], nn.Module],
+    task: Task,
+    training: Training,
+    *,
+    seed: Sequence[int],
+    device: torch.device,
+    state: Path | None,
+) -> Loop:
+    """As `fit`, before its first step; torch's generators are left where that step draws from."""
     seeds = [int(s) for s in np.random.SeedSequence(list(seed)).generate_state(3)]
-    with _kept_rng(device):
-        _seed(seeds[0], device)
-        model = build().to(device)
-        # Dropout and hidden segments must not depend on how many numbers the initial weights took.
-        _seed(seeds[2], device)
-        loop = _Loop(model, task, training, [*seed, seeds[1]], device, state)
-        if state is not None and state.exists():
-            loop.restore()
-        else:
-            loop.prepare()
-        if not hasattr(model, "losses"):
-            return Fitted(model.eval(), [], loop.at.seconds)
-        return loop.run(stop, on_epoch)
+    _seed(seeds[0], device)
+    model = build().to(device)
+    # Dropout and hidden segments must not depend on how many numbers the initial weights took.
+    _seed(seeds[2], device)
+    loop = Loop(model, task, training, [*seed, seeds[1]], device, state)
+    if state is not None and state.exists():
+        loop.restore()
+    else:
+        loop.prepare()
+    return loop
 
 
 @torch.no_grad()
@@ -133,7 +147,7 @@ def predict(
     return values[np.searchsorted(order, rows)]
 
 
-class _Loop:
+class Loop:
     """The loop's parts, which checkpoints need together."""
 
     def __init__(
@@ -157,32 +171,56 @@ class _Loop:
             if name.endswith("_weight")
         }
         self.sizes = _sizes(len(task.labelled), len(task.unlabelled), training)
+        self.beside = 1
+        """How many trainings are computed together, each of which takes its part of the time."""
+        self.generators = self.torchs_generators()
+        """What dropout and hidden segments are drawn from, by kind of device."""
 
-    def run(self, stop: Callable[[], int], on_epoch: Callable[[int, dict[str, float]], None]) -> Fitted:
-        saved = started = time.monotonic()
-        before = self.at.seconds
+    def torchs_generators(self) -> dict[str, torch.Generator]:
+        """Torch's own, by kind of device."""
+        found = {"cpu": torch.default_generator}
+        if self.device.type == "cuda":
+            number = torch.cuda.current_device() if self.device.index is None else self.device.index
+            found["cuda"] = torch.cuda.default_generators[number]
+        return found
+
+    def steps(
+        self, stop: Callable[[], int], on_epoch: Callable[[int, dict[str, float]], None]
+    ) -> Iterator[tuple[Batch, Batch]]:
+        """The batches of every step that is left; whoever asks for them does the step before asking for the next."""
+        if not hasattr(self.model, "losses"):
+            return
+        saved = at = time.monotonic()
         while self.at.epoch < self.training.epochs:
             if self.at.step == 0:
                 self._begin_epoch()
             self._set_phase()
             self.model.train()
-            for labelled, unlabelled in self._batches():
-                self._step(labelled, unlabelled)
+            for batches in self._batches():
+                yield batches
+                at = self._passed(at)
                 if signal := stop():
-                    self.at.seconds = before + time.monotonic() - started
                     self._stopped(signal)
             row = {k: v / len(self.sizes[0]) for k, v in self.at.sums.items()}
             if len(self.task.validation):
                 self._validate(row)
             self.at.history.append(row)
             self.at.epoch, self.at.step, self.at.sums = self.at.epoch + 1, 0, {}
-            self.at.seconds = before + time.monotonic() - started
+            at = self._passed(at)
             on_epoch(self.at.epoch, row)
             if self.state is not None and time.monotonic() - saved >= self.training.save_every:
                 self.save()
                 saved = time.monotonic()
-        self.model.eval()
-        return Fitted(self.model, self.at.history, self.at.seconds, self.best, self.at.best_epoch)
+
+    def _passed(self, since: float) -> float:
+        """Count the time since then, and say what time it is."""
+        now = time.monotonic()
+        self.at.seconds += (now - since) / self.beside
+        return now
+
+    def fitted(self) -> Fitted:
+        """What came of it, after the last step."""
+        return Fitted(self.model.eval(), self.at.history, self.at.seconds, self.best, self.at.best_epoch)
 
     def prepare(self) -> None:
         """What the method learns from all videos at once; it keeps that in buffers."""
@@ -191,7 +229,7 @@ class _Loop:
             with torch.no_grad():
                 self.model.prepare(self._pool())  # type: ignore[operator]
         if hasattr(self.model, "losses") and len(self.task.scored):
-            with _kept_rng(self.device):
+            with kept_rng(self.device):
                 predict(self.model, self.task.features, self.task.scored, self.device)
         self.at.seconds += time.monotonic() - started
 
@@ -223,10 +261,13 @@ class _Loop:
         tensors = checkpoint.under("model", self.model.state_dict())
         tensors |= checkpoint.under("optimiser", checkpoint.optimiser_tensors(self.optimiser))
         tensors |= checkpoint.under("best", self.best or {})
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors |= {f"rng.{name}": generator.get_state() for name, generator in self.generators.items()}
         checkpoint.save(self.state, tensors, {"kind": "state", "progress": vars(self.at)})
+
+    def save_if_asked(self) -> None:
+        """Save where there is a file for it."""
+        if self.state is not None:
+            self.save()
 
     def restore(self) -> None:
         assert self.state is not None
@@ -244,9 +285,9 @@ class _Loop:
             self.optimiser = _optimiser(self.model, self.training)
             checkpoint.restore_optimiser(self.optimiser, checkpoint.part(tensors, "optimiser"))
         self.best = {k: v.to(self.device) for k, v in checkpoint.part(tensors, "best").items()} or None
-        torch.set_rng_state(tensors["rng.cpu"])
-        if self.device.type == "cuda" and "rng.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
+        for name, generator in self.generators.items():
+            if f"rng.{name}" in tensors:
+                generator.set_state(tensors[f"rng.{name}"])
 
     def _batches(self) -> Iterator[tuple[Batch, Batch]]:
         """Both sets' batches of this epoch from the step where it stands.
@@ -266,9 +307,9 @@ class _Loop:
         rows, batch = drawn
         return replace(batch, scores=torch.as_tensor(self.task.scores[rows], dtype=torch.float32).to(self.device))
 
-    def _step(self, labelled: Batch, unlabelled: Batch) -> None:
-        bf16 = self.training.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+    def step(self, labelled: Batch, unlabelled: Batch) -> None:
+        """Learn from one pair of batches."""
+        with computed_in(self.training.precision, self.device):
             terms: dict[str, Tensor] = self.model.losses(labelled, unlabelled)  # type: ignore[operator]
         total = sum(
             (self.weights.get(k, 1.0) * v.float() for k, v in terms.items()), torch.zeros((), device=self.device)
@@ -278,19 +319,29 @@ class _Loop:
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         # One transfer from the device a step, before the weights change: they stay good if it is not finite.
         values = torch.stack([norm, total, *terms.values()]).tolist()
-        if not all(math.isfinite(v) for v in values):
-            self._diverged(dict(zip(("gradient", "total", *terms), values, strict=True)), labelled, unlabelled)
+        found = dict(zip(("gradient", "total", *terms), values, strict=True))
+        self.refuse_infinite(found, labelled, unlabelled)
         self.optimiser.step()
+        self.stepped(found)
+
+    def refuse_infinite(self, found: dict[str, float], labelled: Batch, unlabelled: Batch) -> None:
+        """Raises Diverged where the gradient or a loss of a step is not finite, before the weights change."""
+        if not all(math.isfinite(v) for v in found.values()):
+            self._diverged(found, labelled, unlabelled)
+
+    def stepped(self, found: dict[str, float]) -> None:
+        """What follows a change of the weights; `found`: the losses that it came of, and the gradient's norm."""
         if hasattr(self.model, "after_step"):
             with torch.no_grad():
                 self.model.after_step()  # type: ignore[operator]
         self.at.step += 1
-        for name, value in zip(("total", *terms), values[1:], strict=True):
-            self.at.sums[name] = self.at.sums.get(name, 0.0) + value
+        for name, value in found.items():
+            if name != "gradient":
+                self.at.sums[name] = self.at.sums.get(name, 0.0) + value
 
     def _validate(self, row: dict[str, float]) -> None:
         rows = self.task.validation
-        with _kept_rng(self.device):
+        with kept_rng(self.device):
             predicted = predict(self.model, self.task.features, rows, self.device)
         value = spearman(predicted, self.task.scores[rows])
         if value is None:
@@ -318,8 +369,7 @@ class _Loop:
 
     def _stopped(self, signal: int) -> None:
         where = f"stopped by signal {signal} in epoch {self.at.epoch + 1} of {self.training.epochs}"
-        if self.state is not None:
-            self.save()
+        self.save_if_asked()
         raise Stopped(signal, where)
 
     def _diverged(self, values: dict[str, float], labelled: Batch, unlabelled: Batch) -> None:
@@ -379,10 +429,15 @@ def _optimiser(model: nn.Module, training: Training) -> torch.optim.Optimizer:
 
 
 @contextmanager
-def _kept_rng(device: torch.device) -> Iterator[None]:
+def kept_rng(device: torch.device) -> Iterator[None]:
     """Leave torch's generators as they were found."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
+
+
+def computed_in(precision: str, device: torch.device) -> torch.autocast:
+    """Networks inside are computed in it; bfloat16 beside float32 weights."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def _seed(seed: int, device: torch.device) -> None:

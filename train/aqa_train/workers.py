@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,49 +25,10 @@ from aqa_shared.errors import AqaError, ExitCode, UsageError
 from aqa_shared.files import scratch
 from aqa_shared.machine import available_cores, pick_device
 from aqa_train.checkpoint import read_json, write_json
-from aqa_train.experiment import Experiment, OneTraining
 from aqa_train.features import FeatureSet
-from aqa_train.method_settings import epochs_of
+from aqa_train.jobs import Job, bundles
 from aqa_train.signals import Stopped, asked_to_stop, starting_workers, worker_asked_to_stop
-from aqa_train.train_one import FAILED, RESULT, STATE, run_training
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training of one run."""
-
-    experiment: Experiment
-    training: OneTraining
-    out: Path
-    """The run's folder."""
-    name: str
-    """For people."""
-
-    @property
-    def folder(self) -> Path:
-        return self.out / "models" / self.training.name
-
-    @property
-    def done(self) -> bool:
-        return (self.folder / RESULT).exists()
-
-    @property
-    def saved(self) -> float:
-        """When it was saved last, to go on from there; 0 where it was not."""
-        try:
-            return (self.folder / STATE).stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
-
-    @property
-    def epochs(self) -> int:
-        return epochs_of(self.experiment.config, self.training.method)
-
-    @property
-    def key(self) -> tuple[Path, str]:
-        """Run folder and method: of what fails once, the other seeds and folds are not tried."""
-        return self.out, self.training.method
-
+from aqa_train.train_one import FAILED, run_together, run_training
 
 Failures = dict[tuple[Path, str], AqaError]
 """By run folder and method, what a method of a run that leaves such out failed by; UsageError where it refused."""
@@ -103,10 +64,10 @@ def choose_jobs(jobs: int | None, trainings: int, device: torch.device, threads:
 
 
 class Here:
-    """In this process, one after the other."""
+    """In this process, one after the other, or so many together."""
 
-    def __init__(self, features: FeatureSet, device: torch.device) -> None:
-        self.features, self.device = features, device
+    def __init__(self, features: FeatureSet, device: torch.device, together: int = 1) -> None:
+        self.features, self.device, self.together = features, device, together
         self.jobs: list[Job] = []
 
     def submit(self, job: Job) -> None:
@@ -115,21 +76,23 @@ class Here:
     def result(self) -> Failures:
         failures: Failures = {}
         with console.progress("epochs", sum(j.epochs for j in self.jobs)) as advance, asked_to_stop() as stop:
-            for job in self.jobs:
-                counted = Counted(advance, job)
-                if job.key not in failures:
-                    show = shown(job.name, job.epochs, counted)
-                    if (error := train_job(job, self.features, self.device, stop, show)) is not None:
-                        note_failure(failures, job, error)
-                counted.over()
+            for bundle in bundles(self.jobs, self.together):
+                counted = [Counted(advance, job) for job in bundle]
+                shows = [shown(job.name, job.epochs, count) for job, count in zip(bundle, counted, strict=True)]
+                left = [i for i, job in enumerate(bundle) if job.key not in failures]
+                work = [(bundle[i], shows[i]) for i in left]
+                for job, error in train_jobs(work, self.features, self.device, stop):
+                    note_failure(failures, job, error)
+                for count in counted:
+                    count.over()
         return failures
 
 
 class Processes:
-    """In several processes of this machine, each of which takes the next job when it is done with one."""
+    """In several processes of this machine, each of which takes the next job, or so many, when it is done."""
 
-    def __init__(self, features: FeatureSet, device: torch.device, number: int) -> None:
-        self.features, self.device, self.number = features, device, number
+    def __init__(self, features: FeatureSet, device: torch.device, number: int, together: int = 1) -> None:
+        self.features, self.device, self.number, self.together = features, device, number, together
         self.jobs: list[Job] = []
 
     def submit(self, job: Job) -> None:
@@ -144,8 +107,10 @@ class Processes:
 
     def _run(self, stop: Callable[[], int], advance: Callable[..., None], failures: Failures) -> None:
         context = multiprocessing.get_context("spawn")
+        numbers = {id(job): n for n, job in enumerate(self.jobs)}
+        waiting = [[numbers[id(job)] for job in bundle] for bundle in bundles(self.jobs, self.together)]
         # Pipes, as a queue takes semaphores, which take a writable /dev/shm.
-        pipes = [context.Pipe() for _ in range(min(self.number, len(self.jobs)))]
+        pipes = [context.Pipe() for _ in range(min(self.number, len(waiting)))]
         workers = [
             context.Process(target=_work, args=(self.jobs, self.features, str(self.device), theirs), daemon=True)
             for _, theirs in pipes
@@ -156,7 +121,7 @@ class Processes:
                 theirs.close()  # theirs alone now, so that it ends with them
         ours: dict[Connection, BaseProcess] = dict(zip([mine for mine, _ in pipes], workers, strict=True))
         try:
-            lost, failure = self._watch(ours, stop, advance, failures)
+            lost, failure = self._watch(ours, waiting, stop, advance, failures)
         except KeyboardInterrupt:
             # A second Ctrl-C does not wait for a save; what was saved before stays whole.
             for w in workers:
@@ -173,6 +138,7 @@ class Processes:
     def _watch(
         self,
         talking: dict[Connection, BaseProcess],
+        waiting: list[list[int]],
         stop: Callable[[], int],
         advance: Callable[..., None],
         failures: Failures,
@@ -180,8 +146,7 @@ class Processes:
         """Until every process has ended: give out jobs, show progress, pass a signal on; what was lost, what failed."""
         failure: AqaError | None = None
         stopping = False
-        waiting = list(range(len(self.jobs)))
-        working: dict[Connection, int] = {}
+        working: dict[Connection, list[int]] = {}
         counted = [Counted(advance, j) for j in self.jobs]
         lost: list[str] = []
         workers = list(talking.values())
@@ -191,19 +156,18 @@ class Processes:
                 try:
                     kind, *rest = pipe.recv()
                     if kind == "ready":
-                        if pipe in working:
-                            counted[working.pop(pipe)].over()
-                        job = waiting.pop(0) if waiting and not stopping and not stop() else None
-                        if job is not None:
-                            working[pipe] = job
-                        pipe.send(job)
+                        for n in working.pop(pipe, ()):
+                            counted[n].over()
+                        given = waiting.pop(0) if waiting and not stopping and not stop() else None
+                        if given is not None:
+                            working[pipe] = given
+                        pipe.send(given)
                 except (EOFError, OSError):  # all that it said has been heard
                     worker = talking.pop(pipe)
                     worker.join()
                     if not worker.exitcode:
                         continue
-                    if pipe in working:
-                        lost += _lost(worker, self.jobs[working[pipe]])
+                    lost += [said for n in working.get(pipe, ()) for said in _lost(worker, self.jobs[n])]
                     if failure is None and not stopping and not stop():
                         failure = AqaError(
                             f"a training process ended with code {worker.exitcode}"
@@ -212,12 +176,14 @@ class Processes:
                         )
                     continue
                 if kind == "epoch":
-                    counted[working[pipe]](rest[0], note=rest[1], before=rest[2])
+                    counted[rest[0]](rest[1], note=rest[2], before=rest[3])
                 elif kind == "failed":
-                    note_failure(failures, self.jobs[working[pipe]], rest[0])
-                    for n in [n for n in waiting if self.jobs[n].key in failures]:
-                        waiting.remove(n)
-                        counted[n].over()
+                    note_failure(failures, self.jobs[rest[0]], rest[1])
+                    for bundle in waiting:
+                        for n in [n for n in bundle if self.jobs[n].key in failures]:
+                            bundle.remove(n)
+                            counted[n].over()
+                    waiting[:] = [bundle for bundle in waiting if bundle]
                 elif kind == "error" and failure is None:
                     failure = rest[0]
             if (failure is not None or stop()) and not stopping:
@@ -269,50 +235,62 @@ def shown(
 
 
 def _work(jobs: Sequence[Job], features: FeatureSet, device: str, parent: Connection) -> None:
-    """A process: jobs by their number, as long as it is given some."""
+    """A process: jobs by their numbers, as long as it is given some."""
     try:
         with worker_asked_to_stop() as stop:
             where = pick_device(device)
             placed = features.on(where)
 
-            def tell(n: int, note: str, before: int) -> None:
-                parent.send(("epoch", n, note, before))
+            def tell(number: int, n: int, note: str, before: int) -> None:
+                parent.send(("epoch", number, n, note, before))
 
             while not stop():
                 parent.send(("ready",))
-                number = parent.recv()
-                if number is None or stop():
+                numbers = parent.recv()
+                if numbers is None or stop():
                     return
-                job = jobs[number]
                 # A message an epoch would cost more than a short epoch.
-                report = shown(job.name, job.epochs, tell, pause=PAUSE)
-                if (error := train_job(job, placed, where, stop, report)) is not None:
-                    parent.send(("failed", plain(error)))
+                work = [(jobs[n], shown(jobs[n].name, jobs[n].epochs, partial(tell, n), pause=PAUSE)) for n in numbers]
+                for job, error in train_jobs(work, placed, where, stop):
+                    parent.send(("failed", next(n for n in numbers if jobs[n] is job), plain(error)))
     except (Stopped, BrokenPipeError, EOFError):  # of the pipe: who started us is gone, and may be started again
         return
     except AqaError as e:
         parent.send(("error", plain(e)))
 
 
-def train_job(
-    job: Job,
-    features: FeatureSet,
-    device: torch.device,
-    stop: Callable[[], int],
-    show: Callable[[int, dict[str, float]], None],
-) -> AqaError | None:
-    """Do a job; what its method alone fails by is returned where the run leaves such methods out, else raised."""
+Show = Callable[[int, dict[str, float]], None]
+"""Is told of an epoch, and its losses."""
+
+
+def train_jobs(
+    work: Sequence[tuple[Job, Show]], features: FeatureSet, device: torch.device, stop: Callable[[], int]
+) -> list[tuple[Job, AqaError]]:
+    """Do jobs, several as one model; what a method alone fails by is returned where its run leaves such methods out,
+    else raised."""
+    failed: dict[int, AqaError] = {}
+
+    def note(i: int, error: Exception) -> None:
+        ours = error if isinstance(error, AqaError) else AqaError(f"{type(error).__name__}: {error}".splitlines()[0])
+        shown = ours is not error and os.environ.get("AQA_DEBUG") == "1"
+        if shown or not work[i][0].experiment.config.leave_out or ours.exit_code not in ITS_OWN:
+            raise error
+        failed[i] = ours
+
     try:
-        run_training(job.experiment, job.training, features, job.out, device, stop, show)
+        if len(work) == 1:
+            ((job, show),) = work
+            run_training(job.experiment, job.training, features, job.out, device, stop, show)
+        elif work:
+            every = [(job.experiment, job.training, job.out) for job, _ in work]
+            run_together(every, features, device, stop, lambda i, *epoch: work[i][1](*epoch), note)
     except OSError:
         raise
     except Exception as e:
-        ours = e if isinstance(e, AqaError) else AqaError(f"{type(e).__name__}: {e}".splitlines()[0])
-        shown = ours is not e and os.environ.get("AQA_DEBUG") == "1"
-        if shown or not job.experiment.config.leave_out or ours.exit_code not in ITS_OWN:
-            raise
-        return ours
-    return None
+        for i, (job, _) in enumerate(work):
+            if i not in failed and not job.done:
+                note(i, e)
+    return [(work[i][0], error) for i, error in failed.items()]
 
 
 def note_failure(failures: Failures, job: Job, error: AqaError) -> None:

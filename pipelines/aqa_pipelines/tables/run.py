@@ -45,6 +45,7 @@ def run_table(
     *,
     device: str = "auto",
     jobs: int | None = None,
+    together: int = 1,
     in_memory: Any = "auto",
     write: Path | None = None,
     only: Sequence[str] = (),
@@ -70,7 +71,8 @@ def run_table(
         left = sum(1 for w in works for _ in trainings_left(w, out))
         if cluster is None:
             number = choose_jobs(jobs, max(left, 1), where, works[0].config.training.threads)
-            cells = train_cells(grid, features_of_all, out, device=where, jobs=number, in_memory=in_memory, again=AGAIN)
+            how: dict[str, Any] = {"device": where, "jobs": number, "together": together, "in_memory": in_memory}
+            cells = train_cells(grid, features_of_all, out, **how, again=AGAIN)
         else:
             if left:
                 names = [cell.name for cell, _ in grid]

@@ -27,7 +27,8 @@ def cluster_asked(scheduler: str | None, wait: float, useless: Mapping[str, bool
             raise UsageError("--scheduler-wait does nothing without --scheduler", fix="omit it, or name the cluster")
         return None
     for option in [name for name, is_given in useless.items() if is_given]:
-        why = "each worker trains one at a time" if option == "--jobs" else "it estimates the time on this machine"
+        one = option in ("--jobs", "--together")
+        why = "each worker trains one at a time" if one else "it estimates the time on this machine"
         raise UsageError(f"{option} does nothing with --scheduler: {why}", fix="omit one of them")
     try:
         return str(named(scheduler)), wait

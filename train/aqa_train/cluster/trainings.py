@@ -27,9 +27,10 @@ from aqa_shared.workers import Ended, Workers
 from aqa_train.checkpoint import writing
 from aqa_train.cluster.worker import DUTIES, MOUNT, TOPIC, Terms
 from aqa_train.features import InMemory
+from aqa_train.jobs import Job
 from aqa_train.signals import Stopped, asked_to_stop
 from aqa_train.train_one import remove_abandoned
-from aqa_train.workers import Counted, Failures, Job, note_failure
+from aqa_train.workers import Counted, Failures, note_failure
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -27,7 +27,7 @@ from aqa_train.outputs import read_config
 from aqa_train.parts import jobs_of
 from aqa_train.signals import Stopped
 from aqa_train.train_one import place
-from aqa_train.workers import PAUSE, plain, shown, train_job
+from aqa_train.workers import PAUSE, plain, shown, train_jobs
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -139,8 +139,8 @@ def train_there(terms: Terms, places: Mapping[str, int], name: str) -> Outcome:
             job = ours.jobs[name]
             # A message an epoch would cost more than a short epoch.
             show = shown(name, job.epochs, tell, pause=PAUSE)
-            failed = train_job(job, ours.features, ours.device, stop, show)
-            return Outcome(address, failed=None if failed is None else plain(failed))
+            failed = [plain(error) for _, error in train_jobs([(job, show)], ours.features, ours.device, stop)]
+            return Outcome(address, failed=failed[0] if failed else None)
     except Stopped:
         return Outcome(address, stopped=True)
     except Exception as e:

@@ -62,6 +62,7 @@ class C3DAVGSTL(nn.Module):
     """The score alone."""
 
     Config: type[C3DAVGSTLConfig] = C3DAVGSTLConfig
+    together = True
 
     def __init__(self, inputs: Inputs, config: C3DAVGSTLConfig = C3DAVGSTLConfig()) -> None:
         super().__init__()
@@ -86,6 +87,7 @@ class C3DAVG(C3DAVGSTL):
     """The score, a dive's classes and its commentary; which they are, the columns of the method's row say."""
 
     Config = C3DAVGConfig
+    together = False  # it reads words until there are none
 
     def __init__(self, inputs: Inputs, config: C3DAVGConfig = C3DAVGConfig()) -> None:
         super().__init__(inputs, config)

@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqa_train.batch import Batch, Inputs
+from aqa_train.draws import randn_like
 from aqa_train.layers import mean_feature, mlp
 from aqa_train.methods.mean_mlp import Widths
 
@@ -45,6 +45,7 @@ class DAE(nn.Module):
     """A mean and a variance for every video."""
 
     Config = DAEConfig
+    together = True
 
     def __init__(self, inputs: Inputs, config: DAEConfig = DAEConfig()) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class DAE(nn.Module):
 
     def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
         mean, log_variance = self.distribution(labelled)
-        draw = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        draw = mean + (log_variance / 2).exp() * randn_like(mean)
         terms = {
             "likelihood": negative_log_likelihood(mean, log_variance, labelled.scores),
             "draw": F.mse_loss(draw, labelled.scores),

@@ -36,6 +36,7 @@ class MeanMLP(nn.Module):
     """Three fully connected layers on the mean feature."""
 
     Config = MeanMLPConfig
+    together = True
 
     def __init__(self, inputs: Inputs, config: MeanMLPConfig = MeanMLPConfig()) -> None:
         super().__init__()

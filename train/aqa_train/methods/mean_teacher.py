@@ -48,6 +48,7 @@ class MeanTeacher(nn.Module):
     """A student that is trained, and a teacher that is its moving average and predicts."""
 
     Config = MeanTeacherConfig
+    together = True
     ramp: Tensor
     steps: Tensor
 

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs
+from aqa_train.draws import rand, randn_like
 from aqa_train.layers import Pooling, TemporalConv, mlp, pool_time, reverse_gradient, running_statistics_kept
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -95,6 +96,8 @@ class S4AQAConfig(AAConfig):
 
 class AA(nn.Module):
     """Encoder E and regressor R, which all methods that S4AQA compares itself with have in common."""
+
+    together = True
 
     def __init__(self, inputs: Inputs, config: AAConfig) -> None:
         super().__init__()
@@ -299,7 +302,7 @@ def choose_segments(
 
     A video of a single segment has it hidden: there is nothing else to learn from it.
     """
-    keys = torch.rand(x.shape[:2], device=x.device)
+    keys = rand(x.shape[:2], x.device)
     if present is None:
         chosen = keys.topk(count, dim=1).indices
         return torch.zeros_like(keys, dtype=torch.bool).scatter(1, chosen, True)
@@ -330,4 +333,4 @@ def hide(
     if value == "mean":
         return torch.where(where, mean, x)
     variance = ((x - mean).square() * visible.unsqueeze(-1)).sum(dim=1, keepdim=True) / count
-    return torch.where(where, mean + variance.sqrt() * torch.randn_like(x), x)
+    return torch.where(where, mean + variance.sqrt() * randn_like(x), x)

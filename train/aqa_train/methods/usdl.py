@@ -54,6 +54,7 @@ class USDL(nn.Module):
     """One distribution over the final score."""
 
     Config = USDLConfig
+    together = True
 
     def __init__(self, inputs: Inputs, config: USDLConfig = USDLConfig()) -> None:
         super().__init__()
@@ -96,6 +97,7 @@ class MUSDL(nn.Module):
     """One distribution a judge, and the sport's rule."""
 
     Config = MUSDLConfig
+    together = True
 
     def __init__(self, inputs: Inputs, config: MUSDLConfig = MUSDLConfig()) -> None:
         super().__init__()

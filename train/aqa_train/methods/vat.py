@@ -46,6 +46,7 @@ class VAT(AA):
     """AA that is smooth where there are unlabelled videos."""
 
     Config = VATConfig
+    together = False  # its losses differentiate
     config: VATConfig
 
     def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
