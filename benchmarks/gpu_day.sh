@@ -35,6 +35,7 @@ device() { "$PYTHON" benchmarks/device.py --device "$DEVICE" --videos "$VIDEOS" 
 device_bf16() { "$PYTHON" benchmarks/device.py --device "$DEVICE" --videos "$VIDEOS" --reference 2 --precision bf16 --json "$RESULTS/device_bf16.json"; }
 device_fp16() { "$PYTHON" benchmarks/device.py --device "$DEVICE" --videos "$VIDEOS" --reference 2 --precision fp16 --json "$RESULTS/device_fp16.json"; }
 train() { "$PYTHON" benchmarks/train.py --epochs 1 --json "$RESULTS/train.json"; }
+together() { for p in fp32 bf16; do "$PYTHON" benchmarks/together.py --device "$DEVICE" --precision $p --trainings "$([ "$DEVICE" = cpu ] && echo 3 || echo 30)" || return; done; }
 demo() {
   local out
   out=$(mktemp -d)
@@ -43,7 +44,7 @@ demo() {
   rm -rf "$out"
   return $rc
 }
-STEPS=(machine tests parity tvl1 i3d ssd stages device device_bf16 device_fp16 train demo)
+STEPS=(machine tests parity tvl1 i3d ssd stages device device_bf16 device_fp16 train together demo)
 
 if [ $# -gt 0 ]; then
   asked=("$@")

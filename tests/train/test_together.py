@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,13 @@ def together(
     states: list[Path] | None = None,
     stop: Callable[[], int] = lambda: 0,
     failed: Callable[[int, Diverged], None] | None = None,
+    device: torch.device = CPU,
 ) -> list[Fitted | None]:
     def refused(i: int, error: Diverged) -> None:
         raise error
 
-    begin = [partial(begun, **one, device=CPU, state=states[i] if states else None) for i, one in enumerate(asked)]
-    return fit_together(begin, CPU, stop=stop, on_epoch=lambda i, epoch, row: None, failed=failed or refused)
+    begin = [partial(begun, **one, device=device, state=states[i] if states else None) for i, one in enumerate(asked)]
+    return fit_together(begin, device, stop=stop, on_epoch=lambda i, epoch, row: None, failed=failed or refused)
 
 
 def equal(found: Fitted | None, expected: Fitted, *, close: float = 1e-5) -> None:
@@ -302,6 +304,23 @@ def test_time_is_shared_out() -> None:
     found = [f for f in together(trainings("s4aqa", how={"epochs": 8})) if f is not None]
     assert len(found) == SEEDS
     assert max(f.seconds for f in found) < 2 * min(f.seconds for f in found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["s4aqa", "mean-teacher", "vanilla-ssl"])
+def test_on_cuda(method: str, tmp_path: Path) -> None:
+    """Alone, together, and together after a stop; sums of a GPU are rounded otherwise again."""
+    cuda = torch.device("cuda")
+    asked = trainings(method)
+    for one in asked:
+        one["task"] = replace(one["task"], features=one["task"].features.place(cuda, "yes"))
+    expected = [fit(**one, device=cuda) for one in asked]
+    states = [tmp_path / f"{i}" for i in range(SEEDS)]
+    with pytest.raises(Stopped):
+        together(asked, states, stop=after(5), device=cuda)
+    for found in (together(asked, device=cuda), together(asked, states, device=cuda)):
+        for mine, theirs in zip(found, expected, strict=True):
+            equal(mine, theirs, close=1e-4)
 
 
 # ---- runs
