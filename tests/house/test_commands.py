@@ -136,7 +136,7 @@ def test_options_are_the_settings(command: str, record: str) -> None:
     found = {str(p.name): p for p in typer.main.get_command(importlib.import_module(f"{APPS[command]}.cli").app).params}
     shown = {name: setting for name, setting in settings.items() if setting.option is not None}
     assert len(shown) > 20
-    own = {"out", "resume", "set_", "device", "jobs", "in_memory", "shard", "scheduler", "scheduler_wait"}
+    own = {"out", "resume", "set_", "device", "jobs", "together", "in_memory", "shard", "scheduler", "scheduler_wait"}
     assert found.keys() - shown.keys() == (own if command == "aqa-train" else set()) | {
         "config",
         "print_config",
