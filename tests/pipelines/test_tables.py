@@ -152,7 +152,7 @@ def test_a_table_runs_resumes_and_stands_beside_the_published_one(
 def of_mine(folder: Path, rest: str) -> Path:
     """A table file of one's own."""
     file = folder / "pipelines" / "mine.toml"
-    file.parent.mkdir()
+    file.parent.mkdir(parents=True)
     file.write_text(f'title = "Mine"\nsource = "nobody"\ndataset = ""\n{rest}')
     return file
 
@@ -355,6 +355,30 @@ def test_wide_tables_stand_on_their_side_and_leagues_are_apart() -> None:
     assert "| row | frozen | whole |" in as_markdown(record(20)).splitlines()
 
 
+def test_columns_of_epochs_are_not_made_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, file = miniature(tmp_path, "mtl-aqa"), ROOT / "pipelines" / "dives" / "epochs.toml"
+    with pytest.raises(UsageError, match=r"--epochs would train the columns 4 epochs, 10 epochs, .* alike"):
+        aqa("table", file, "--features", store, "--plan", "--epochs", 3)
+    aqa("table", file, "--features", store, "--plan", "--out", tmp_path / "runs")
+    said = capsys.readouterr().out
+    assert "AA (4 epochs): aa, 5 trainings of 4 epochs" in said
+    assert "AA (400 epochs): aa, 5 trainings of 400 epochs" in said
+
+
+def test_bfloat16_is_a_known_reason_for_a_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = miniature(tmp_path, "mtl-aqa")
+    for precision in ("bf16", "fp32"):
+        file = of_mine(
+            tmp_path / precision,
+            f'differences = ["Mine."]\n[run]\nseeds = 1\nprecision = "{precision}"\nlabelled = 0.5\n'
+            '[[columns]]\nname = "all"\n[[rows]]\nname = "AA"\nmethod = "aa"\nstreams = ["rgb"]\n',
+        )
+        aqa("table", file, "--features", store, "--out", tmp_path / "runs", "--epochs", 1, "--jobs", 1)
+        said = capsys.readouterr().out
+        assert "- Mine." in said
+        assert ("- Networks are computed in bfloat16" in said) == (precision == "bf16")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}-{f.stem}")
@@ -368,7 +392,8 @@ def test_every_file_runs_on_a_miniature_store(tmp_path_factory: pytest.TempPathF
         miniature(folder, dataset)
     out = folder / f"runs-{dataset}"
     labels = ["--labels", folder / f"{dataset}.csv"] if any("score_column" in c.run for c in table.columns) else []
-    aqa("table", file, "--features", store, "--out", out, "--seeds", 1, "--epochs", 1, *labels)
+    short = [] if any("epochs" in c.run for c in table.columns) else ["--epochs", 1]
+    aqa("table", file, "--features", store, "--out", out, "--seeds", 1, *short, *labels)
     record = json.loads((out / file.parent.name / f"{file.stem}.json").read_text())
     drawn = table.kind in ("figure", "embedding")
     assert all((out / file.parent.name / f"{file.stem}.{kind}").exists() == drawn for kind in ("png", "svg"))

@@ -19,6 +19,7 @@ from aqa_train.comparisons import Compared, Pair, compare, corrected
 from aqa_train.predict import load_checkpoint
 
 BEST = "best-on-validation"
+BF16 = "Networks are computed in bfloat16, which the paper does not say of its own."
 ENVIRONMENT = ("python", "platform", "device", "aqa", "torch", "cuda")
 
 
@@ -31,7 +32,8 @@ def measure(plan: TablePlan, name: str, out: Path) -> dict[str, Any]:
     rows = [_row(table, row, found, runs) for row in table.rows]
     return {
         "pipeline": name,
-        **table.model_dump(include={"title", "source", "dataset", "kind", "tolerance", "differences", "reduced"}),
+        **table.model_dump(include={"title", "source", "dataset", "kind", "tolerance", "reduced"}),
+        "differences": [*table.differences, *([BF16] if table.run.get("precision") == "bf16" else [])],
         "against": table.against,
         "columns": [
             {"name": c.name, "measure": table.measure_of(c), "x": c.x, "average_of": c.average_of}

@@ -88,6 +88,8 @@ class TablePlan:
 def works_of(table: PaperTable, features: str, given: Mapping[str, Any], only: Sequence[str] = ()) -> list[TableRun]:
     """The runs of a table, or of `only` these rows, each once."""
     found: dict[str, TableRun] = {}
+    if "epochs" in given and (own := [c.name for c in table.columns if "epochs" in c.run]):
+        raise UsageError(f"--epochs would train the columns {', '.join(own)} alike", fix="omit it")
     if wrong := [n for n in only if n not in {r.name for r in table.rows}]:
         near = did_you_mean(wrong[0], [r.name for r in table.rows])
         raise UsageError(f"the table has no row {wrong[0]!r}", fix=near or "name its rows as they stand in the file")
