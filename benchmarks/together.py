@@ -23,7 +23,7 @@ from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods import METHODS
 from aqa_train.together import fit_together
-from aqa_train.trainer import Diverged, Task, begun, fit
+from aqa_train.trainer import Task, begun, fit
 
 CASES = [
     ("i3d+mlp", 1, 60, 256),
@@ -58,7 +58,7 @@ def alone(trainings: Sequence[dict[str, Any]], device: torch.device) -> None:
 
 
 def together(trainings: Sequence[dict[str, Any]], device: torch.device) -> None:
-    def failed(i: int, error: Diverged) -> None:
+    def failed(i: int, error: Exception) -> list[int]:
         raise error
 
     begin = [partial(begun, **one, device=device, state=None) for one in trainings]

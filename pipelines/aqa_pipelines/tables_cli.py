@@ -70,6 +70,7 @@ def table(
     """
     from aqa_pipelines.tables.run import plan_text, run_table
     from aqa_pipelines.tables.text import as_markdown
+    from aqa_train.cli import refuse_together
 
     given: dict[str, Any] = {"labels": labels, "dataset": dataset, "seeds": seeds, "epochs": epochs}
     given = {name: value for name, value in given.items() if value is not None}
@@ -79,6 +80,7 @@ def table(
     refused = {"--jobs": jobs is not None, "--together": together > 1, "--plan": plan}
     cluster = cluster_options.cluster_asked(scheduler, scheduler_wait, refused)
     if plan:
+        refuse_together(together, "--plan")
         text, found = plan_text(file, features, out, given, device=device, jobs=jobs, only=only)
         console.out.print(text, markup=False)
     elif features is None:

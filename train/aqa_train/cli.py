@@ -111,6 +111,12 @@ def train(
     run(settings, out, resume=resume is not None, part=part, cluster=cluster, **how)
 
 
+def refuse_together(together: int, option: str) -> None:
+    """What a training takes beside others is not tried."""
+    if together > 1:
+        raise UsageError(f"--together does nothing with {option}, which tries one training at a time", fix="omit it")
+
+
 def asked(
     context: typer.Context,
     out: Path | None,
@@ -169,6 +175,7 @@ def run(
     out, mine = opened.out, part_of(opened.jobs, part)
     jobs = choose_jobs(jobs, len(mine), where, settings.training.threads)
     if dry_run:
+        refuse_together(together, "--dry-run")
         from aqa_train.estimate import estimate
 
         for cell, experiment in opened.grid:

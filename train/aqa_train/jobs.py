@@ -54,8 +54,8 @@ class Job:
     def shape(self) -> tuple[Any, ...] | None:
         """Equal for trainings that can be computed together; None where it is computed alone.
 
-        They differ in the videos of their sets, in random numbers, and in the weights of their losses, as far as none
-        is 0, which leaves a loss out.
+        They differ in the videos of their sets, in random numbers, and in the weights of their losses; a weight of 0,
+        which leaves a loss out, all have or none.
         """
         config, method, split = self.experiment.config, self.training.method, self.training.split
         if not getattr(METHODS[method].load(), "together", False) or self.experiment.features.ragged:

@@ -178,8 +178,8 @@ def train_cells(
 ) -> Iterator[Trained]:
     """Train what is not done yet, each cell into its folder of `out`, and yield the cells with their results.
 
-    `features` hold the streams of all cells. Each of `jobs` processes computes at most `together` trainings as one
-    model. `before` is called once they are in place, `again` is the command that
+    `features` hold the streams of all cells. Each of `jobs` processes computes up to `together` trainings as one model.
+    `before` is called once they are in place, `again` is the command that
     goes on after a signal.
     """
     with _placed(grid, features, device, in_memory, jobs) as (grid, placed), ended_in_order(again):

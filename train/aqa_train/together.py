@@ -12,8 +12,9 @@ order of floating-point sums. A method says by `together = True` that its `losse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -24,10 +25,12 @@ from torch.func import functional_call, vmap
 from aqa_train.batch import Batch
 from aqa_train.draws import drawing
 from aqa_train.signals import Stopped
-from aqa_train.trainer import Diverged, Fitted, Loop, computed_in, kept_rng
+from aqa_train.trainer import Fitted, Loop, computed_in, kept_rng
 
 Pair = tuple[Batch, Batch]
 """A labelled and an unlabelled batch."""
+Failed = Callable[[int, Exception], Collection[int]]
+"""Is told which training failed, and by what; says which others end with it, or raises to end all."""
 
 
 def fit_together(
@@ -36,95 +39,163 @@ def fit_together(
     *,
     stop: Callable[[], int],
     on_epoch: Callable[[int, int, dict[str, float]], None],
-    failed: Callable[[int, Diverged], None],
+    failed: Failed,
 ) -> list[Fitted | None]:
     """Train what each of `begin` begins (`aqa_train.trainer.begun`), all of one method and one shape.
 
-    `on_epoch` is told the place in `begin` first. `failed` is told of a training that diverges, which is None in the
-    result: the others go on, or where it raises, are saved. Raises `Stopped` after all are saved.
+    `on_epoch` is told the place in `begin` first, as `failed` is. A training that failed is None in the result; the
+    others go on. Raises `Stopped`, or what `failed` raised, after all others are saved.
     """
     with kept_rng(device):
-        loops = [_with_own_generators(one()) for one in begin]
-        for loop in loops:
-            loop.beside = len(loops)
-        asked = 0  # once a step, so that all stop after the same one
-        steps = [loop.steps(lambda: asked, partial(on_epoch, i)) for i, loop in enumerate(loops)]
-        at = _next(steps, range(len(loops)))
-        _catch_up(loops, steps, at)
-        lost: set[int] = set()
-        stack: _Stack | None = None
-        while at:
-            working = [loops[i] for i in at]
-            if stack is None or stack.outdated(working):
-                stack = _Stack(working)
-            found = dict(zip(at, stack.gradients(list(at.values())), strict=True))
-            diverged: dict[int, Diverged] = {}
-            for i, pair in at.items():
-                try:
-                    loops[i].refuse_infinite(found[i], *pair)
-                except Diverged as e:
-                    diverged[i] = e
-            stack.step()
-            going_on = [i for i in at if i not in diverged]
-            for i in going_on:
-                loops[i].stepped(found[i])
-            try:
-                for i, error in diverged.items():
-                    failed(i, error)
-            except BaseException:
-                for i in going_on:
-                    loops[i].save_if_asked()
-                raise
-            lost |= diverged.keys()
-            asked = stop()
-            at = _next(steps, going_on)
-    return [None if i in lost else loop.fitted() for i, loop in enumerate(loops)]
-
-
-def _next(steps: Sequence[Iterator[Pair]], which: Sequence[int]) -> dict[int, Pair]:
-    """The batches of each one's next step, of those that have one; all have saved when `Stopped` is raised."""
-    found: dict[int, Pair] = {}
-    stopped: Stopped | None = None
-    for i in which:
+        together = _Together(device, stop, failed)
         try:
-            if (pair := next(steps[i], None)) is not None:
-                found[i] = pair
-        except Stopped as e:
-            stopped = e
-    if stopped is not None:
-        raise stopped
-    return found
+            together.begin(begin, on_epoch)
+            together.run()
+        except Stopped:
+            raise
+        except Exception:
+            together.save()
+            raise
+    return [together.loops[i].fitted() if i in together.loops else None for i in range(len(begin))]
 
 
-def _catch_up(loops: Sequence[Loop], steps: Sequence[Iterator[Pair]], at: dict[int, Pair]) -> None:
-    """Train those alone that were killed before they were saved as often as the others."""
-    places = {i: (loops[i].at.epoch, loops[i].at.step) for i in at}
-    for i in list(at):
-        while i in at and (loops[i].at.epoch, loops[i].at.step) < max(places.values()):
-            with _drawing_alone(loops[i]):
-                loops[i].step(*at.pop(i))
-            at |= _next(steps, [i])
+class _Together:
+    """Who is still there, and what each is to learn from next."""
+
+    def __init__(self, device: torch.device, stop: Callable[[], int], failed: Failed) -> None:
+        self.device, self.stop, self.failed = device, stop, failed
+        self.asked = 0
+        """To stop; once a step, so that all stop after the same one."""
+        self.loops: dict[int, Loop] = {}
+        """Those that have not failed, by their places."""
+        self.steps: dict[int, Generator[Pair, None, None]] = {}
+        self.at: dict[int, Pair] = {}
+        """The batches of each one's next step, of those that have one."""
+        self.stack: _Stack | None = None
+
+    def begin(
+        self, begin: Sequence[Callable[[], Loop]], on_epoch: Callable[[int, int, dict[str, float]], None]
+    ) -> None:
+        for i, one in enumerate(begin):
+            if number := self.stop():
+                raise Stopped(number, f"stopped by signal {number} before the first step")
+            try:
+                self.loops[i] = _with_own_generators(one())
+            except Exception as e:
+                self._lost({i: e})
+                continue
+            self.steps[i] = self.loops[i].steps(lambda: self.asked, partial(on_epoch, i))
+        self._advance(list(self.loops))
+
+    def run(self) -> None:
+        last = time.monotonic()
+        while self.at:
+            places = {i: (self.loops[i].at.epoch, self.loops[i].at.step) for i in self.at}
+            # Killed while it saved, one may be behind the others: it catches up alone.
+            behind = [i for i in self.at if places[i] < max(places.values())]
+            moved = behind or list(self.at)
+            wrong = self._step_alone(behind) if behind else self._step_together()
+            self.asked = self.stop()
+            self._lost(wrong)
+            self._advance([i for i in moved if i in self.loops])
+            now = time.monotonic()
+            for i in moved:
+                if i in self.loops:
+                    self.loops[i].at.seconds += (now - last) / len(moved)
+            last = now
+
+    def save(self) -> None:
+        """All that are left, as far as they can be."""
+        for loop in self.loops.values():
+            with suppress(Exception):
+                loop.save_if_asked()
+
+    def _step_together(self) -> dict[int, Exception]:
+        working = [self.loops[i] for i in self.at]
+        if self.stack is None or self.stack.outdated(working):
+            self.stack = _Stack(working)
+        try:
+            found = dict(zip(self.at, self.stack.gradients(list(self.at.values())), strict=True))
+        except Exception as e:
+            self.save()  # no weight has changed
+            return dict.fromkeys(self.at, e)
+        wrong: dict[int, Exception] = {}
+        for i, pair in self.at.items():
+            try:
+                self.loops[i].refuse_infinite(found[i], *pair)
+            except Exception as e:
+                wrong[i] = e
+        self.stack.step()
+        for i in self.at.keys() - wrong.keys():
+            with _drawing_alone(self.loops[i], hasattr(self.loops[i].model, "after_step")):
+                self.loops[i].stepped(found[i])
+        return wrong
+
+    def _step_alone(self, which: Sequence[int]) -> dict[int, Exception]:
+        wrong: dict[int, Exception] = {}
+        for i in which:
+            try:
+                with _drawing_alone(self.loops[i]):
+                    self.loops[i].step(*self.at[i])
+            except Exception as e:
+                wrong[i] = e
+        return wrong
+
+    def _advance(self, which: Sequence[int]) -> None:
+        """Go on to the next step; all have saved when `Stopped` is raised."""
+        stopped: Stopped | None = None
+        wrong: dict[int, Exception] = {}
+        for i in which:
+            self.at.pop(i, None)
+            loop = self.loops[i]
+            try:
+                with _drawing_alone(loop, loop.at.step in (0, len(loop.sizes[0]))):
+                    pair = next(self.steps[i], None)
+            except Stopped as e:
+                stopped = e
+            except Exception as e:
+                wrong[i] = e
+            else:
+                if pair is not None:
+                    self.at[i] = pair
+        self._lost(wrong)
+        if stopped is not None:
+            raise stopped
+
+    def _lost(self, wrong: dict[int, Exception]) -> None:
+        """Go on without those that failed, and those that end with them."""
+        for i in wrong:
+            self._forget(i)
+        for i, error in wrong.items():
+            for other in self.failed(i, error):
+                self._forget(other)
+
+    def _forget(self, i: int) -> None:
+        self.loops.pop(i, None)
+        self.at.pop(i, None)
+        if i in self.steps:
+            self.steps.pop(i).close()  # of features that are streamed, it reads ahead
 
 
 def _with_own_generators(loop: Loop) -> Loop:
-    """Its numbers come from generators of its own, which start where torch's stand."""
+    """Its numbers come from generators of its own, which start where torch's stand; its time is counted here."""
     own = {}
     for name, generator in loop.generators.items():
         own[name] = torch.Generator(generator.device)
         own[name].set_state(generator.get_state())
-    loop.generators = own
+    loop.generators, loop.counts_time = own, False
     return loop
 
 
 @contextmanager
-def _drawing_alone(loop: Loop) -> Iterator[None]:
+def _drawing_alone(loop: Loop, needed: bool = True) -> Iterator[None]:
     """Torch's generators stand where those of the loop do."""
-    torchs = loop.torchs_generators()
-    for name, own in loop.generators.items():
-        torchs[name].set_state(own.get_state())
+    torchs = loop.torchs_generators() if needed else {}
+    for name, generator in torchs.items():
+        generator.set_state(loop.generators[name].get_state())
     yield
-    for name, own in loop.generators.items():
-        own.set_state(torchs[name].get_state())
+    for name, generator in torchs.items():
+        loop.generators[name].set_state(generator.get_state())
 
 
 class _Stack:
@@ -157,7 +228,7 @@ class _Stack:
 
     def outdated(self, loops: Sequence[Loop]) -> bool:
         """Whether these are other loops, or ones that have begun another phase."""
-        if len(loops) < len(self.loops) or loops[0].optimiser is not self.made_of:
+        if len(loops) != len(self.loops) or loops[0].optimiser is not self.made_of:
             return True
         if loops[0].at.step == 0:
             # A method may have put other buffers in the place of those, when its epoch began.
@@ -182,7 +253,9 @@ class _Stack:
             total = total + value.new_tensor([loop.weights.get(name, 1.0) for loop in self.loops]) * value
         self.optimiser.zero_grad(set_to_none=True)
         total.sum().backward()
-        norms = [p.grad.flatten(1).norm(dim=1) for p in self.parameters.values() if p.grad is not None]
+        norms = [
+            p.grad.reshape(len(self.loops), -1).norm(dim=1) for p in self.parameters.values() if p.grad is not None
+        ]
         columns = [torch.stack(norms).norm(dim=0), total, *terms.values()]
         # One transfer from the device a step.
         values = torch.stack(columns, dim=1).tolist()

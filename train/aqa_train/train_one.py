@@ -31,7 +31,7 @@ from aqa_train.predict import save_model
 from aqa_train.scores import identities, learned_from
 from aqa_train.splits import Split
 from aqa_train.storage import load_state, rounded, unread
-from aqa_train.together import fit_together
+from aqa_train.together import Failed, fit_together
 from aqa_train.trainer import Diverged, Fitted, Task, begun, fit, predict
 
 RESULT, FAILED, STATE = "result.json", "failed.json", "state.safetensors"
@@ -39,7 +39,7 @@ RESULT, FAILED, STATE = "result.json", "failed.json", "state.safetensors"
 stands, until it is done."""
 ABANDONED = 3600.0
 """Seconds after which nobody writes to a half-written file any more."""
-LESS_MEMORY = "use --in-memory no, a smaller --set batch, or fewer --jobs"
+LESS_MEMORY = "use --in-memory no, a smaller --set batch, fewer --jobs or a smaller --together"
 
 
 @enough_memory(LESS_MEMORY)
@@ -67,46 +67,58 @@ def run_together(
     trainings: Sequence[tuple[Experiment, OneTraining, Path]],
     features: FeatureSet,
     device: torch.device,
-    stop: Callable[[], int] = lambda: 0,
-    on_epoch: Callable[[int, int, dict[str, float]], None] = lambda i, epoch, row: None,
-    failed: Callable[[int, Diverged], None] = lambda i, error: None,
+    stop: Callable[[], int],
+    on_epoch: Callable[[int, int, dict[str, float]], None],
+    failed: Failed,
 ) -> None:
     """As `run_training` of each, computed as one model; what has a result is left as it is.
 
-    `failed` is told which training diverged, and may raise to end the others, which are saved.
+    `failed` and `on_epoch` are told the place of the training first (`aqa_train.together`).
     """
-    todo = [
-        (i, experiment, training, out / "models" / training.name)
-        for i, (experiment, training, out) in enumerate(trainings)
-        if not (out / "models" / training.name / RESULT).exists()
-    ]
-    lessons = [_lesson(experiment, training, features) for _, experiment, training, _ in todo]
-    for _, experiment, _, folder in todo:
-        remove_abandoned(folder)
-        torch.set_num_threads(experiment.config.training.threads)
+    folders = [out / "models" / training.name for _, training, out in trainings]
+    todo = [i for i, folder in enumerate(folders) if not (folder / RESULT).exists()]
+    lessons = {i: _lesson(*trainings[i][:2], features) for i in todo}
+    for i in todo:
+        remove_abandoned(folders[i])
+        torch.set_num_threads(trainings[i][0].config.training.threads)
     fitted = fit_together(
-        [
-            partial(begun, **lesson.asked, device=device, state=folder / STATE)
-            for lesson, (_, _, _, folder) in zip(lessons, todo, strict=True)
-        ],
+        [partial(begun, **lessons[i].asked, device=device, state=folders[i] / STATE) for i in todo],
         device,
         stop=stop,
-        on_epoch=lambda k, epoch, row: on_epoch(todo[k][0], epoch, row),
-        failed=lambda k, error: failed(todo[k][0], error),
+        on_epoch=lambda k, *epoch: on_epoch(todo[k], *epoch),
+        failed=lambda k, error: [todo.index(i) for i in failed(todo[k], _told(error)) if i in todo],
     )
-    for found, lesson, (i, experiment, training, folder) in zip(fitted, lessons, todo, strict=True):
+    wrong: dict[int, Exception] = {}
+    for i, found in zip(todo, fitted, strict=True):
         if found is not None:
+            learned = _Learned(found, lessons[i].read, lessons[i].inputs)
             try:
-                _finish(experiment, training, _Learned(found, lesson.read, lesson.inputs), folder, device)
-            except Diverged as e:
-                failed(i, e)
+                _finish(*trainings[i][:2], learned, folders[i], device, len(todo))
+            except Exception as e:
+                wrong[i] = e
+    for i, error in wrong.items():
+        failed(i, _told(error))
+
+
+def _told(error: Exception) -> Exception:
+    """What `enough_memory` makes of it."""
+    try:
+        with enough_memory(LESS_MEMORY):
+            raise error
+    except Exception as e:
+        return e
 
 
 def _finish(
-    experiment: Experiment, training: OneTraining, learned: _Learned, folder: Path, device: torch.device
+    experiment: Experiment,
+    training: OneTraining,
+    learned: _Learned,
+    folder: Path,
+    device: torch.device,
+    together: int = 1,
 ) -> dict[str, Any]:
-    """Test it and write its folder."""
-    result = _test(experiment, training, learned, folder, device)
+    """Test it and write its folder; `together`: of how many that were computed as one model it is one."""
+    result = {**_test(experiment, training, learned, folder, device), "together": together}
     write_json(folder / RESULT, result)
     for left in (folder / STATE, folder / FAILED):
         left.unlink(missing_ok=True)

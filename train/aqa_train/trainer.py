@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -171,8 +171,8 @@ class Loop:
             if name.endswith("_weight")
         }
         self.sizes = _sizes(len(task.labelled), len(task.unlabelled), training)
-        self.beside = 1
-        """How many trainings are computed together, each of which takes its part of the time."""
+        self.counts_time = True
+        """False where others are computed beside it, and who does that shares out the time."""
         self.generators = self.torchs_generators()
         """What dropout and hidden segments are drawn from, by kind of device."""
 
@@ -186,7 +186,7 @@ class Loop:
 
     def steps(
         self, stop: Callable[[], int], on_epoch: Callable[[int, dict[str, float]], None]
-    ) -> Iterator[tuple[Batch, Batch]]:
+    ) -> Generator[tuple[Batch, Batch], None, None]:
         """The batches of every step that is left; whoever asks for them does the step before asking for the next."""
         if not hasattr(self.model, "losses"):
             return
@@ -215,7 +215,7 @@ class Loop:
     def _passed(self, since: float) -> float:
         """Count the time since then, and say what time it is."""
         now = time.monotonic()
-        self.at.seconds += (now - since) / self.beside
+        self.at.seconds += (now - since) * self.counts_time
         return now
 
     def fitted(self) -> Fitted:

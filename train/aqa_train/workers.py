@@ -30,6 +30,8 @@ from aqa_train.jobs import Job, bundles
 from aqa_train.signals import Stopped, asked_to_stop, starting_workers, worker_asked_to_stop
 from aqa_train.train_one import FAILED, run_together, run_training
 
+Show = Callable[[int, dict[str, float]], None]
+"""Is told of an epoch, and its losses."""
 Failures = dict[tuple[Path, str], AqaError]
 """By run folder and method, what a method of a run that leaves such out failed by; UsageError where it refused."""
 PAUSE = 1.0
@@ -79,10 +81,8 @@ class Here:
             for bundle in bundles(self.jobs, self.together):
                 counted = [Counted(advance, job) for job in bundle]
                 shows = [shown(job.name, job.epochs, count) for job, count in zip(bundle, counted, strict=True)]
-                left = [i for i, job in enumerate(bundle) if job.key not in failures]
-                work = [(bundle[i], shows[i]) for i in left]
-                for job, error in train_jobs(work, self.features, self.device, stop):
-                    note_failure(failures, job, error)
+                work = [(j, show) for j, show in zip(bundle, shows, strict=True) if j.key not in failures]
+                train_jobs(work, self.features, self.device, stop, partial(note_failure, failures))
                 for count in counted:
                     count.over()
         return failures
@@ -108,7 +108,9 @@ class Processes:
     def _run(self, stop: Callable[[], int], advance: Callable[..., None], failures: Failures) -> None:
         context = multiprocessing.get_context("spawn")
         numbers = {id(job): n for n, job in enumerate(self.jobs)}
-        waiting = [[numbers[id(job)] for job in bundle] for bundle in bundles(self.jobs, self.together)]
+        # As many bundles as processes, where there are jobs for them.
+        together = min(self.together, -(-len(self.jobs) // self.number))
+        waiting = [[numbers[id(job)] for job in bundle] for bundle in bundles(self.jobs, together)]
         # Pipes, as a queue takes semaphores, which take a writable /dev/shm.
         pipes = [context.Pipe() for _ in range(min(self.number, len(waiting)))]
         workers = [
@@ -172,7 +174,7 @@ class Processes:
                         failure = AqaError(
                             f"a training process ended with code {worker.exitcode}"
                             + (" (killed: out of memory?)" if worker.exitcode == -signal.SIGKILL else ""),
-                            fix="resume with fewer --jobs",
+                            fix="resume with fewer --jobs or a smaller --together",
                         )
                     continue
                 if kind == "epoch":
@@ -244,6 +246,9 @@ def _work(jobs: Sequence[Job], features: FeatureSet, device: str, parent: Connec
             def tell(number: int, n: int, note: str, before: int) -> None:
                 parent.send(("epoch", number, n, note, before))
 
+            def failed(job: Job, error: AqaError) -> None:
+                parent.send(("failed", next(n for n, one in enumerate(jobs) if one is job), plain(error)))
+
             while not stop():
                 parent.send(("ready",))
                 numbers = parent.recv()
@@ -251,46 +256,42 @@ def _work(jobs: Sequence[Job], features: FeatureSet, device: str, parent: Connec
                     return
                 # A message an epoch would cost more than a short epoch.
                 work = [(jobs[n], shown(jobs[n].name, jobs[n].epochs, partial(tell, n), pause=PAUSE)) for n in numbers]
-                for job, error in train_jobs(work, placed, where, stop):
-                    parent.send(("failed", next(n for n in numbers if jobs[n] is job), plain(error)))
+                train_jobs(work, placed, where, stop, failed)
     except (Stopped, BrokenPipeError, EOFError):  # of the pipe: who started us is gone, and may be started again
         return
     except AqaError as e:
         parent.send(("error", plain(e)))
 
 
-Show = Callable[[int, dict[str, float]], None]
-"""Is told of an epoch, and its losses."""
-
-
 def train_jobs(
-    work: Sequence[tuple[Job, Show]], features: FeatureSet, device: torch.device, stop: Callable[[], int]
-) -> list[tuple[Job, AqaError]]:
-    """Do jobs, several as one model; what a method alone fails by is returned where its run leaves such methods out,
-    else raised."""
-    failed: dict[int, AqaError] = {}
+    work: Sequence[tuple[Job, Show]],
+    features: FeatureSet,
+    device: torch.device,
+    stop: Callable[[], int],
+    failed: Callable[[Job, AqaError], None],
+) -> None:
+    """Do jobs, several as one model. `failed` is told at once of what a method alone fails by, where its run leaves
+    such methods out; anything else is raised."""
+    jobs = [job for job, _ in work]
 
-    def note(i: int, error: Exception) -> None:
+    def note(i: int, error: Exception) -> list[int]:
         ours = error if isinstance(error, AqaError) else AqaError(f"{type(error).__name__}: {error}".splitlines()[0])
         shown = ours is not error and os.environ.get("AQA_DEBUG") == "1"
-        if shown or not work[i][0].experiment.config.leave_out or ours.exit_code not in ITS_OWN:
+        mine = jobs[i].experiment.config.leave_out and ours.exit_code in ITS_OWN and not isinstance(error, OSError)
+        if shown or not mine:
             raise error
-        failed[i] = ours
+        failed(jobs[i], ours)
+        return [k for k, job in enumerate(jobs) if job.key == jobs[i].key]
 
-    try:
-        if len(work) == 1:
-            ((job, show),) = work
+    if len(work) > 1:
+        every = [(job.experiment, job.training, job.out) for job in jobs]
+        run_together(every, features, device, stop, lambda i, *epoch: work[i][1](*epoch), note)
+        return
+    for job, show in work:
+        try:
             run_training(job.experiment, job.training, features, job.out, device, stop, show)
-        elif work:
-            every = [(job.experiment, job.training, job.out) for job, _ in work]
-            run_together(every, features, device, stop, lambda i, *epoch: work[i][1](*epoch), note)
-    except OSError:
-        raise
-    except Exception as e:
-        for i, (job, _) in enumerate(work):
-            if i not in failed and not job.done:
-                note(i, e)
-    return [(work[i][0], error) for i, error in failed.items()]
+        except Exception as e:
+            note(0, e)
 
 
 def note_failure(failures: Failures, job: Job, error: AqaError) -> None:

@@ -139,7 +139,9 @@ def train_there(terms: Terms, places: Mapping[str, int], name: str) -> Outcome:
             job = ours.jobs[name]
             # A message an epoch would cost more than a short epoch.
             show = shown(name, job.epochs, tell, pause=PAUSE)
-            failed = [plain(error) for _, error in train_jobs([(job, show)], ours.features, ours.device, stop)]
+            failed: list[AqaError] = []
+            note = lambda job, error: failed.append(plain(error))  # noqa: E731
+            train_jobs([(job, show)], ours.features, ours.device, stop, note)
             return Outcome(address, failed=failed[0] if failed else None)
     except Stopped:
         return Outcome(address, stopped=True)
