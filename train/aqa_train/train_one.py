@@ -76,11 +76,17 @@ def run_together(
     `failed` and `on_epoch` are told the place of the training first (`aqa_train.together`).
     """
     folders = [out / "models" / training.name for _, training, out in trainings]
-    todo = [i for i, folder in enumerate(folders) if not (folder / RESULT).exists()]
-    lessons = {i: _lesson(*trainings[i][:2], features) for i in todo}
-    for i in todo:
+    lessons: dict[int, _Lesson] = {}
+    for i, (experiment, training, _) in enumerate(trainings):
+        if (folders[i] / RESULT).exists():
+            continue
         remove_abandoned(folders[i])
-        torch.set_num_threads(trainings[i][0].config.training.threads)
+        torch.set_num_threads(experiment.config.training.threads)
+        try:
+            lessons[i] = _lesson(experiment, training, features)
+        except Exception as e:
+            failed(i, _told(e))
+    todo = list(lessons)
     fitted = fit_together(
         [partial(begun, **lessons[i].asked, device=device, state=folders[i] / STATE) for i in todo],
         device,

@@ -140,8 +140,7 @@ def train_there(terms: Terms, places: Mapping[str, int], name: str) -> Outcome:
             # A message an epoch would cost more than a short epoch.
             show = shown(name, job.epochs, tell, pause=PAUSE)
             failed: list[AqaError] = []
-            note = lambda job, error: failed.append(plain(error))  # noqa: E731
-            train_jobs([(job, show)], ours.features, ours.device, stop, note)
+            train_jobs([(job, show)], ours.features, ours.device, stop, lambda job, error: failed.append(plain(error)))
             return Outcome(address, failed=failed[0] if failed else None)
     except Stopped:
         return Outcome(address, stopped=True)
