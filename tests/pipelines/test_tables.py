@@ -365,6 +365,20 @@ def test_columns_of_epochs_are_not_made_alike(tmp_path: Path, capsys: pytest.Cap
     assert "AA (400 epochs): aa, 5 trainings of 400 epochs" in said
 
 
+def test_a_table_computes_seeds_together_and_plans_alone(tmp_path: Path) -> None:
+    store, out = miniature(tmp_path, "mtl-aqa"), tmp_path / "runs"
+    file = of_mine(
+        tmp_path,
+        "[run]\nseeds = 2\nlabelled = 0.5\n"
+        '[[columns]]\nname = "all"\n[[rows]]\nname = "AA"\nmethod = "aa"\nstreams = ["rgb"]\n',
+    )
+    common = ["table", file, "--features", store, "--out", out, "--epochs", 1, "--jobs", 1, "--together", 2]
+    with pytest.raises(UsageError, match="--together does nothing with --plan"):
+        aqa(*common, "--plan")
+    aqa(*common)
+    assert [json.loads(f.read_text())["together"] for f in sorted(out.rglob("result.json"))] == [2, 2]
+
+
 def test_bfloat16_is_a_known_reason_for_a_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = miniature(tmp_path, "mtl-aqa")
     for precision in ("bf16", "fp32"):

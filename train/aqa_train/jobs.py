@@ -14,7 +14,7 @@ from aqa_train.methods import METHODS
 from aqa_train.train_one import RESULT, STATE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One training of one run."""
 

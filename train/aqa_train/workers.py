@@ -107,10 +107,9 @@ class Processes:
 
     def _run(self, stop: Callable[[], int], advance: Callable[..., None], failures: Failures) -> None:
         context = multiprocessing.get_context("spawn")
-        numbers = {id(job): n for n, job in enumerate(self.jobs)}
         # As many bundles as processes, where there are jobs for them.
         together = min(self.together, -(-len(self.jobs) // self.number))
-        waiting = [[numbers[id(job)] for job in bundle] for bundle in bundles(self.jobs, together)]
+        waiting = [[self.jobs.index(job) for job in bundle] for bundle in bundles(self.jobs, together)]
         # Pipes, as a queue takes semaphores, which take a writable /dev/shm.
         pipes = [context.Pipe() for _ in range(min(self.number, len(waiting)))]
         workers = [
@@ -247,7 +246,7 @@ def _work(jobs: Sequence[Job], features: FeatureSet, device: str, parent: Connec
                 parent.send(("epoch", number, n, note, before))
 
             def failed(job: Job, error: AqaError) -> None:
-                parent.send(("failed", next(n for n, one in enumerate(jobs) if one is job), plain(error)))
+                parent.send(("failed", jobs.index(job), plain(error)))
 
             while not stop():
                 parent.send(("ready",))
