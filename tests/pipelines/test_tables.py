@@ -128,7 +128,8 @@ def test_a_table_runs_resumes_and_stands_beside_the_published_one(
     # 8 and 30 of 75 training videos are labelled.
     assert [record["protocol"][c]["labelled"] for c in ("10 %", "40 %")] == [8, 30]
     assert {r["name"] for r in record["beside"]} >= {"mean-score", "ridge", "difficulty-only"}
-    against = {(p["a"], p["column"]) for p in record["comparisons"] if p["measure"] == "spearman"}
+    assert {p["measure"] for p in record["comparisons"]} == {"spearman"}
+    against = {(p["a"], p["column"]) for p in record["comparisons"]}
     assert against == {(r, c) for r in ("AA+RDA", "AA+MSFR", "AA+MSFR+RDA") for c in ("10 %", "40 %")}
     done = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
     assert len(done) == 16
@@ -208,6 +209,32 @@ def test_a_row_that_fails_says_so_and_the_others_go_on(
     assert len(done) == 4
     assert aqa(*common) == 3
     assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == done
+
+
+def test_averages_are_compared_where_there_are_some_in_the_measure_of_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, out = miniature(tmp_path, "mtl-aqa"), tmp_path / "runs"
+    file = of_mine(
+        tmp_path,
+        'streams = ["rgb"]\nagainst = "ridge"\nmeasure = "mae"\n[run]\nseeds = 2\n'
+        '[[columns]]\nname = "half"\nrun = { labelled = 0.5 }\n[[columns]]\nname = "all"\n'
+        '[[columns]]\nname = "both"\naverage_of = ["half", "all"]\n'
+        '[[rows]]\nname = "SVR"\nmethod = "svr"\n[[rows]]\nname = "ridge"\nmethod = "ridge"\n'
+        '[[rows]]\nname = "half of it"\nmethod = "svr"\ncolumns = ["half"]\n',
+    )
+    assert not aqa("table", file, "--features", store, "--out", out, "--jobs", 1)
+    said = capsys.readouterr().out
+    record = json.loads((out / "pipelines" / "mine.json").read_text())
+    (pair,) = record["comparisons"]
+    assert (pair["a"], pair["b"], pair["column"], pair["measure"]) == ("SVR", "ridge", "both", "mae")
+    mine, theirs = (record["rows"][i]["measured"]["both"]["mean"] for i in (0, 1))
+    assert pair["difference"] == pytest.approx(mine - theirs)
+    low, high = record["rows"][0]["measured"]["both"]["interval"]
+    assert low < mine < high
+    assert pair["interval"][0] < pair["difference"] < pair["interval"][1]
+    assert "MAE compared with `ridge`" in said
+    assert f"| SVR | both | {mine - theirs:+.3f} |" in said
 
 
 SEVERAL = (

@@ -58,6 +58,38 @@ def test_a_draws_correlation_is_that_of_its_videos(pairs: list[tuple[int, int]],
             assert value == pytest.approx(expected, abs=1e-12)
 
 
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=12), st.integers(0, 1000))
+def test_a_draws_area_under_the_curve_is_that_of_its_videos(pairs: list[tuple[int, bool]], seed: int) -> None:
+    p, t = np.array(pairs, dtype=float).T
+    counts = np.random.default_rng(seed).multinomial(len(p), np.full(len(p), 1 / len(p)), size=5).astype(float)
+    found = intervals.area_under_curve(intervals.ranks(p, counts), t, counts)
+    for drawn, value in zip(counts.astype(int), found, strict=True):
+        videos = np.repeat(np.arange(len(p)), drawn)
+        expected = metrics.area_under_curve(p[videos], t[videos])
+        assert np.isnan(value) if expected is None else value == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_area_under_the_curve_is_shown_of_right_and_wrong_alone() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.permutation(np.repeat([0.0, 1.0], 20))
+    near = [right + rng.normal(size=40) for _ in range(2)]
+    protocol = dict.fromkeys(("labelled", "unlabelled", "test", "test_all", "seeds", "folds"), 1) | {"streams": ["rgb"]}
+    protocol |= {"interval": {"level": 0.95, "of": "videos"}}
+
+    def table(rows: Any) -> str:
+        return as_text({"protocol": protocol, "rows": rows, "left_out": []})
+
+    # By fold another constant: its order is that of the folds.
+    rows = run({"aa": near, "mean-score": np.repeat([0.2, 0.6], 20)}, right, folds=2)
+    areas = [metrics.area_under_curve(p, right) for p in near]
+    assert rows[0]["auc"]["mean"] == pytest.approx(np.mean(areas))
+    low, high = rows[0]["auc"]["interval"]
+    assert low < rows[0]["auc"]["mean"] < high
+    assert (rows[1]["auc"]["mean"], rows[1]["auc"]["interval"]) == (0.5, (0.5, 0.5))
+    assert f"{np.mean(areas):.3f} ± {np.std(areas, ddof=1):.3f} [{low:.3f}, {high:.3f}]" in table(rows)
+    assert "AUC" not in table(run({"aa": near}, right + np.arange(40) // 20))
+
+
 def test_intervals_are_those_of_scipys_bootstrap_save_for_the_expansion() -> None:
     """Of 60 videos the tails are those of t with 59 degrees of freedom; the rest is the noise of the draws."""
     tail = stats.norm.cdf(stats.t.ppf(0.025, 59) * np.sqrt(60 / 59))
@@ -270,5 +302,7 @@ def test_undefined_folds_and_seeds_are_counted() -> None:
     protocol = dict.fromkeys(("labelled", "unlabelled", "test", "test_all", "seeds", "folds"), 1) | {"streams": ["rgb"]}
     lines = as_text({"protocol": protocol, "rows": rows, "left_out": []}).splitlines()
     shown = [x.split("   ") for x in lines if x.startswith(("aa  ", "difficulty-only  "))]
-    assert [c.strip() for c in shown[0] if c.strip()] == ["aa", "last", "1.000 (1 of 4)", "1.12", "1.88", "1.5 s"]
-    assert next(x for x in lines if x.startswith("difficulty")).count("(2 of 4)") == 3
+    assert [c.strip() for c in shown[0] if c.strip()] == [
+        *("aa", "last", "1.000 (1 of 4)", "0.625 ± 0.177", "1.12", "1.88", "1.5 s")
+    ]
+    assert next(x for x in lines if x.startswith("difficulty")).count("(2 of 4)") == 4

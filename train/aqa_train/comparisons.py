@@ -12,27 +12,25 @@ Of many pairs some will seem to differ: p values are corrected by Holm's procedu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from aqa_train import metrics
-from aqa_train.intervals import Interval, Numbers
-from aqa_train.summary import Comparison
+from aqa_train.intervals import Interval, Numbers, Resamples
+from aqa_train.summary import Comparison, average, average_by_draw, over_seeds
 
-MEASURES = ("spearman", "mae")
-BETTER = {"spearman": 1, "mae": -1}
-"""Whether more is better."""
+MEASURES = ("spearman", "mae", "auc")
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What one method, or one variant of it, predicted."""
+class Side:
+    """What every row predicted of one set of test videos."""
 
-    name: str
-    predicted: Numbers
-    """(seeds, videos), in the order of the `Comparison`; NaN where it predicted nothing."""
+    tested: Comparison
+    predicted: Mapping[str, Numbers]
+    """By row (seeds, videos), in the order of `tested`; NaN where it predicted nothing."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +54,32 @@ class Pair:
     wilcoxon_holm: float | None = None
 
 
-def compare(tested: Comparison, rows: Sequence[Compared], against: str | None = None) -> list[Pair]:
-    """Every pair of rows, or each with the row `against`, in every measure; Holm's correction within a measure."""
+def compare(sides: Sequence[Side], measures: Sequence[str] = MEASURES, against: str | None = None) -> list[Pair]:
+    """Every pair of rows, or each with the row `against`, in every measure; Holm's correction within a measure.
+
+    Of several sides, as sports or exercises, the average is compared: that of rows which all of them have. A pair is
+    left out of a measure that has no value for one of the two.
+    """
+    first, *others = (side.predicted for side in sides)
+    names = [name for name in first if all(name in other for other in others)]
     found: list[Pair] = []
-    for measure in MEASURES:
-        drawn = {r.name: tested.by_draw(measure, r.predicted) for r in rows} if tested.draws.tell else {}
+    for measure in measures:
+        drawn = _Drawn(sides, measure)
         pairs = [
-            _pair(tested, measure, a, b, drawn)
-            for i, a in enumerate(rows)
-            for b in rows[i + 1 :]
-            if against is None or against in (a.name, b.name)
+            _pair(sides, drawn, a, b)
+            for i, a in enumerate(names)
+            for b in names[i + 1 :]
+            if against is None or against in (a, b)
         ]
-        found += corrected(pairs)
+        found += corrected([pair for pair in pairs if pair.difference is not None])
     return found
+
+
+def interval(sides: Sequence[Side], measure: str, row: str) -> Interval | None:
+    """Over test videos, of a row's average over sides; None of too few."""
+    if not all(side.tested.draws.tell for side in sides):
+        return None
+    return _fewest(sides).interval(_Drawn(sides, measure).average(row, [side.predicted[row] for side in sides]))
 
 
 def corrected(pairs: Sequence[Pair]) -> list[Pair]:
@@ -91,27 +102,67 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return found
 
 
-def _pair(tested: Comparison, measure: str, a: Compared, b: Compared, drawn: dict[str, Numbers]) -> Pair:
-    both = ~(np.isnan(a.predicted) | np.isnan(b.predicted))
+class _Drawn:
+    """A measure of every row in every draw, computed once."""
+
+    def __init__(self, sides: Sequence[Side], measure: str) -> None:
+        self.sides, self.measure = sides, measure
+        self.known: dict[tuple[int, str], Numbers] = {}
+
+    def average(self, name: str, predicted: Sequence[Numbers]) -> Numbers:
+        """(draws,): of what `name` predicted of every side, or of a part of it; the mean over seeds."""
+        values = []
+        for n, (side, mine) in enumerate(zip(self.sides, predicted, strict=True)):
+            whole = np.array_equal(np.isnan(mine), np.isnan(side.predicted[name]))
+            if not whole or (n, name) not in self.known:
+                found = side.tested.by_seed_and_draw(self.measure, mine)
+                # Sides are drawn by the same numbers; in another order they are independent of each other.
+                found = found[:, np.random.default_rng(n).permutation(found.shape[1])] if n else found
+                if whole:
+                    self.known[n, name] = found
+            else:
+                found = self.known[n, name]
+            values.append(found)
+        draws = min(v.shape[1] for v in values)
+        return over_seeds(average_by_draw(self.measure, [v[:, :draws] for v in values]))
+
+
+def _pair(sides: Sequence[Side], drawn: _Drawn, a: str, b: str) -> Pair:
+    measure = drawn.measure
+    both = [~(np.isnan(side.predicted[a]) | np.isnan(side.predicted[b])) for side in sides]
     # Where one lacks a fold, the other's counts no more: it may be the easy one.
-    mine, theirs = (np.where(both, r.predicted, np.nan) for r in (a, b))
-    values = [
-        metrics.mean_std([tested.measure(p)[0][measure] for p in side if not np.isnan(p).all()])[0]
-        for side in (mine, theirs)
-    ]
+    mine, theirs = (
+        [np.where(known, side.predicted[name], np.nan) for side, known in zip(sides, both, strict=True)]
+        for name in (a, b)
+    )
+    values = [_mean_over_seeds(sides, measure, predicted) for predicted in (mine, theirs)]
     difference = None if values[0] is None or values[1] is None else values[0] - values[1]
-    interval, bootstrap = None, None
-    if tested.draws.tell and difference is not None:
-        sides = [
-            drawn[r.name] if np.array_equal(both, ~np.isnan(r.predicted)) else tested.by_draw(measure, side)
-            for r, side in ((a, mine), (b, theirs))
-        ]
-        by_draw = sides[0] - sides[1]
-        interval = tested.draws.interval(by_draw)
+    ends, bootstrap = None, None
+    if difference is not None and all(side.tested.draws.tell for side in sides):
+        by_draw = drawn.average(a, mine) - drawn.average(b, theirs)
+        ends = _fewest(sides).interval(by_draw)
         bootstrap = _two_sided(by_draw)
-    differences = tested.by_training(measure, mine) - tested.by_training(measure, theirs)
+    by_training = [
+        np.concatenate([side.tested.by_training(measure, p) for side, p in zip(sides, predicted, strict=True)])
+        for predicted in (mine, theirs)
+    ]
+    differences = np.subtract(*by_training)
     differences = differences[~np.isnan(differences)]
-    return Pair(a.name, b.name, measure, difference, interval, bootstrap, _wilcoxon(differences), len(differences))
+    return Pair(a, b, measure, difference, ends, bootstrap, _wilcoxon(differences), len(differences))
+
+
+def _fewest(sides: Sequence[Side]) -> Resamples:
+    """An interval is as wide as the side with the fewest videos asks for."""
+    return min((side.tested.draws for side in sides), key=lambda draws: draws.freedom)
+
+
+def _mean_over_seeds(sides: Sequence[Side], measure: str, predicted: Sequence[Numbers]) -> float | None:
+    """Averaged over the sides by seed first, as a table's columns are."""
+    by_seed = []
+    for parts in zip(*predicted, strict=True):
+        values = [side.tested.measure(p)[0][measure] for side, p in zip(sides, parts, strict=True)]
+        by_seed.append(average(measure, values))
+    return metrics.mean_std(by_seed)[0]
 
 
 def _two_sided(by_draw: Numbers) -> float | None:

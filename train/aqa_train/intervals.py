@@ -103,6 +103,18 @@ def ranks(values: Numbers, counts: Numbers) -> Numbers:
     return np.asarray(found[:, group])
 
 
+def area_under_curve(predicted: Numbers, true: Numbers, counts: Numbers) -> Numbers:
+    """`metrics.area_under_curve` of every draw, of `ranks` of predictions and true scores of two values as they are.
+
+    NaN of a draw whose true scores are all alike.
+    """
+    better = true == true.max()
+    ahead = np.einsum("dv,dv->d", counts[:, better], predicted[:, better])
+    pairs = counts[:, better].sum(axis=1) * counts[:, ~better].sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(0.5 + ahead / pairs)
+
+
 def mean(errors: Numbers, counts: Numbers) -> Numbers:
     """The mean error of every draw; NaN of a draw without videos."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -111,7 +123,7 @@ def mean(errors: Numbers, counts: Numbers) -> Numbers:
 
 
 def fisher_mean(correlations: Sequence[Numbers]) -> Numbers:
-    """`metrics.fisher_mean` over folds, for every draw."""
+    """`metrics.fisher_mean` over the first axis, for every draw."""
     stacked = np.stack(correlations)
     defined = ~np.isnan(stacked)
     z = np.where(defined, np.arctanh(np.clip(np.nan_to_num(stacked), -CLIP, CLIP)), 0.0)

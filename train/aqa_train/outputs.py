@@ -20,7 +20,7 @@ from aqa_shared.errors import AqaError, UsageError
 from aqa_shared.files import replace_text, replacing, write_new
 from aqa_train import scores
 from aqa_train.checkpoint import as_json, read_json, write_json, writing
-from aqa_train.comparisons import Compared, compare
+from aqa_train.comparisons import Side, compare
 from aqa_train.config import PLACES, RunConfig
 from aqa_train.experiment import Experiment
 from aqa_train.intervals import LEVEL
@@ -276,12 +276,12 @@ def _pairs(
     results: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], tested: Comparison
 ) -> list[dict[str, Any]]:
     """Every two of the table's rows but the best epochs', as records; what ranks nothing has no difference."""
-    compared = [
-        Compared(r["method"], tested.predictions([o for o in results if o["method"] == r["method"]], r["selection"]))
+    predicted = {
+        r["method"]: tested.predictions([o for o in results if o["method"] == r["method"]], r["selection"])
         for r in rows
         if r["selection"] in ("last", "baseline")
-    ]
-    return [asdict(pair) for pair in compare(tested, compared) if pair.difference is not None]
+    }
+    return [asdict(pair) for pair in compare([Side(tested, predicted)])]
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

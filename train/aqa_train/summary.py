@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from aqa_train.intervals import Interval, Numbers, Resamples
 from aqa_train.methods import CONSTANT, LINEAR
 
 MEASURES = ("spearman", "kendall", "mae", "rl2_dataset_range", "rl2_test_range", "auc")
-WITH_INTERVAL = ("spearman", "mae", "rl2_dataset_range")
+WITH_INTERVAL = ("spearman", "mae", "rl2_dataset_range", "auc")
 _RANKS = ("spearman", "kendall")
 
 
@@ -78,7 +79,7 @@ class Comparison:
     def measure(self, predicted: Numbers) -> tuple[dict[str, float | None], dict[str, int]]:
         """The figures of one prediction of every video (NaN: none) over the folds as asked, and of how many folds."""
         found = [self._evaluate(predicted, part) for part in self._parts()]
-        values = {name: _over_folds(name, [f[name] for f in found]) for name in MEASURES}
+        values = {name: average(name, [f[name] for f in found]) for name in MEASURES}
         if self.over_folds == "mean":
             return values, {name: sum(f[name] is not None for f in found) for name in MEASURES}
         folds = len(np.unique(self.fold[~np.isnan(predicted)]))
@@ -86,9 +87,12 @@ class Comparison:
 
     def by_draw(self, name: str, predicted: Numbers) -> Numbers:
         """A figure in every draw: the mean over those seeds of `predicted` (seeds, videos) that have one, else 0."""
+        return over_seeds(self.by_seed_and_draw(name, predicted))
+
+    def by_seed_and_draw(self, name: str, predicted: Numbers) -> Numbers:
+        """(seeds, draws): a figure over the folds; NaN where it is undefined."""
         parts = self._parts()
-        found = _mean_defined([self._by_draw(name, p, parts) for p in predicted])
-        return np.zeros_like(found) if np.isnan(found).all() else found
+        return np.stack([self._by_draw(name, p, parts) for p in predicted])
 
     def by_training(self, name: str, predicted: Numbers) -> Numbers:
         """A figure by seed and fold, in this order, of `predicted` (seeds, videos); NaN where it is undefined."""
@@ -104,6 +108,11 @@ class Comparison:
             return intervals.of_perfect_order(value, self.draws.freedom)
         return self.draws.interval(self.by_draw(name, predicted))
 
+    @cached_property
+    def _two_values(self) -> bool:
+        """Of all folds together: any two videos differ in score, and an area under their curve would say nothing."""
+        return len(np.unique(self.true)) == 2
+
     def _parts(self) -> list[NDArray[np.int64]]:
         if self.over_folds == "pooled":
             return [np.arange(len(self.true))]
@@ -112,8 +121,10 @@ class Comparison:
     def _evaluate(self, predicted: Numbers, part: NDArray[np.int64]) -> dict[str, float | int | None]:
         part = part[~np.isnan(predicted[part])]
         found = metrics.evaluate(predicted[part], self.true[part], self.span[part])
+        if not self._two_values:
+            found["auc"] = None
         if self._ranks_nothing(predicted, part):
-            found |= dict.fromkeys(_RANKS)
+            found |= dict.fromkeys(_RANKS) | ({} if found["auc"] is None else {"auc": 0.5})
         return found
 
     def _ranks_nothing(self, predicted: Numbers, part: NDArray[np.int64]) -> bool:
@@ -126,15 +137,34 @@ class Comparison:
         for part in parts:
             part = part[~np.isnan(predicted[part])]
             p, t, counts = predicted[part], self.true[part], self.draws.counts[:, part]
-            if not len(part) or (name == "spearman" and self._ranks_nothing(predicted, part)):
+            no_order = name in ("spearman", "auc") and self._ranks_nothing(predicted, part)
+            if not len(part) or (name == "spearman" and no_order) or (name == "auc" and not self._two_values):
                 # The figure itself leaves such a fold or seed out.
                 found.append(np.full(len(counts), np.nan))
             elif name == "spearman":
                 found.append(intervals.spearman(intervals.ranks(p, counts), intervals.ranks(t, counts), counts))
+            elif name == "auc":
+                found.append(intervals.area_under_curve(intervals.ranks(p, counts) * (not no_order), t, counts))
             else:
                 error = np.abs(p - t) if name == "mae" else np.square((p - t) / self.span[part]) * 100
                 found.append(intervals.mean(error, counts))
-        return intervals.fisher_mean(found) if name == "spearman" else _mean_defined(found)
+        return average_by_draw(name, found)
+
+
+def average(measure: str, values: Sequence[float | int | None]) -> float | None:
+    """Over folds, or over datasets: Fisher's mean of correlations, the plain mean of anything else."""
+    return metrics.fisher_mean(values) if measure in _RANKS else metrics.mean_std(values)[0]
+
+
+def average_by_draw(measure: str, values: Sequence[Numbers]) -> Numbers:
+    """The same for every draw; NaN where nothing is defined."""
+    return intervals.fisher_mean(values) if measure in _RANKS else _mean_defined(values)
+
+
+def over_seeds(values: Numbers) -> Numbers:
+    """(draws,): the mean of (seeds, draws) over the seeds that have a figure; 0 where none has in any draw."""
+    found = _mean_defined(values)
+    return np.zeros_like(found) if np.isnan(found).all() else found
 
 
 def _mean_defined(values: Sequence[Numbers] | Numbers) -> Numbers:
@@ -142,10 +172,6 @@ def _mean_defined(values: Sequence[Numbers] | Numbers) -> Numbers:
     stacked = np.asarray(values)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.nansum(stacked, axis=0) / (~np.isnan(stacked)).sum(axis=0))
-
-
-def _over_folds(measure: str, values: Sequence[float | int | None]) -> float | None:
-    return metrics.fisher_mean(values) if measure in _RANKS else metrics.mean_std(values)[0]
 
 
 def summarise(results: Sequence[Mapping[str, Any]], tested: Comparison) -> list[dict[str, Any]]:
@@ -275,11 +301,14 @@ def as_text(summary: Mapping[str, Any]) -> str:
         how = {"pooled": "pooled", "mean": "averaged"}[p["over_folds"]]
         title += f" × {p['folds']} folds, {how}: {p['test_all']} test videos in all"
     epoch = {"last": "last", "best-on-validation": "best on val.", "baseline": "–"}
-    table = [["method", "epoch", "Spearman", "MAE", "R-ℓ2 ×100"]]
+    # Of exercises done right or wrong, the area under the curve says more than errors.
+    two_values = ["AUC"] * any(r["auc"]["mean"] is not None for r in rows)
+    table = [["method", "epoch", "Spearman", *two_values, "MAE", "R-ℓ2 ×100"]]
     difficulty = any(r["uses_difficulty"] for r in rows)
     table[0] += [*(["difficulty"] * difficulty), "time"]
     for r in rows:
-        cells = [_cell(r["spearman"], 3, spread=True), _cell(r["mae"], 2), _cell(r["rl2_dataset_range"], 2)]
+        cells = [_cell(r["spearman"], 3, spread=True), *(_cell(r["auc"], 3, spread=True) for _ in two_values)]
+        cells += [_cell(r["mae"], 2), _cell(r["rl2_dataset_range"], 2)]
         cells += [*(["used" if r["uses_difficulty"] else "–"] * difficulty), _time(r["seconds"])]
         table.append([r["method"], "–" if r["epochs"] == 0 else epoch[r["selection"]], *cells])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

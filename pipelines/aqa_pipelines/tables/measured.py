@@ -13,10 +13,12 @@ import numpy as np
 import torch
 
 from aqa_pipelines.tables.plan import TablePlan, TableRun
-from aqa_pipelines.tables.record import RANKS, PaperTable, TableColumn, TableRow
-from aqa_train import metrics, protocol
-from aqa_train.comparisons import Compared, Pair, compare, corrected
+from aqa_pipelines.tables.record import PaperTable, TableColumn, TableRow
+from aqa_train import comparisons, metrics, protocol
+from aqa_train.comparisons import Pair, Side
+from aqa_train.intervals import Interval
 from aqa_train.predict import load_checkpoint
+from aqa_train.summary import WITH_INTERVAL, average
 
 BEST = "best-on-validation"
 BF16 = "Networks are computed in bfloat16, which the paper does not say of its own."
@@ -29,7 +31,8 @@ def measure(plan: TablePlan, name: str, out: Path) -> dict[str, Any]:
     runs = {(s.row.name, s.column.name): one for one in plan.works for s in one.spots}
     read = {one.name: _summary(one, out) for one in plan.works}
     found = {key: read[one.name] for key, one in runs.items()}
-    rows = [_row(table, row, found, runs) for row in table.rows]
+    sides = _Sides(plan, out, found)
+    rows = [_row(table, row, found, runs, sides) for row in table.rows]
     return {
         "pipeline": name,
         **table.model_dump(include={"title", "source", "dataset", "kind", "tolerance", "reduced"}),
@@ -41,7 +44,7 @@ def measure(plan: TablePlan, name: str, out: Path) -> dict[str, Any]:
         ],
         "rows": rows,
         "beside": _beside(table, found),
-        "comparisons": _comparisons(plan, out, found),
+        "comparisons": _comparisons(table, sides),
         "protocol": {c.name: _protocol(table, c, found) for c in table.columns if not c.average_of},
         "seconds": round(sum(s["protocol"]["seconds"] for s in read.values() if s is not None), 1),
         "environments": _environments(plan, out),
@@ -67,6 +70,7 @@ def _row(
     row: TableRow,
     found: Mapping[tuple[str, str], dict[str, Any] | None],
     runs: Mapping[tuple[str, str], TableRun],
+    sides: _Sides,
 ) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     best: dict[str, Any] = {}
@@ -90,6 +94,9 @@ def _row(
             difficulty = mine["uses_difficulty"]
     for kept in (measured, best):
         _average(table, kept)
+    for column in table.columns:
+        if column.average_of and column.name in measured:
+            measured[column.name]["interval"] = sides.interval(row, column)
     return {
         "name": row.name,
         "method": row.method,
@@ -113,9 +120,8 @@ def _average(table: PaperTable, measured: dict[str, Any]) -> None:
         parts = [measured.get(name) for name in column.average_of]
         if not parts or any(p is None or p["mean"] is None for p in parts):
             continue
-        ranks = table.measure_of(column) in RANKS
         by_seed = [
-            metrics.fisher_mean(values) if ranks else metrics.mean_std(values)[0]
+            average(table.measure_of(column), values)
             for values in zip(*(p["by_seed"] for p in parts if p is not None), strict=True)
         ]
         mean, std = metrics.mean_std(by_seed)
@@ -152,33 +158,59 @@ def _protocol(
     return {name: summary["protocol"][name] for name in names}
 
 
-def _comparisons(
-    plan: TablePlan, out: Path, found: Mapping[tuple[str, str], dict[str, Any] | None]
-) -> list[dict[str, Any]]:
-    """Every measured row beside the one of `against`, column by column; Holm's correction over the whole table."""
-    table = plan.table
+class _Sides:
+    """What the rows that are done predicted in every column, read once."""
+
+    def __init__(self, plan: TablePlan, out: Path, found: Mapping[tuple[str, str], dict[str, Any] | None]) -> None:
+        self.table, self.out = plan.table, out
+        self.runs: dict[str, dict[str, TableRun]] = {}
+        for one in plan.ready:
+            for spot in one.spots:
+                if found[spot.row.name, spot.column.name] is not None:
+                    self.runs.setdefault(spot.column.name, {})[spot.row.name] = one
+        self.known: dict[str, Side] = {}
+
+    def of(self, column: TableColumn) -> list[Side] | None:
+        """Of the columns that it averages, or of itself; None where no row is done in one."""
+        names = column.average_of or (column.name,)
+        return [self._side(name) for name in names] if all(name in self.runs for name in names) else None
+
+    def interval(self, row: TableRow, column: TableColumn) -> Interval | None:
+        """Of a row's average."""
+        sides, measure = self.of(column), self.table.measure_of(column)
+        if sides is None or measure not in WITH_INTERVAL or not all(row.name in side.predicted for side in sides):
+            return None
+        return comparisons.interval(sides, measure, row.name)
+
+    def _side(self, column: str) -> Side:
+        if column not in self.known:
+            results = {row: _results(one, self.out) for row, one in self.runs[column].items()}
+            first = next(iter(self.runs[column].values())).experiment
+            assert first is not None
+            tested = protocol.comparison(first.config, first.features, [r for own in results.values() for r in own])
+            self.known[column] = Side(tested, {row: tested.predictions(own, "last") for row, own in results.items()})
+        return self.known[column]
+
+
+def _comparisons(table: PaperTable, sides: _Sides) -> list[dict[str, Any]]:
+    """Every measured row beside the one of `against`, column by column, or where columns are averaged, their average.
+
+    In the column's measure (one that has no intervals: in Spearman); Holm's correction over all of a measure.
+    """
+    if table.against is None:
+        return []
     pairs: list[tuple[str, Pair]] = []
-    for column in table.columns:
-        runs = [
-            (s.row.name, one)
-            for one in plan.ready
-            for s in one.spots
-            if s.column.name == column.name and found[s.row.name, column.name] is not None
-        ]
-        if table.against is None or table.against not in dict(runs):
-            continue
-        results = {row: _results(one, out) for row, one in runs}
-        first = runs[0][1].experiment
-        assert first is not None
-        everything = [r for own in results.values() for r in own]
-        tested = protocol.comparison(first.config, first.features, everything)
-        rows = [Compared(row, tested.predictions(own, "last")) for row, own in results.items()]
-        pairs += [(column.name, pair) for pair in compare(tested, rows, table.against) if pair.difference is not None]
+    for column in [c for c in table.columns if c.average_of] or table.columns:
+        measure = table.measure_of(column)
+        here = sides.of(column)
+        if here is not None and all(table.against in side.predicted for side in here):
+            named = measure if measure in WITH_INTERVAL else "spearman"
+            pairs += [(column.name, pair) for pair in comparisons.compare(here, [named], table.against)]
     records = []
     for what in dict.fromkeys(pair.measure for _, pair in pairs):
         mine = [(name, pair) for name, pair in pairs if pair.measure == what]
-        for (where, _), pair in zip(mine, corrected([p for _, p in mine]), strict=True):
-            records.append({"column": where, **asdict(_turned(pair, str(table.against)))})
+        for (where, _), pair in zip(mine, comparisons.corrected([p for _, p in mine]), strict=True):
+            records.append({"column": where, **asdict(_turned(pair, table.against))})
     return records
 
 

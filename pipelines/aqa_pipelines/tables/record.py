@@ -18,8 +18,6 @@ from aqa_train.methods import METHODS
 from aqa_train.resolve import resolve
 
 Measure = Literal["spearman", "kendall", "mae", "rl2_dataset_range", "rl2_test_range", "auc"]
-RANKS = ("spearman", "kendall")
-"""Measures that are averaged by Fisher's z."""
 NOT_IN_RUN = ("features", "methods", "leave_out", "settings", "variants", "labels", "dataset", "training", "streams")
 """Settings of a run that a table says elsewhere, or the command does."""
 

@@ -186,30 +186,18 @@ def _protocol(record: Mapping[str, Any]) -> list[str]:
 
 
 def _compared(record: Mapping[str, Any]) -> list[str]:
-    """p values of every row against one, in the first measure that has them."""
-    pairs = [p for p in record["comparisons"] if p["measure"] == "spearman"]
-    if not pairs:
-        return []
-    lines = [
-        "",
-        f"Spearman compared with `{record['against']}`; two-sided p values with Holm's correction over the table:",
-        "",
-        _line(
-            [
-                "row",
-                "column",
-                "difference",
-                "95 % interval",
-                "p, bootstrap over test videos",
-                "p, Wilcoxon over seeds and folds",
-            ]
-        ),
-        _line(["---"] * 6),
-    ]
-    for p in pairs:
-        ends = "" if p["interval"] is None else ", ".join(_number(v, 3) for v in p["interval"])
-        values = [_p_value(p[n]) for n in ("bootstrap_holm", "wilcoxon_holm")]
-        lines.append(_line([p["a"], p["column"], f"{p['difference']:+.3f}", ends, *values]))
+    """p values of every row against one, a table for each measure."""
+    lines: list[str] = []
+    for measure in dict.fromkeys(p["measure"] for p in record["comparisons"]):
+        what = f"{NAMES[measure]} compared with `{record['against']}`"
+        lines += ["", f"{what}; two-sided p values with Holm's correction over these rows:", ""]
+        over = ("p, bootstrap over test videos", "p, Wilcoxon over seeds and folds")
+        lines += [_line(["row", "column", "difference", "95 % interval", *over]), _line(["---"] * 6)]
+        for p in record["comparisons"]:
+            if p["measure"] == measure:
+                ends = "" if p["interval"] is None else ", ".join(_number(v, 3) for v in p["interval"])
+                values = [_p_value(p[n]) for n in ("bootstrap_holm", "wilcoxon_holm")]
+                lines.append(_line([p["a"], p["column"], f"{p['difference']:+.3f}", ends, *values]))
     return lines
 
 
