@@ -163,9 +163,40 @@ def test_unlabelled_videos_say_how_columns_are_spread() -> None:
     x, scores = rng.normal(size=(30, 2, 4)), rng.uniform(0, 5, 30)
     model, _ = trained(x, scores, np.arange(10), np.arange(10, 30))
     alone, _ = trained(x, scores, np.arange(10))
-    expected = x[:30].mean(axis=1).mean(axis=0)
-    np.testing.assert_allclose(model.shift[:4], expected, atol=1e-6)
-    assert (model.shift - alone.shift).abs().max() > 0.01
+    np.testing.assert_allclose(model.shift, x[:30].mean(axis=0).ravel(), atol=1e-6)
+    roots = np.sign(x) * np.sqrt(np.abs(x))
+    np.testing.assert_allclose(model.middle, roots.mean(axis=0).ravel(), atol=1e-6)
+    np.testing.assert_allclose(model.spread, np.full(8, np.sqrt(roots.var(axis=0).mean())), atol=1e-6)
+    for mine, other in ((model.shift, alone.shift), (model.middle, alone.middle), (model.spread, alone.spread)):
+        assert (mine - other).abs().max() > 0.005
+
+
+def test_what_roots_are_for() -> None:
+    """One of 300 channels varies, and has the score: normal scores make the others' noise as large."""
+    rng = np.random.default_rng(7)
+    x = rng.normal(scale=1e-3, size=(120, 4, 300))
+    scores = rng.uniform(0, 5, 120)
+    x[:, :, 0] += scores[:, None]
+    learned, test = np.arange(30), np.arange(30, 120)
+    rho = []
+    for seen in (x, x.mean(axis=1, keepdims=True)):
+        model, read = trained(seen, scores, learned, test)
+        rho.append(spearman(predict(model, read, test, CPU), scores[test]) or 0)
+    assert rho[0] > 0.95
+    assert rho[1] < 0.9
+
+
+def test_a_stream_in_other_units_counts_as_before() -> None:
+    rng = np.random.default_rng(8)
+    x, scores = rng.normal(size=(2, 40, 4, 3)), rng.uniform(0, 5, 40)
+    told = []
+    for unit in (1.0, 1e4):
+        found = FeatureSet.from_arrays({"rgb": x[0].astype(np.float32), "flow": (x[1] * unit).astype(np.float32)}, {})
+        read, inputs = found.place(CPU, "yes").prepared({}, {}, np.arange(30), np.arange(30), "none")
+        task = Task(read, np.arange(30), np.arange(0), np.arange(0), scores)
+        model = fit(lambda i=inputs: Auto(replace(i, scale=SCALE)), task, Training(), seed=[0], device=CPU).model
+        told.append(predict(model, read, np.arange(30, 40), CPU))
+    np.testing.assert_allclose(told[0], told[1], atol=0.02)  # centres lie in half precision
 
 
 def test_a_column_that_never_changes_and_one_far_away() -> None:

@@ -1,12 +1,16 @@
 """Auto: what `aqa-train` trains unless a method is named. Ridge regressions on several kernels, averaged (ours).
 
-    features → mean over time, and means of its quarters → columns to normal scores, by the training videos' ranks
+    features → means of the quarters of the video → to normal scores, by the training videos' ranks; and their roots
              → linear and Gaussian kernels of each → ridge of several strengths → mean, by leave-one-out error → score
 
 For a few dozen labelled videos, which is what most people have. Every part is in closed form: training takes less than
 a second, is not random, and needs no tuning. It ranked better than ridge on mean features wherever it was measured
 (docs/methods/auto.md). Unlabelled videos give the distribution of each column and the distances between videos; other
 uses of them were tried and did not help.
+
+Normal scores make all columns count alike, whatever their units are; roots leave more to those that vary most, which
+of a network's channels are those that saw something. Roots of features: Perronnin et al., Improving the Fisher Kernel,
+ECCV 2010, section 3.2.
 
 Leave-one-out residuals of a ridge in closed form: Rasmussen and Williams, Gaussian Processes for Machine Learning, MIT
 Press 2006, section 5.4.2. Weights by leave-one-out error: Yao et al., Bayesian Analysis 2018, section 3.3
@@ -37,7 +41,7 @@ class AutoConfig:
     """Settings of auto; the defaults are meant to be left alone (all ours)."""
 
     parts: Positive = 4
-    """Equal parts of a video that are read besides the whole; with 1, only the whole is read."""
+    """Equal parts of a video whose means are read; with 1, and of videos of one segment, there are no roots."""
     gaussians: tuple[AboveZero, ...] = (0.3, 1.0, 2.0)
     """Kernels exp(−g d² / median d²) beside the linear one."""
     strengths: Annotated[tuple[AboveZero, ...], Field(min_length=1)] = tuple(10.0 ** (i / 2) for i in range(-6, 9))
@@ -61,6 +65,8 @@ class Auto(nn.Module):
     scale: Tensor
     knots: Tensor
     normal: Tensor
+    middle: Tensor
+    spread: Tensor
     centres: Tensor
     sizes: Tensor
     weights: Tensor
@@ -71,18 +77,22 @@ class Auto(nn.Module):
     def __init__(self, inputs: Inputs, config: AutoConfig = AutoConfig()) -> None:
         super().__init__()
         self.config = config
-        self.width = sum(inputs.widths.values())
         self.parts = min(config.parts, inputs.segments)
-        columns = self.width * (1 + self.parts * (self.parts > 1))
+        self.widths = tuple(inputs.widths.values())
+        columns = sum(self.widths) * self.parts
+        views = 2 if self.parts > 1 else 1
         self.register_buffer("shift", torch.zeros(columns))
         self.register_buffer("scale", torch.ones(columns))
         self.register_buffer("knots", torch.zeros(columns, 0))
         """Values of every column, ascending, after shift and scale."""
         self.register_buffer("normal", torch.zeros(columns, 0))
         """What they become."""
-        self.register_buffer("centres", torch.zeros(0, columns))
-        """Labelled videos that kernels compare with."""
-        self.register_buffer("sizes", torch.ones(2 if self.parts > 1 else 1, 2, dtype=torch.float64))
+        self.register_buffer("middle", torch.zeros(columns * (views - 1)))
+        self.register_buffer("spread", torch.ones(columns * (views - 1)))
+        """Of the roots: the mean of every column, and the deviation of all columns of a stream."""
+        self.register_buffer("centres", torch.zeros(0, columns * views))
+        """Labelled videos that kernels compare with, in both views."""
+        self.register_buffer("sizes", torch.ones(views, 2, dtype=torch.float64))
         """By view: mean squared length, and median squared distance, of training videos."""
         self.register_buffer("weights", torch.zeros(0, 0, dtype=torch.float64))
         """(kernels, centres), of each kernel's regressions together."""
@@ -120,6 +130,10 @@ class Auto(nn.Module):
             values = values[at]
         self.knots = _stored(values.T.contiguous())
         self.normal = _stored(normal_scores(self.knots))
+        if self.parts > 1:
+            roots = root(seen)
+            self.middle = roots.mean(dim=0)
+            self.spread = self._by_stream((roots - self.middle).square().mean(dim=0))
         x, y = self._normalised(labelled), pool.labelled.scores.double()
         order = y.argsort(stable=True)
         self.centres = _stored(x[order[_evenly(len(x), config.most)]].float())
@@ -140,7 +154,7 @@ class Auto(nn.Module):
         self.error = torch.einsum("ks,ksv->v", share, left_out).square().mean().sqrt()
 
     def columns(self, batch: Batch) -> Float[Tensor, "batch columns"]:
-        """Normal scores of a video's columns: its mean feature, and those of its parts."""
+        """A video's columns in both views: the normal scores of its parts' means, and their roots."""
         return self._normalised(self._columns(batch)).double()
 
     def kernels(self, x: Float[Tensor, "a columns"], z: Float[Tensor, "b columns"]) -> list[Float[Tensor, "a b"]]:
@@ -155,14 +169,27 @@ class Auto(nn.Module):
         return torch.cat([self._columns(b) for b in part.batches()])
 
     def _columns(self, batch: Batch) -> Float[Tensor, "batch columns"]:
-        whole = mean_feature(batch)
-        return whole if self.parts == 1 else torch.cat([whole, in_parts(batch, self.parts).flatten(1)], dim=1)
+        return mean_feature(batch) if self.parts == 1 else in_parts(batch, self.parts).flatten(1)
 
-    def _normalised(self, columns: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch columns"]:
-        return interpolate((columns - self.shift) / self.scale, self.knots, self.normal)
+    def _normalised(self, columns: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch all"]:
+        normal = interpolate((columns - self.shift) / self.scale, self.knots, self.normal)
+        if self.parts == 1:
+            return normal
+        return torch.cat([normal, (root(columns) - self.middle) / self.spread], dim=1)
 
-    def _views(self, x: Float[Tensor, "batch columns"]) -> list[Tensor]:
-        return [x] if self.parts == 1 else [x[:, : self.width], x[:, self.width :]]
+    def _views(self, x: Float[Tensor, "batch all"]) -> tuple[Tensor, ...]:
+        return x.chunk(len(self.sizes), dim=1)
+
+    def _by_stream(self, variance: Float[Tensor, "columns"]) -> Float[Tensor, "columns"]:
+        """The deviation of all columns of a stream, at each of them: streams may have different units."""
+        streams = variance.view(self.parts, -1).split(self.widths, dim=1)
+        deviations = [x.mean().sqrt().clamp(min=1e-6).expand_as(x) for x in streams]
+        return torch.cat(deviations, dim=1).flatten()
+
+
+def root(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The square root of each value's size, with its sign."""
+    return x.sign() * x.abs().sqrt()
 
 
 def ridge(
