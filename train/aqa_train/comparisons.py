@@ -115,9 +115,8 @@ class _Drawn:
         for n, (side, mine) in enumerate(zip(self.sides, predicted, strict=True)):
             whole = np.array_equal(np.isnan(mine), np.isnan(side.predicted[name]))
             if not whole or (n, name) not in self.known:
+                # The same videos in two sides are drawn alike; of others, the same numbers do no harm.
                 found = side.tested.by_seed_and_draw(self.measure, mine)
-                # Sides are drawn by the same numbers; in another order they are independent of each other.
-                found = found[:, np.random.default_rng(n).permutation(found.shape[1])] if n else found
                 if whole:
                     self.known[n, name] = found
             else:
