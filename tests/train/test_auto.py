@@ -13,7 +13,7 @@ from aqa_shared.store import FeatureStore
 from aqa_train.batch import Batch
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
-from aqa_train.methods.auto import Auto, AutoConfig, in_parts, interpolate, normal_scores, ridge
+from aqa_train.methods.auto import Auto, AutoConfig, in_parts, interpolate, normal_scores, ridge, root
 from aqa_train.metrics import spearman
 from aqa_train.predict import open_ensemble
 from aqa_train.trainer import Task, fit, predict
@@ -171,7 +171,29 @@ def test_unlabelled_videos_say_how_columns_are_spread() -> None:
         assert (mine - other).abs().max() > 0.005
 
 
-def test_what_roots_are_for() -> None:
+@pytest.mark.parametrize("far", [1e3, 1e10, -1e10])
+def test_an_outlier_among_new_videos_stays_within_bounds(far: float) -> None:
+    rng = np.random.default_rng(9)
+    x = rng.normal(size=(60, 4, 6))
+    scores = np.clip(x[..., 0].mean(axis=1) * 2 + 2.5, 0, 5)
+    x[59, :, 3] = far
+    model, read = trained(x, scores, np.arange(40))
+    told = predict(model, read, np.arange(40, 60), CPU)
+    assert np.abs(told).max() < 6
+    assert (spearman(told, scores[40:]) or 0) > 0.8
+
+
+def test_an_outlier_among_many_labelled_videos() -> None:
+    """Distances are taken from some of the videos, and it is not one of them."""
+    rng = np.random.default_rng(10)
+    x = rng.normal(size=(60, 2, 4))
+    scores = np.linspace(0, 5, 60)
+    x[1], scores[1] = 1e12, 6.0
+    model, read = trained(x, scores, np.arange(50), most=10)
+    assert np.isfinite(predict(model, read, np.arange(50, 60), CPU)).all()
+
+
+def test_what_the_second_view_is_for() -> None:
     """One of 300 channels varies, and has the score: normal scores make the others' noise as large."""
     rng = np.random.default_rng(7)
     x = rng.normal(scale=1e-3, size=(120, 4, 300))
@@ -184,6 +206,11 @@ def test_what_roots_are_for() -> None:
         rho.append(spearman(predict(model, read, test, CPU), scores[test]) or 0)
     assert rho[0] > 0.95
     assert rho[1] < 0.9
+
+
+def test_roots_keep_their_sign() -> None:
+    x = torch.tensor([[-9.0, 0.0, 1e-4, 4.0]])
+    torch.testing.assert_close(root(x), torch.tensor([[-3.0, 0.0, 1e-2, 2.0]]))
 
 
 def test_a_stream_in_other_units_counts_as_before() -> None:

@@ -69,6 +69,23 @@ def test_a_draws_area_under_the_curve_is_that_of_its_videos(pairs: list[tuple[in
         assert np.isnan(value) if expected is None else value == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_perfect_separation_of_few_videos_is_not_certain() -> None:
+    """Of 20 videos with a true area of .95, the interval holds it in nearly as many trials as it says."""
+    rng = np.random.default_rng(0)
+    shift = float(np.sqrt(2) * stats.norm.ppf(0.95))
+    right = np.repeat([0.0, 1.0], 10)
+    held = []
+    for _ in range(200):
+        (row,) = run({"aa": [right * shift + rng.normal(size=20)]}, right)
+        low, high = row["auc"]["interval"]
+        assert low < high
+        held.append(low <= 0.95 <= high)
+    assert np.mean(held) > 0.9
+    (row,) = run({"aa": [-right]}, right)
+    assert row["auc"]["interval"][0] == 0
+    assert 0.05 < row["auc"]["interval"][1] < 0.3
+
+
 def test_the_area_under_the_curve_is_shown_of_right_and_wrong_alone() -> None:
     rng = np.random.default_rng(0)
     right = rng.permutation(np.repeat([0.0, 1.0], 20))

@@ -13,24 +13,23 @@ Of many pairs some will seem to differ: p values are corrected by Holm's procedu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aqa_train import metrics
 from aqa_train.intervals import Interval, Numbers, Resamples
-from aqa_train.summary import Comparison, average, average_by_draw, over_seeds
+from aqa_train.summary import Comparison, average_by_draw, average_of_all, over_seeds
 
 MEASURES = ("spearman", "mae", "auc")
 
 
 @dataclass(frozen=True)
-class Side:
+class Predictions:
     """What every row predicted of one set of test videos."""
 
     tested: Comparison
-    predicted: Mapping[str, Numbers]
-    """By row (seeds, videos), in the order of `tested`; NaN where it predicted nothing."""
+    by_row: Mapping[str, Numbers]
+    """(seeds, videos), in the order of `tested`; NaN where it predicted nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,20 @@ class Pair:
     wilcoxon_holm: float | None = None
 
 
-def compare(sides: Sequence[Side], measures: Sequence[str] = MEASURES, against: str | None = None) -> list[Pair]:
+def compare(sets: Sequence[Predictions], measures: Sequence[str] = MEASURES, against: str | None = None) -> list[Pair]:
     """Every pair of rows, or each with the row `against`, in every measure; Holm's correction within a measure.
 
-    Of several sides, as sports or exercises, the average is compared: that of rows which all of them have. A pair is
+    Of several sets, as sports or exercises, the average is compared: that of rows which all of them have. A pair is
     left out of a measure that has no value for one of the two.
     """
-    first, *others = (side.predicted for side in sides)
+    sets = _drawn_together(sets)
+    first, *others = (one.by_row for one in sets)
     names = [name for name in first if all(name in other for other in others)]
     found: list[Pair] = []
     for measure in measures:
-        drawn = _Drawn(sides, measure)
+        figures = _Figures(sets, measure)
         pairs = [
-            _pair(sides, drawn, a, b)
+            _pair(figures, a, b)
             for i, a in enumerate(names)
             for b in names[i + 1 :]
             if against is None or against in (a, b)
@@ -75,11 +75,11 @@ def compare(sides: Sequence[Side], measures: Sequence[str] = MEASURES, against: 
     return found
 
 
-def interval(sides: Sequence[Side], measure: str, row: str) -> Interval | None:
-    """Over test videos, of a row's average over sides; None of too few."""
-    if not all(side.tested.draws.tell for side in sides):
-        return None
-    return _fewest(sides).interval(_Drawn(sides, measure).average(row, [side.predicted[row] for side in sides]))
+def interval(sets: Sequence[Predictions], measure: str, row: str) -> Interval | None:
+    """Over test videos, of a row's average over sets; None of too few, and where no draw differs from another."""
+    figures = _Figures(_drawn_together(sets), measure)
+    whole = [one.by_row[row] for one in sets]
+    return figures.interval(over_seeds(figures.by_draw(row, whole)))
 
 
 def corrected(pairs: Sequence[Pair]) -> list[Pair]:
@@ -102,66 +102,102 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return found
 
 
-class _Drawn:
-    """A measure of every row in every draw, computed once."""
+def _drawn_together(sets: Sequence[Predictions]) -> list[Predictions]:
+    """Several sets with draws of all their videos (or groups): what lies in two of them is drawn alike.
 
-    def __init__(self, sides: Sequence[Side], measure: str) -> None:
-        self.sides, self.measure = sides, measure
-        self.known: dict[tuple[int, str], Numbers] = {}
+    Drawn within those that lie in the same folds of the same sets.
+    """
+    if len(sets) == 1 or not all(one.tested.draws.tell for one in sets):
+        return list(sets)
+    places: dict[str, list[tuple[int, int]]] = {}
+    for n, one in enumerate(sets):
+        for name, fold in zip(one.tested.names, one.tested.strata.tolist(), strict=True):
+            if (n, fold) not in (mine := places.setdefault(name, [])):
+                mine.append((n, fold))
+    strata = {where: i for i, where in enumerate(dict.fromkeys(map(tuple, places.values())))}
+    number = {name: i for i, name in enumerate(places)}
+    rng = np.random.default_rng([len(places), 2**17])
+    stratum = np.array([strata[tuple(where)] for where in places.values()])
+    draws = Resamples.draw(np.arange(len(places)), stratum, rng)
+    return [
+        replace(
+            one,
+            tested=replace(
+                one.tested,
+                # As wide as the set alone asks for.
+                draws=replace(one.tested.draws, counts=draws.counts[:, [number[name] for name in one.tested.names]]),
+            ),
+        )
+        for one in sets
+    ]
 
-    def average(self, name: str, predicted: Sequence[Numbers]) -> Numbers:
-        """(draws,): of what `name` predicted of every side, or of a part of it; the mean over seeds."""
-        values = []
-        for n, (side, mine) in enumerate(zip(self.sides, predicted, strict=True)):
-            whole = np.array_equal(np.isnan(mine), np.isnan(side.predicted[name]))
-            if not whole or (n, name) not in self.known:
-                # The same videos in two sides are drawn alike; of others, the same numbers do no harm.
-                found = side.tested.by_seed_and_draw(self.measure, mine)
-                if whole:
-                    self.known[n, name] = found
-            else:
-                found = self.known[n, name]
-            values.append(found)
-        draws = min(v.shape[1] for v in values)
-        return over_seeds(average_by_draw(self.measure, [v[:, :draws] for v in values]))
+
+class _Figures:
+    """A measure over all sets: a row, or a part of what it predicted, by seed, by draw, by training."""
+
+    def __init__(self, sets: Sequence[Predictions], measure: str) -> None:
+        self.sets, self.measure = sets, measure
+        self.seeds = [s for s in sets[0].tested.seeds if all(s in one.tested.seeds for one in sets)]
+        self.fewest = min((one.tested.draws for one in sets), key=lambda draws: draws.freedom)
+        self.known: dict[tuple[str, bytes], Numbers] = {}
+
+    def by_seed(self, predicted: Sequence[Numbers]) -> Numbers:
+        """(seeds,): the average; NaN where a set has no figure."""
+        found = []
+        for seed in self.seeds:
+            values = [
+                one.tested.measure(p[one.tested.seeds.index(seed)])[0][self.measure]
+                for one, p in zip(self.sets, predicted, strict=True)
+            ]
+            found.append(average_of_all(self.measure, values))
+        return np.array([np.nan if v is None else v for v in found])
+
+    def by_draw(self, row: str, predicted: Sequence[Numbers]) -> Numbers:
+        """(seeds, draws): the average; NaN where a set has no figure. Computed once for the same videos."""
+        key = row, b"".join(np.isnan(p).tobytes() for p in predicted)
+        if key not in self.known:
+            parts = [
+                one.tested.by_seed_and_draw(self.measure, p[[one.tested.seeds.index(s) for s in self.seeds]])
+                for one, p in zip(self.sets, predicted, strict=True)
+            ]
+            lacking = np.isnan(parts).any(axis=0)
+            self.known[key] = np.where(lacking, np.nan, average_by_draw(self.measure, parts))
+        return self.known[key]
+
+    def by_training(self, predicted: Sequence[Numbers]) -> Numbers:
+        """By seed and fold, where all sets have as many folds, else by seed."""
+        parts = [
+            one.tested.by_training(self.measure, p[[one.tested.seeds.index(s) for s in self.seeds]])
+            for one, p in zip(self.sets, predicted, strict=True)
+        ]
+        if len({len(part) for part in parts}) > 1:
+            return self.by_seed(predicted)
+        lacking = np.isnan(parts).any(axis=0)
+        return np.where(lacking, np.nan, average_by_draw(self.measure, parts))
+
+    def interval(self, by_draw: Numbers) -> Interval | None:
+        """Of a figure by draw."""
+        return self.fewest.interval(by_draw) if np.ptp(by_draw) or not by_draw.any() else None
 
 
-def _pair(sides: Sequence[Side], drawn: _Drawn, a: str, b: str) -> Pair:
-    measure = drawn.measure
-    both = [~(np.isnan(side.predicted[a]) | np.isnan(side.predicted[b])) for side in sides]
-    # Where one lacks a fold, the other's counts no more: it may be the easy one.
+def _pair(figures: _Figures, a: str, b: str) -> Pair:
+    both = [~(np.isnan(one.by_row[a]) | np.isnan(one.by_row[b])) for one in figures.sets]
+    # Where one lacks a fold, the other's counts no more: it may be the easy one. The same with seeds below.
     mine, theirs = (
-        [np.where(known, side.predicted[name], np.nan) for side, known in zip(sides, both, strict=True)]
+        [np.where(known, one.by_row[name], np.nan) for one, known in zip(figures.sets, both, strict=True)]
         for name in (a, b)
     )
-    values = [_mean_over_seeds(sides, measure, predicted) for predicted in (mine, theirs)]
-    difference = None if values[0] is None or values[1] is None else values[0] - values[1]
+    by_seed = figures.by_seed(mine) - figures.by_seed(theirs)
+    seeds = ~np.isnan(by_seed)
+    difference = float(by_seed[seeds].mean()) if seeds.any() else None
     ends, bootstrap = None, None
-    if difference is not None and all(side.tested.draws.tell for side in sides):
-        by_draw = drawn.average(a, mine) - drawn.average(b, theirs)
-        ends = _fewest(sides).interval(by_draw)
+    if difference is not None and figures.fewest.tell:
+        by_draw = over_seeds(figures.by_draw(a, mine)[seeds] - figures.by_draw(b, theirs)[seeds])
+        ends = figures.interval(by_draw)
         bootstrap = _two_sided(by_draw)
-    by_training = [
-        np.concatenate([side.tested.by_training(measure, p) for side, p in zip(sides, predicted, strict=True)])
-        for predicted in (mine, theirs)
-    ]
-    differences = np.subtract(*by_training)
+    differences = figures.by_training(mine) - figures.by_training(theirs)
     differences = differences[~np.isnan(differences)]
-    return Pair(a, b, measure, difference, ends, bootstrap, _wilcoxon(differences), len(differences))
-
-
-def _fewest(sides: Sequence[Side]) -> Resamples:
-    """An interval is as wide as the side with the fewest videos asks for."""
-    return min((side.tested.draws for side in sides), key=lambda draws: draws.freedom)
-
-
-def _mean_over_seeds(sides: Sequence[Side], measure: str, predicted: Sequence[Numbers]) -> float | None:
-    """Averaged over the sides by seed first, as a table's columns are."""
-    by_seed = []
-    for parts in zip(*predicted, strict=True):
-        values = [side.tested.measure(p)[0][measure] for side, p in zip(sides, parts, strict=True)]
-        by_seed.append(average(measure, values))
-    return metrics.mean_std(by_seed)[0]
+    return Pair(a, b, figures.measure, difference, ends, bootstrap, _wilcoxon(differences), len(differences))
 
 
 def _two_sided(by_draw: Numbers) -> float | None:

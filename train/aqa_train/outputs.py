@@ -20,7 +20,7 @@ from aqa_shared.errors import AqaError, UsageError
 from aqa_shared.files import replace_text, replacing, write_new
 from aqa_train import scores
 from aqa_train.checkpoint import as_json, read_json, write_json, writing
-from aqa_train.comparisons import Side, compare
+from aqa_train.comparisons import Predictions, compare
 from aqa_train.config import PLACES, RunConfig
 from aqa_train.experiment import Experiment
 from aqa_train.intervals import LEVEL
@@ -281,7 +281,7 @@ def _pairs(
         for r in rows
         if r["selection"] in ("last", "baseline")
     }
-    return [asdict(pair) for pair in compare([Side(tested, predicted)])]
+    return [asdict(pair) for pair in compare([Predictions(tested, predicted)])]
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -33,6 +33,10 @@ class Comparison:
     over_folds: OverFolds
     span: Numbers
     """By video, highest − lowest score, which R-ℓ2 divides by."""
+    names: tuple[str, ...]
+    """By video, of what is drawn: the video itself, or its group."""
+    strata: NDArray[np.int64]
+    """By video, within which it is drawn."""
     unit: str
     """What is drawn: `videos` or `groups`."""
     units: int
@@ -52,9 +56,10 @@ class Comparison:
         `span`: highest − lowest score, of all or by id.
         """
         found = {(r["fold"], i): t for r in results for i, t in zip(r["ids"], r["true"], strict=True)}
-        names = [("group", group[i]) if group.get(i) else ("video", i) for _, i in found]
-        unit = np.unique(np.array([f"{kind} {name}" for kind, name in names]), return_inverse=True)[1]
+        names = tuple(f"group {group[i]}" if group.get(i) else f"video {i}" for _, i in found)
+        unit = np.unique(np.array(names), return_inverse=True)[1]
         fold = np.array([f for f, _ in found])
+        strata = np.zeros_like(fold) if over_folds == "pooled" else fold
         return cls(
             key={k: place for place, k in enumerate(found)},
             true=np.array(list(found.values()), dtype=np.float64),
@@ -62,9 +67,11 @@ class Comparison:
             seeds=tuple(sorted({r["seed"] for r in results})),
             over_folds=over_folds,
             span=np.array([span if isinstance(span, float) else span[i] for _, i in found], dtype=np.float64),
+            names=names,
+            strata=strata,
             unit="groups" if any(group.values()) else "videos",
             units=int(unit.max(initial=-1)) + 1,
-            draws=Resamples.draw(unit, np.zeros_like(fold) if over_folds == "pooled" else fold, rng),
+            draws=Resamples.draw(unit, strata, rng),
         )
 
     def predictions(self, results: Sequence[Mapping[str, Any]], selection: str, what: str = "predicted") -> Numbers:
@@ -106,6 +113,10 @@ class Comparison:
             return None
         if name == "spearman" and abs(value) >= metrics.CLIP:
             return intervals.of_perfect_order(value, self.draws.freedom)
+        if name == "auc" and value in (0.0, 1.0):
+            return intervals.of_perfect_separation(
+                value, float((self.true == self.true.max()).mean()), self.draws.freedom
+            )
         return self.draws.interval(self.by_draw(name, predicted))
 
     @cached_property
@@ -152,12 +163,17 @@ class Comparison:
 
 
 def average(measure: str, values: Sequence[float | int | None]) -> float | None:
-    """Over folds, or over datasets: Fisher's mean of correlations, the plain mean of anything else."""
+    """Fisher's mean of correlations, the plain mean of anything else; of those that are defined."""
     return metrics.fisher_mean(values) if measure in _RANKS else metrics.mean_std(values)[0]
 
 
+def average_of_all(measure: str, values: Sequence[float | int | None]) -> float | None:
+    """Over datasets, none of which may lack a figure: it may be the easy one."""
+    return None if any(v is None for v in values) else average(measure, values)
+
+
 def average_by_draw(measure: str, values: Sequence[Numbers]) -> Numbers:
-    """The same for every draw; NaN where nothing is defined."""
+    """`average` for every draw; NaN where nothing is defined."""
     return intervals.fisher_mean(values) if measure in _RANKS else _mean_defined(values)
 
 

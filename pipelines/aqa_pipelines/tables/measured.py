@@ -15,10 +15,10 @@ import torch
 from aqa_pipelines.tables.plan import TablePlan, TableRun
 from aqa_pipelines.tables.record import PaperTable, TableColumn, TableRow
 from aqa_train import comparisons, metrics, protocol
-from aqa_train.comparisons import Pair, Side
+from aqa_train.comparisons import Pair, Predictions
 from aqa_train.intervals import Interval
 from aqa_train.predict import load_checkpoint
-from aqa_train.summary import WITH_INTERVAL, average
+from aqa_train.summary import WITH_INTERVAL, average_of_all
 
 BEST = "best-on-validation"
 BF16 = "Networks are computed in bfloat16, which the paper does not say of its own."
@@ -31,8 +31,8 @@ def measure(plan: TablePlan, name: str, out: Path) -> dict[str, Any]:
     runs = {(s.row.name, s.column.name): one for one in plan.works for s in one.spots}
     read = {one.name: _summary(one, out) for one in plan.works}
     found = {key: read[one.name] for key, one in runs.items()}
-    sides = _Sides(plan, out, found)
-    rows = [_row(table, row, found, runs, sides) for row in table.rows]
+    predicted = _Predicted(plan, out, found)
+    rows = [_row(table, row, found, runs, predicted) for row in table.rows]
     return {
         "pipeline": name,
         **table.model_dump(include={"title", "source", "dataset", "kind", "tolerance", "reduced"}),
@@ -44,7 +44,7 @@ def measure(plan: TablePlan, name: str, out: Path) -> dict[str, Any]:
         ],
         "rows": rows,
         "beside": _beside(table, found),
-        "comparisons": _comparisons(table, sides),
+        "comparisons": _comparisons(table, predicted),
         "protocol": {c.name: _protocol(table, c, found) for c in table.columns if not c.average_of},
         "seconds": round(sum(s["protocol"]["seconds"] for s in read.values() if s is not None), 1),
         "environments": _environments(plan, out),
@@ -70,7 +70,7 @@ def _row(
     row: TableRow,
     found: Mapping[tuple[str, str], dict[str, Any] | None],
     runs: Mapping[tuple[str, str], TableRun],
-    sides: _Sides,
+    predicted: _Predicted,
 ) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     best: dict[str, Any] = {}
@@ -96,7 +96,7 @@ def _row(
         _average(table, kept)
     for column in table.columns:
         if column.average_of and column.name in measured:
-            measured[column.name]["interval"] = sides.interval(row, column)
+            measured[column.name]["interval"] = predicted.interval(row, column)
     return {
         "name": row.name,
         "method": row.method,
@@ -120,10 +120,10 @@ def _average(table: PaperTable, measured: dict[str, Any]) -> None:
         parts = [measured.get(name) for name in column.average_of]
         if not parts or any(p is None or p["mean"] is None for p in parts):
             continue
-        by_seed = [
-            average(table.measure_of(column), values)
-            for values in zip(*(p["by_seed"] for p in parts if p is not None), strict=True)
-        ]
+        measure, seeds = table.measure_of(column), [p["by_seed"] for p in parts if p is not None]
+        if len({len(one) for one in seeds}) > 1:
+            continue  # which seeds are lacking is not known here
+        by_seed = [average_of_all(measure, values) for values in zip(*seeds, strict=True)]
         mean, std = metrics.mean_std(by_seed)
         measured[column.name] = {"mean": mean, "std": std, "interval": None, "by_seed": by_seed}
 
@@ -158,7 +158,7 @@ def _protocol(
     return {name: summary["protocol"][name] for name in names}
 
 
-class _Sides:
+class _Predicted:
     """What the rows that are done predicted in every column, read once."""
 
     def __init__(self, plan: TablePlan, out: Path, found: Mapping[tuple[str, str], dict[str, Any] | None]) -> None:
@@ -168,31 +168,33 @@ class _Sides:
             for spot in one.spots:
                 if found[spot.row.name, spot.column.name] is not None:
                     self.runs.setdefault(spot.column.name, {})[spot.row.name] = one
-        self.known: dict[str, Side] = {}
+        self.known: dict[str, Predictions] = {}
 
-    def of(self, column: TableColumn) -> list[Side] | None:
+    def of(self, column: TableColumn) -> list[Predictions] | None:
         """Of the columns that it averages, or of itself; None where no row is done in one."""
         names = column.average_of or (column.name,)
-        return [self._side(name) for name in names] if all(name in self.runs for name in names) else None
+        return [self._column(name) for name in names] if all(name in self.runs for name in names) else None
 
     def interval(self, row: TableRow, column: TableColumn) -> Interval | None:
         """Of a row's average."""
-        sides, measure = self.of(column), self.table.measure_of(column)
-        if sides is None or measure not in WITH_INTERVAL or not all(row.name in side.predicted for side in sides):
+        sets, measure = self.of(column), self.table.measure_of(column)
+        if sets is None or measure not in WITH_INTERVAL or not all(row.name in one.by_row for one in sets):
             return None
-        return comparisons.interval(sides, measure, row.name)
+        return comparisons.interval(sets, measure, row.name)
 
-    def _side(self, column: str) -> Side:
+    def _column(self, column: str) -> Predictions:
         if column not in self.known:
             results = {row: _results(one, self.out) for row, one in self.runs[column].items()}
             first = next(iter(self.runs[column].values())).experiment
             assert first is not None
             tested = protocol.comparison(first.config, first.features, [r for own in results.values() for r in own])
-            self.known[column] = Side(tested, {row: tested.predictions(own, "last") for row, own in results.items()})
+            self.known[column] = Predictions(
+                tested, {row: tested.predictions(own, "last") for row, own in results.items()}
+            )
         return self.known[column]
 
 
-def _comparisons(table: PaperTable, sides: _Sides) -> list[dict[str, Any]]:
+def _comparisons(table: PaperTable, predicted: _Predicted) -> list[dict[str, Any]]:
     """Every measured row beside the one of `against`, column by column, or where columns are averaged, their average.
 
     In the column's measure (one that has no intervals: in Spearman); Holm's correction over all of a measure.
@@ -202,8 +204,8 @@ def _comparisons(table: PaperTable, sides: _Sides) -> list[dict[str, Any]]:
     pairs: list[tuple[str, Pair]] = []
     for column in [c for c in table.columns if c.average_of] or table.columns:
         measure = table.measure_of(column)
-        here = sides.of(column)
-        if here is not None and all(table.against in side.predicted for side in here):
+        here = predicted.of(column)
+        if here is not None and all(table.against in one.by_row for one in here):
             named = measure if measure in WITH_INTERVAL else "spearman"
             pairs += [(column.name, pair) for pair in comparisons.compare(here, [named], table.against)]
     records = []

@@ -65,6 +65,7 @@ class Auto(nn.Module):
     scale: Tensor
     knots: Tensor
     normal: Tensor
+    ends: Tensor
     middle: Tensor
     spread: Tensor
     centres: Tensor
@@ -87,6 +88,8 @@ class Auto(nn.Module):
         """Values of every column, ascending, after shift and scale."""
         self.register_buffer("normal", torch.zeros(columns, 0))
         """What they become."""
+        self.register_buffer("ends", torch.zeros(2, columns * (views - 1), dtype=torch.float64))
+        """The lowest and the highest root of every column: beyond them nothing is known."""
         self.register_buffer("middle", torch.zeros(columns * (views - 1)))
         self.register_buffer("spread", torch.ones(columns * (views - 1)))
         """Of the roots: the mean of every column, and the deviation of all columns of a stream."""
@@ -132,6 +135,9 @@ class Auto(nn.Module):
         self.normal = _stored(normal_scores(self.knots))
         if self.parts > 1:
             roots = root(seen)
+            self.ends = torch.stack(
+                [roots.amin(dim=0), roots.amax(dim=0)]
+            ).double()  # as they are, not in half precision
             self.middle = roots.mean(dim=0)
             self.spread = self._by_stream((roots - self.middle).square().mean(dim=0))
         x, y = self._normalised(labelled), pool.labelled.scores.double()
@@ -175,7 +181,8 @@ class Auto(nn.Module):
         normal = interpolate((columns - self.shift) / self.scale, self.knots, self.normal)
         if self.parts == 1:
             return normal
-        return torch.cat([normal, (root(columns) - self.middle) / self.spread], dim=1)
+        roots = root(columns).clamp(*self.ends.to(columns.dtype))
+        return torch.cat([normal, (roots - self.middle) / self.spread], dim=1)
 
     def _views(self, x: Float[Tensor, "batch all"]) -> tuple[Tensor, ...]:
         return x.chunk(len(self.sizes), dim=1)
