@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from aqa_train import metrics
-from aqa_train.comparisons import Predictions, _drawn_together, compare, holm, interval
+from aqa_train.comparisons import Figures, Predictions, compare, holm
 from aqa_train.metrics import area_under_curve, calibration, selective
 from aqa_train.summary import Comparison
 
@@ -78,7 +78,7 @@ def test_against_one_row_and_with_missing_folds() -> None:
     half = whole.copy()
     half[:, :20] = np.nan
     rows = {"whole": whole, "half": half, "same": whole}
-    pairs = compare([Predictions(comparison, rows)], against="whole")
+    pairs = [p for m in ("spearman", "mae") for p in Figures([Predictions(comparison, rows)], m).pairs("whole")]
     assert {(p.a, p.b) for p in pairs} == {("whole", "half"), ("whole", "same")}
     # On what both predicted they are the same.
     assert all(p.difference == 0 and p.bootstrap == 1.0 and p.wilcoxon is None for p in pairs)
@@ -196,7 +196,7 @@ def test_a_set_of_few_videos_widens_the_interval_or_takes_it_away() -> None:
         found[few] = compare(sets, ["mae"])[0]
         if few == 9:
             # By the 9 degrees of freedom of the small one, not the 99 of the large one.
-            together = _drawn_together(sets)
+            together = Figures(sets, "mae").sets
             by_draw = [one.tested.by_draw("mae", one.by_row["a"]) - one.tested.by_draw("mae", one.by_row["b"])
                        for one in together]  # fmt: skip
             expected = together[1].tested.draws.interval(np.mean(by_draw, axis=0))
@@ -215,8 +215,8 @@ def test_what_no_draw_changes_has_no_interval() -> None:
     for k in range(2):
         true = np.arange(9.0)
         sets.append(Predictions(drawn_from(true, 1, ids=[f"{k} {i}" for i in range(9)]), {"a": true[None]}))
-    assert interval(sets, "spearman", "a") is None
-    assert interval(sets, "mae", "a") == (0.0, 0.0)
+    assert Figures(sets, "spearman").interval("a") is None
+    assert Figures(sets, "mae").interval("a") == (0.0, 0.0)
 
 
 def test_draws_without_one_of_the_two_values_say_nothing_of_an_average() -> None:
@@ -227,8 +227,8 @@ def test_draws_without_one_of_the_two_values_say_nothing_of_an_average() -> None
         Predictions(drawn_from(few, 1, ids=[f"a {i}" for i in range(12)]), {"a": few[None]}),
         Predictions(drawn_from(many, 1, ids=[f"b {i}" for i in range(40)]), {"a": rng.normal(size=(1, 40))}),
     ]
-    low, high = interval(sets, "auc", "a") or (0.0, 0.0)
-    alone = interval(sets[1:], "auc", "a") or (0.0, 0.0)
+    low, high = Figures(sets, "auc").interval("a") or (0.0, 0.0)
+    alone = Figures(sets[1:], "auc").interval("a") or (0.0, 0.0)
     assert low > (1 + alone[0]) / 2 - 0.05  # the first is 1 in every draw that has it
     assert high < (1 + alone[1]) / 2 + 0.05
 

@@ -53,33 +53,9 @@ class Pair:
     wilcoxon_holm: float | None = None
 
 
-def compare(sets: Sequence[Predictions], measures: Sequence[str] = MEASURES, against: str | None = None) -> list[Pair]:
-    """Every pair of rows, or each with the row `against`, in every measure; Holm's correction within a measure.
-
-    Of several sets, as sports or exercises, the average is compared: that of rows which all of them have. A pair is
-    left out of a measure that has no value for one of the two.
-    """
-    sets = _drawn_together(sets)
-    first, *others = (one.by_row for one in sets)
-    names = [name for name in first if all(name in other for other in others)]
-    found: list[Pair] = []
-    for measure in measures:
-        figures = _Figures(sets, measure)
-        pairs = [
-            _pair(figures, a, b)
-            for i, a in enumerate(names)
-            for b in names[i + 1 :]
-            if against is None or against in (a, b)
-        ]
-        found += corrected([pair for pair in pairs if pair.difference is not None])
-    return found
-
-
-def interval(sets: Sequence[Predictions], measure: str, row: str) -> Interval | None:
-    """Over test videos, of a row's average over sets; None of too few, and where no draw differs from another."""
-    figures = _Figures(_drawn_together(sets), measure)
-    whole = [one.by_row[row] for one in sets]
-    return figures.interval(over_seeds(figures.by_draw(row, whole)))
+def compare(sets: Sequence[Predictions], measures: Sequence[str] = MEASURES) -> list[Pair]:
+    """Every pair of rows in every measure; Holm's correction within a measure."""
+    return [pair for measure in measures for pair in Figures(sets, measure).pairs()]
 
 
 def corrected(pairs: Sequence[Pair]) -> list[Pair]:
@@ -132,14 +108,33 @@ def _drawn_together(sets: Sequence[Predictions]) -> list[Predictions]:
     ]
 
 
-class _Figures:
-    """A measure over all sets: a row, or a part of what it predicted, by seed, by draw, by training."""
+class Figures:
+    """A measure of every row over one set of test videos, or its average over several, as sports or exercises."""
 
     def __init__(self, sets: Sequence[Predictions], measure: str) -> None:
-        self.sets, self.measure = sets, measure
+        self.sets, self.measure = _drawn_together(sets), measure
         self.seeds = [s for s in sets[0].tested.seeds if all(s in one.tested.seeds for one in sets)]
         self.fewest = min((one.tested.draws for one in sets), key=lambda draws: draws.freedom)
         self.known: dict[tuple[str, bytes], Numbers] = {}
+
+    def pairs(self, against: str | None = None) -> list[Pair]:
+        """Every two of the rows that all sets have, or each with the row `against`; with Holm's correction.
+
+        A pair is left out where one of the two has no value.
+        """
+        first, *others = (one.by_row for one in self.sets)
+        names = [name for name in first if all(name in other for other in others)]
+        pairs = [
+            _pair(self, a, b)
+            for i, a in enumerate(names)
+            for b in names[i + 1 :]
+            if against is None or against in (a, b)
+        ]
+        return corrected([pair for pair in pairs if pair.difference is not None])
+
+    def interval(self, row: str) -> Interval | None:
+        """Over test videos, of a row; None of too few, and where no draw differs from another."""
+        return self.ends(over_seeds(self.by_draw(row, [one.by_row[row] for one in self.sets])))
 
     def by_seed(self, predicted: Sequence[Numbers]) -> Numbers:
         """(seeds,): the average; NaN where a set has no figure."""
@@ -175,12 +170,12 @@ class _Figures:
         lacking = np.isnan(parts).any(axis=0)
         return np.where(lacking, np.nan, average_by_draw(self.measure, parts))
 
-    def interval(self, by_draw: Numbers) -> Interval | None:
-        """Of a figure by draw."""
+    def ends(self, by_draw: Numbers) -> Interval | None:
+        """The interval of a figure by draw."""
         return self.fewest.interval(by_draw) if np.ptp(by_draw) or not by_draw.any() else None
 
 
-def _pair(figures: _Figures, a: str, b: str) -> Pair:
+def _pair(figures: Figures, a: str, b: str) -> Pair:
     both = [~(np.isnan(one.by_row[a]) | np.isnan(one.by_row[b])) for one in figures.sets]
     # Where one lacks a fold, the other's counts no more: it may be the easy one. The same with seeds below.
     mine, theirs = (
@@ -193,7 +188,7 @@ def _pair(figures: _Figures, a: str, b: str) -> Pair:
     ends, bootstrap = None, None
     if difference is not None and figures.fewest.tell:
         by_draw = over_seeds(figures.by_draw(a, mine)[seeds] - figures.by_draw(b, theirs)[seeds])
-        ends = figures.interval(by_draw)
+        ends = figures.ends(by_draw)
         bootstrap = _two_sided(by_draw)
     differences = figures.by_training(mine) - figures.by_training(theirs)
     differences = differences[~np.isnan(differences)]

@@ -14,8 +14,8 @@ import torch
 
 from aqa_pipelines.tables.plan import TablePlan, TableRun
 from aqa_pipelines.tables.record import PaperTable, TableColumn, TableRow
-from aqa_train import comparisons, metrics, protocol
-from aqa_train.comparisons import Pair, Predictions
+from aqa_train import metrics, protocol
+from aqa_train.comparisons import Figures, Pair, Predictions, corrected
 from aqa_train.intervals import Interval
 from aqa_train.predict import load_checkpoint
 from aqa_train.summary import WITH_INTERVAL, average_of_all
@@ -169,18 +169,27 @@ class _Predicted:
                 if found[spot.row.name, spot.column.name] is not None:
                     self.runs.setdefault(spot.column.name, {})[spot.row.name] = one
         self.known: dict[str, Predictions] = {}
+        self.drawn: dict[str, Figures] = {}
 
-    def of(self, column: TableColumn) -> list[Predictions] | None:
-        """Of the columns that it averages, or of itself; None where no row is done in one."""
-        names = column.average_of or (column.name,)
-        return [self._column(name) for name in names] if all(name in self.runs for name in names) else None
+    def of(self, column: TableColumn) -> Figures | None:
+        """Of the columns that it averages, or of itself, drawn once; None where no row is done in one.
+
+        In the column's measure, or one that has no intervals: in Spearman.
+        """
+        names, measure = column.average_of or (column.name,), self.table.measure_of(column)
+        if not all(name in self.runs for name in names):
+            return None
+        if column.name not in self.drawn:
+            named = measure if measure in WITH_INTERVAL else "spearman"
+            self.drawn[column.name] = Figures([self._column(name) for name in names], named)
+        return self.drawn[column.name]
 
     def interval(self, row: TableRow, column: TableColumn) -> Interval | None:
         """Of a row's average."""
-        sets, measure = self.of(column), self.table.measure_of(column)
-        if sets is None or measure not in WITH_INTERVAL or not all(row.name in one.by_row for one in sets):
+        figures = self.of(column)
+        if figures is None or figures.measure != self.table.measure_of(column):
             return None
-        return comparisons.interval(sets, measure, row.name)
+        return figures.interval(row.name) if all(row.name in one.by_row for one in figures.sets) else None
 
     def _column(self, column: str) -> Predictions:
         if column not in self.known:
@@ -197,21 +206,19 @@ class _Predicted:
 def _comparisons(table: PaperTable, predicted: _Predicted) -> list[dict[str, Any]]:
     """Every measured row beside the one of `against`, column by column, or where columns are averaged, their average.
 
-    In the column's measure (one that has no intervals: in Spearman); Holm's correction over all of a measure.
+    Holm's correction is over all of a measure.
     """
     if table.against is None:
         return []
     pairs: list[tuple[str, Pair]] = []
     for column in [c for c in table.columns if c.average_of] or table.columns:
-        measure = table.measure_of(column)
         here = predicted.of(column)
-        if here is not None and all(table.against in one.by_row for one in here):
-            named = measure if measure in WITH_INTERVAL else "spearman"
-            pairs += [(column.name, pair) for pair in comparisons.compare(here, [named], table.against)]
+        if here is not None and all(table.against in one.by_row for one in here.sets):
+            pairs += [(column.name, pair) for pair in here.pairs(table.against)]
     records = []
     for what in dict.fromkeys(pair.measure for _, pair in pairs):
         mine = [(name, pair) for name, pair in pairs if pair.measure == what]
-        for (where, _), pair in zip(mine, comparisons.corrected([p for _, p in mine]), strict=True):
+        for (where, _), pair in zip(mine, corrected([p for _, p in mine]), strict=True):
             records.append({"column": where, **asdict(_turned(pair, table.against))})
     return records
 
