@@ -135,9 +135,8 @@ class Auto(nn.Module):
         self.normal = _stored(normal_scores(self.knots))
         if self.parts > 1:
             roots = root(seen)
-            self.ends = torch.stack(
-                [roots.amin(dim=0), roots.amax(dim=0)]
-            ).double()  # as they are, not in half precision
+            # In double precision, which a checkpoint does not halve.
+            self.ends = torch.stack([roots.amin(dim=0), roots.amax(dim=0)]).double()
             self.middle = roots.mean(dim=0)
             self.spread = self._by_stream((roots - self.middle).square().mean(dim=0))
         x, y = self._normalised(labelled), pool.labelled.scores.double()
