@@ -147,6 +147,37 @@ def test_results_link_the_pictures_of_figures(tmp_path: Path) -> None:
     assert links == [("UI-PRMD: exercises done right or wrong, by people never seen", "../records/real/ui_prmd.svg")]
 
 
+def test_results_begin_with_the_best_row_of_each_column_or_average(tmp_path: Path) -> None:
+    def row(name: str, **means: float | None) -> dict[str, Any]:
+        figures = {c: {"mean": m, "std": None, "interval": None, "by_seed": [m]} for c, m in means.items()}
+        common: dict[str, Any] = {"why": None, "lacks": {}, "uses_difficulty": False, "best_on_validation": {}}
+        return {**common, "name": name, "method": name, "end_to_end": False, "published": {}, "measured": figures}
+
+    def column(name: str, measure: str, *parts: str) -> dict[str, Any]:
+        return {"name": name, "measure": measure, "x": None, "average_of": parts}
+
+    common = {
+        "source": "S", "reduced": "", "seconds": 0, "tolerance": None, "differences": [], "comparisons": [],
+        "protocol": {"c": {"seeds": 5, "labelled": 9, "unlabelled": 9, "validation": 0, "test": 9, "folds": 1,
+                           "streams": ["rgb"]}},
+        "beside": [row("mean-score", c=0.99, avg=0.99)],
+    }  # fmt: skip
+    rows = [row("a", c=0.5, d=4.0), row("b", c=0.7, d=3.0, avg=None), row("c"), row("d", c=0.6, d=5.0, avg=0.2)]
+    tables = {
+        "t/one": ("Dives: two's, 10 %", [column("c", "spearman"), column("d", "mae")]),
+        "t/two": ("Averages", [column("c", "spearman"), column("avg", "spearman", "c")]),
+        "t/none": ("Nobody has begun", [column("e", "spearman")]),
+    }
+    for name, (title, columns) in tables.items():
+        record = {**common, "pipeline": name, "title": title, "columns": columns, "rows": rows}
+        (tmp_path / f"{name[2:]}.json").write_text(json.dumps(record))
+    aqa("results", tmp_path, "--out", tmp_path / "results.md")
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert "| [Dives: two's, 10 %](#dives-twos-10-) | 3 | 5 | c: b 0.700; d: b 3.00 |" in lines
+    assert "| [Averages](#averages) | 3 | 5 | avg: d 0.200 |" in lines
+    assert "| [Nobody has begun](#nobody-has-begun) | 3 | 5 |  |" in lines
+
+
 def test_wide_tables_stand_on_their_side_and_leagues_are_apart() -> None:
     from aqa_pipelines.tables.text import as_markdown
 

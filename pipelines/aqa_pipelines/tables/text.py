@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ NAMES = {
     "spearman": "Spearman", "kendall": "Kendall's τ", "mae": "MAE", "auc": "AUC",
     "rl2_dataset_range": "R-ℓ2 × 100", "rl2_test_range": "R-ℓ2 × 100 over the test range",
 }  # fmt: skip
+SMALLER_IS_BETTER = ("mae", "rl2_dataset_range", "rl2_test_range")
 WIDE = 14
 """Cells of a line; tables with more stand on their side."""
 
@@ -90,12 +92,41 @@ def report(results: Path, beside: Path) -> str:
         "of the last epoch; no epoch is chosen on test videos. [tables.md](tables.md) explains how to read them.",
         "",
     ]
-    for record, drawn in sorted(records, key=lambda r: (not r[0]["pipeline"].startswith("real/"), r[0]["pipeline"])):
+    records.sort(key=lambda r: (not r[0]["pipeline"].startswith("real/"), r[0]["pipeline"]))
+    lines += [*_overview([record for record, _ in records]), ""]
+    for record, drawn in records:
         lines += [as_markdown(record, heading="##")]
         if drawn:
             lines += [f"![{record['title']}]({drawn})", ""]
         lines += [f"From `pipelines/{record['pipeline']}.toml`.", ""]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _overview(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for every table, with the row that has the best mean in each column; of averages where there are some."""
+    grid = [["table", "rows", "seeds", "best measured mean"]]
+    for record in records:
+        measured = sum(1 for row in record["rows"] if row["measured"])
+        seeds = {p["seeds"] for p in record["protocol"].values() if p is not None}
+        averages = [c for c in record["columns"] if c["average_of"]]
+        best = [_best(record, column) for column in averages or record["columns"]]
+        link = f"[{record['title']}](#{_anchor(record['title'])})"
+        grid.append([link, str(measured), ", ".join(map(str, sorted(seeds))), "; ".join(filter(None, best))])
+    return [_line(grid[0]), _line(["---"] * len(grid[0])), *map(_line, grid[1:])]
+
+
+def _best(record: Mapping[str, Any], column: Mapping[str, Any]) -> str:
+    means = {row["name"]: (row["measured"].get(column["name"]) or {}).get("mean") for row in record["rows"]}
+    known = {name: mean for name, mean in means.items() if mean is not None}
+    if not known:
+        return ""
+    best = (min if column["measure"] in SMALLER_IS_BETTER else max)(known, key=lambda name: known[name])
+    return f"{column['name']}: {best} {_number(known[best], DIGITS[column['measure']])}"
+
+
+def _anchor(title: str) -> str:
+    """Where a heading of that text is found, by the rules of GitHub."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def _rows(record: Mapping[str, Any]) -> list[str]:
