@@ -5,9 +5,9 @@ Two tests answer two questions, both of the same trainings side by side, so that
 - **bootstrap**: with other test videos, how often would the difference have the other sign (`intervals`)?
 - **Wilcoxon**: with other seeds and folds? Signed ranks of the differences by seed and fold. Folds share most of their
   training videos and seeds all test videos, so its p values are too small rather than too large, and of five
-  pairs the smallest there is is 1/16.
+  pairs the smallest there is is 1/16. Seeds that change neither row, as of ridge and SVR on all labels, count once.
 
-Of many pairs some will seem to differ: p values are corrected by Holm's procedure over all pairs of a table.
+Of many pairs some will seem to differ: p values are corrected by Holm's procedure over all pairs in one measure.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aqa_train.intervals import Interval, Numbers, Resamples
-from aqa_train.summary import Comparison, average_by_draw, average_of_all, over_seeds
+from aqa_train.intervals import ROUNDING, Interval, Numbers, Resamples, varies
+from aqa_train.summary import Comparison, average_by_draw, average_of_all, mean_defined
 
 MEASURES = ("spearman", "mae", "auc")
 
@@ -44,11 +44,11 @@ class Pair:
     interval: Interval | None
     """Of the difference, over test videos."""
     bootstrap: float | None
-    """Its two-sided p value; None of too few test videos."""
+    """Its two-sided p value; None of too few test videos, and where most draws have no figure."""
     wilcoxon: float | None
-    """Two-sided; None where fewer than two of the pairs differ."""
+    """Two-sided; None of fewer than two pairs, and where none differs."""
     pairs: int
-    """Seeds × folds that the Wilcoxon test has."""
+    """Seeds × folds that the Wilcoxon test has; seeds that change no prediction of the two count once."""
     bootstrap_holm: float | None = None
     wilcoxon_holm: float | None = None
 
@@ -81,20 +81,26 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 def _drawn_together(sets: Sequence[Predictions]) -> list[Predictions]:
     """Several sets with draws of all their videos (or groups): what lies in two of them is drawn alike.
 
-    Drawn within those that lie in the same folds of the same sets.
+    Drawn within folds; folds of several sets that share a video are drawn as one.
     """
     if len(sets) == 1 or not all(one.tested.draws.tell for one in sets):
         return list(sets)
-    places: dict[str, list[tuple[int, int]]] = {}
-    for n, one in enumerate(sets):
-        for name, fold in zip(one.tested.names, one.tested.strata.tolist(), strict=True):
-            if (n, fold) not in (mine := places.setdefault(name, [])):
-                mine.append((n, fold))
-    strata = {where: i for i, where in enumerate(dict.fromkeys(map(tuple, places.values())))}
-    number = {name: i for i, name in enumerate(places)}
-    rng = np.random.default_rng([len(places), 2**17])
-    stratum = np.array([strata[tuple(where)] for where in places.values()])
-    draws = Resamples.draw(np.arange(len(places)), stratum, rng)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    number: dict[str, int] = {}
+    folds: dict[tuple[int, int], int] = {}
+    edges = [
+        (number.setdefault(name, len(number)), folds.setdefault((n, fold), len(folds)))
+        for n, one in enumerate(sets)
+        for name, fold in zip(one.tested.names, one.tested.strata.tolist(), strict=True)
+    ]
+    unit, fold = np.array(edges).T
+    size = len(number) + len(folds)
+    shared = coo_array((np.ones(len(edges)), (unit, len(number) + fold)), shape=(size, size))
+    stratum = connected_components(shared, directed=False)[1][: len(number)].astype(np.int64)
+    rng = np.random.default_rng([len(number), 2**17])
+    draws = Resamples.draw(np.arange(len(number)), stratum, rng)
     return [
         replace(
             one,
@@ -133,8 +139,10 @@ class Figures:
         return corrected([pair for pair in pairs if pair.difference is not None])
 
     def interval(self, row: str) -> Interval | None:
-        """Over test videos, of a row; None of too few, and where no draw differs from another."""
-        return self.ends(over_seeds(self.by_draw(row, [one.by_row[row] for one in self.sets])))
+        """Over test videos, of a row; None of too few or of no seed, and where no draw differs from another."""
+        if not self.seeds or not self.fewest.tell:
+            return None
+        return self.ends(mean_defined(self.by_draw(row, [one.by_row[row] for one in self.sets])))
 
     def by_seed(self, predicted: Sequence[Numbers]) -> Numbers:
         """(seeds,): the average; NaN where a set has no figure."""
@@ -159,20 +167,29 @@ class Figures:
             self.known[key] = np.where(lacking, np.nan, average_by_draw(self.measure, parts))
         return self.known[key]
 
-    def by_training(self, predicted: Sequence[Numbers]) -> Numbers:
+    def distinct(self, *rows: Sequence[Numbers]) -> list[int]:
+        """The seeds, without those that change no prediction of any of the rows: copies are no further evidence."""
+        found: dict[bytes, int] = {}
+        for seed in self.seeds:
+            places = [one.tested.seeds.index(seed) for one in self.sets]
+            key = b"".join(p[at].tobytes() for row in rows for p, at in zip(row, places, strict=True))
+            found.setdefault(key, seed)
+        return list(found.values())
+
+    def by_training(self, predicted: Sequence[Numbers], seeds: Sequence[int]) -> Numbers:
         """By seed and fold, where all sets have as many folds, else by seed."""
         parts = [
-            one.tested.by_training(self.measure, p[[one.tested.seeds.index(s) for s in self.seeds]])
+            one.tested.by_training(self.measure, p[[one.tested.seeds.index(s) for s in seeds]])
             for one, p in zip(self.sets, predicted, strict=True)
         ]
         if len({len(part) for part in parts}) > 1:
-            return self.by_seed(predicted)
+            return self.by_seed(predicted)[[self.seeds.index(s) for s in seeds]]
         lacking = np.isnan(parts).any(axis=0)
         return np.where(lacking, np.nan, average_by_draw(self.measure, parts))
 
     def ends(self, by_draw: Numbers) -> Interval | None:
         """The interval of a figure by draw."""
-        return self.fewest.interval(by_draw) if np.ptp(by_draw) or not by_draw.any() else None
+        return self.fewest.interval(by_draw) if varies(by_draw) or not np.nan_to_num(by_draw).any() else None
 
 
 def _pair(figures: Figures, a: str, b: str) -> Pair:
@@ -187,26 +204,19 @@ def _pair(figures: Figures, a: str, b: str) -> Pair:
     difference = float(by_seed[seeds].mean()) if seeds.any() else None
     ends, bootstrap = None, None
     if difference is not None and figures.fewest.tell:
-        by_draw = over_seeds(figures.by_draw(a, mine)[seeds] - figures.by_draw(b, theirs)[seeds])
-        ends = figures.ends(by_draw)
-        bootstrap = _two_sided(by_draw)
-    differences = figures.by_training(mine) - figures.by_training(theirs)
+        by_draw = mean_defined(figures.by_draw(a, mine)[seeds] - figures.by_draw(b, theirs)[seeds])
+        ends, bootstrap = figures.ends(by_draw), figures.fewest.p_value(by_draw)
+    trained = figures.distinct(mine, theirs)
+    differences = figures.by_training(mine, trained) - figures.by_training(theirs, trained)
     differences = differences[~np.isnan(differences)]
     return Pair(a, b, figures.measure, difference, ends, bootstrap, _wilcoxon(differences), len(differences))
-
-
-def _two_sided(by_draw: Numbers) -> float | None:
-    """Twice how often the difference is not of the sign that it mostly has; never 0, which no draws can show."""
-    known = by_draw[~np.isnan(by_draw)]
-    if not len(known):
-        return None
-    below, above = int((known <= 0).sum()), int((known >= 0).sum())
-    return min(1.0, 2 * (min(below, above) + 1) / (len(known) + 1))
 
 
 def _wilcoxon(differences: Numbers) -> float | None:
     from scipy.stats import wilcoxon
 
+    # Of a few videos many correlations are alike but for rounding, which would give them different ranks.
+    differences = np.round(differences / ROUNDING) * ROUNDING
     if len(differences) < 2 or not differences.any():
         return None
     return float(wilcoxon(differences).pvalue)

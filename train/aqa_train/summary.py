@@ -174,16 +174,16 @@ def average_of_all(measure: str, values: Sequence[float | int | None]) -> float 
 
 def average_by_draw(measure: str, values: Sequence[Numbers]) -> Numbers:
     """`average` for every draw; NaN where nothing is defined."""
-    return intervals.fisher_mean(values) if measure in _RANKS else _mean_defined(values)
+    return intervals.fisher_mean(values) if measure in _RANKS else mean_defined(values)
 
 
 def over_seeds(values: Numbers) -> Numbers:
     """(draws,): the mean of (seeds, draws) over the seeds that have a figure; 0 where none has in any draw."""
-    found = _mean_defined(values)
+    found = mean_defined(values)
     return np.zeros_like(found) if np.isnan(found).all() else found
 
 
-def _mean_defined(values: Sequence[Numbers] | Numbers) -> Numbers:
+def mean_defined(values: Sequence[Numbers] | Numbers) -> Numbers:
     """The mean over the first axis of what is defined; NaN where nothing is."""
     stacked = np.asarray(values)
     with np.errstate(invalid="ignore"):
@@ -215,7 +215,7 @@ def summarise(results: Sequence[Mapping[str, Any]], tested: Comparison) -> list[
                 center, deviation = metrics.mean_std(by_seed)
                 row[name] = {"mean": center, "std": deviation, "by_seed": by_seed}
                 row[name] |= {"defined": sum(d[name] for d in defined), "of": runs}
-            together = _mean_defined(predicted)
+            together = mean_defined(predicted)
             row["ensemble"] = {name: {"value": v} for name, v in tested.measure(together)[0].items()}
             if (found := _sure(tested, mine, selection, predicted)) is not None:
                 row["uncertainty"] = found
@@ -245,8 +245,8 @@ def _sure(
     by_seed = [metrics.calibration(u, e) for u, e in pairs]
     center, deviation = metrics.mean_std(by_seed)
     curves = {
-        "mae": _mean_defined([metrics.selective(u, e) for u, e in pairs]),
-        "best": _mean_defined([metrics.selective(e, e) for _, e in pairs]),
+        "mae": mean_defined([metrics.selective(u, e) for u, e in pairs]),
+        "best": mean_defined([metrics.selective(e, e) for _, e in pairs]),
     }
     return {
         "calibration": {"mean": center, "std": deviation, "by_seed": by_seed, "bins": metrics.BINS},
