@@ -6,10 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.clusters import Cluster
 
 from aqa_shared.errors import AqaError, UsageError
+from aqa_shared.records import ExtractSettings, FlowSettings, Sampling, Video
+from aqa_shared.store import ArraySpec, StoreWriter
 
 from .table_cases import aqa, measured, miniature, of_mine
 
@@ -76,7 +79,7 @@ def test_averages_are_compared_where_there_are_some_in_the_measure_of_the_table(
         'streams = ["rgb"]\nagainst = "ridge"\nmeasure = "mae"\n[run]\nseeds = 2\n'
         '[[columns]]\nname = "half"\nrun = { labelled = 0.5 }\n[[columns]]\nname = "all"\n'
         '[[columns]]\nname = "both"\naverage_of = ["half", "all"]\n'
-        '[[rows]]\nname = "SVR"\nmethod = "svr"\n[[rows]]\nname = "ridge"\nmethod = "ridge"\n'
+        '[[rows]]\nname = "ridge"\nmethod = "ridge"\n[[rows]]\nname = "SVR"\nmethod = "svr"\n'
         '[[rows]]\nname = "half of it"\nmethod = "svr"\ncolumns = ["half"]\n',
     )
     code, record = measured(file, store, out)
@@ -84,13 +87,51 @@ def test_averages_are_compared_where_there_are_some_in_the_measure_of_the_table(
     said = capsys.readouterr().out
     (pair,) = record["comparisons"]
     assert (pair["a"], pair["b"], pair["column"], pair["measure"]) == ("SVR", "ridge", "both", "mae")
-    mine, theirs = (record["rows"][i]["measured"]["both"]["mean"] for i in (0, 1))
+    theirs, mine = (record["rows"][i]["measured"]["both"]["mean"] for i in (0, 1))
     assert pair["difference"] == pytest.approx(mine - theirs)
-    low, high = record["rows"][0]["measured"]["both"]["interval"]
+    low, high = record["rows"][1]["measured"]["both"]["interval"]
     assert low < mine < high
     assert pair["interval"][0] < pair["difference"] < pair["interval"][1]
     assert "MAE compared with `ridge`" in said
     assert f"| SVR | both | {mine - theirs:+.3f} |" in said
+
+
+@pytest.mark.parametrize("first", ["rgb", "flow"])
+def test_rows_whose_streams_not_all_videos_have_are_compared_on_those_that_both_have(
+    tmp_path: Path, first: str
+) -> None:
+    store, second = tmp_path / "some.zarr", {"rgb": "flow", "flow": "rgb"}[first]
+    rng = np.random.default_rng(0)
+    x = rng.random((40, 4, 8), dtype=np.float32)
+    for stream, fewer in (("rgb", []), ("flow", [4, 5])):
+        settings = ExtractSettings(
+            streams=(stream,),
+            sampling=Sampling(segments=4),
+            flow=FlowSettings(mode="off" if stream == "rgb" else "parity"),
+        )
+        spec = ArraySpec(stream, ("channel",), (8,), "float32", role="feature", attrs={"stream": stream})
+        videos = {
+            f"v{i}": Video(id=f"v{i}", path=f"/v{i}.mp4", score=float(x[i].sum()), split="train" if i % 4 else "test")
+            for i in range(40)
+            if i not in fewer
+        }
+        with StoreWriter.open(store, specs=[spec], settings=settings, provenance={"weights": {}}) as writer:
+            for i, video in enumerate(x):
+                if f"v{i}" in videos:
+                    writer.commit(f"v{i}", {stream: np.roll(video, len(fewer), axis=1)}, {"fps": 25.0})
+            writer.finalise(videos)
+    rows = "".join(f'[[rows]]\nname = "{s}"\nmethod = "ridge"\nstreams = ["{s}"]\n' for s in (first, second))
+    file = of_mine(
+        tmp_path, f'kind = "cases"\nagainst = "{first}"\n[run]\nseeds = 1\n[[columns]]\nname = "all"\n{rows}'
+    )
+    code, record = measured(file, store, tmp_path / "runs")
+    assert not code
+    assert [bool(r["measured"]) for r in record["rows"]] == [True, True]
+    assert record["differences"] == ["flow (all) is tested on 9 of 10 videos: the rest lack a stream that it reads."]
+    (pair,) = record["comparisons"]
+    assert (pair["a"], pair["b"]) == (second, first)
+    assert pair["interval"] is not None
+    assert {case["id"] for case in record["cases"]} <= {f"v{i}" for i in range(0, 40, 4)} - {"v4"}
 
 
 SEVERAL = (

@@ -190,7 +190,7 @@ def write_results(
 ) -> dict[str, Any]:
     """metrics.json, metrics.csv, predictions.csv, scores.csv, losses.csv; returns what metrics.json holds."""
     config = experiment.config
-    tested = None if config.all_scores else comparison(config, experiment.features, [*results, *baselines])
+    tested = None if config.all_scores else comparison(config, [experiment.features], [*results, *baselines])
     rows = [] if tested is None else summarise([*results, *baselines], tested)
     every = list(scores.every_video(experiment.features, config, experiment.splits, results))
     pairs = [] if tested is None else _pairs([*results, *baselines], rows, tested)

@@ -198,14 +198,22 @@ def _ids(features: FeatureSet, rows: Rows) -> tuple[str, ...]:
     return tuple(sorted(features.ids[r] for r in rows))
 
 
-def comparison(config: RunConfig, features: FeatureSet, results: Sequence[Mapping[str, Any]]) -> Comparison:
-    """The test videos of a run, with draws of them that its first seed decides."""
-    group = group_of(config, features)
+def comparison(config: RunConfig, features: Sequence[FeatureSet], results: Sequence[Mapping[str, Any]]) -> Comparison:
+    """The test videos of runs that differ in what they read, with draws of them that the first seed decides.
+
+    What a video is measured by is that of the first of `features` that has it.
+    """
+    span: dict[str, float] = {}
+    groups: dict[str, str] = {}
+    for one in reversed(features):
+        span |= zip(one.ids, spans(config, one).tolist(), strict=True)
+        if (group := group_of(config, one)) is not None:
+            groups |= zip(one.ids, map(str, group), strict=True)
     return Comparison.of(
         results,
-        over_folds(config, features),
-        dict(zip(features.ids, spans(config, features).tolist(), strict=True)),
-        {} if group is None else dict(zip(features.ids, map(str, group), strict=True)),
+        over_folds(config, features[0]),
+        span,
+        groups,
         np.random.default_rng([config.seed, 2**17]),
     )
 

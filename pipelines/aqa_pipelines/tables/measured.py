@@ -36,7 +36,11 @@ def measure(plan: TablePlan, name: str, out: Path) -> dict[str, Any]:
     return {
         "pipeline": name,
         **table.model_dump(include={"title", "source", "dataset", "kind", "tolerance", "reduced"}),
-        "differences": [*table.differences, *([BF16] if table.run.get("precision") == "bf16" else [])],
+        "differences": [
+            *table.differences,
+            *([BF16] if table.run.get("precision") == "bf16" else []),
+            *_on_fewer_videos(table, found),
+        ],
         "against": table.against,
         "columns": [
             {"name": c.name, "measure": table.measure_of(c), "x": c.x, "average_of": c.average_of}
@@ -147,6 +151,20 @@ def _beside(table: PaperTable, found: Mapping[tuple[str, str], dict[str, Any] | 
     return [{"name": name, **row} for name, row in rows.items()]
 
 
+def _on_fewer_videos(table: PaperTable, found: Mapping[tuple[str, str], dict[str, Any] | None]) -> list[str]:
+    """The cells that are not about all test videos of their column."""
+    said = []
+    for column in table.columns:
+        tested = {r: s["protocol"]["test_all"] for (r, c), s in found.items() if c == column.name and s is not None}
+        most = max(tested.values(), default=0)
+        said += [
+            f"{row} ({column.name}) is tested on {number} of {most} videos: the rest lack a stream that it reads."
+            for row, number in tested.items()
+            if number < most
+        ]
+    return said
+
+
 def _protocol(
     table: PaperTable, column: TableColumn, found: Mapping[tuple[str, str], dict[str, Any] | None]
 ) -> dict[str, Any] | None:
@@ -194,9 +212,11 @@ class _Predicted:
     def _column(self, column: str) -> Predictions:
         if column not in self.known:
             results = {row: _results(one, self.out) for row, one in self.runs[column].items()}
-            first = next(iter(self.runs[column].values())).experiment
-            assert first is not None
-            tested = protocol.comparison(first.config, first.features, [r for own in results.values() for r in own])
+            every = [one.experiment for one in self.runs[column].values() if one.experiment is not None]
+            # A row may have videos that the first lacks, whose streams are others.
+            tested = protocol.comparison(
+                every[0].config, [e.features for e in every], [r for own in results.values() for r in own]
+            )
             self.known[column] = Predictions(
                 tested, {row: tested.predictions(own, "last") for row, own in results.items()}
             )
@@ -267,7 +287,7 @@ def cases(plan: TablePlan, out: Path, number: int = 3) -> list[dict[str, Any]]:
     if not sides:
         return []
     names = [rows[0].spots[0].row.name, rows[-1].spots[0].row.name]
-    gain = {i: abs(sides[0][i] - true[i]) - abs(sides[1][i] - true[i]) for i in true}
+    gain = {i: abs(sides[0][i] - true[i]) - abs(sides[1][i] - true[i]) for i in sides[0] if i in sides[1]}
     order = sorted(gain, key=lambda i: -gain[i])
     shown: Sequence[str] = order if len(order) <= 2 * number else [*order[:number], *order[-number:]]
     return [

@@ -62,9 +62,12 @@ def run_table(
         _go_on_or_begin(one, out)
     stem = (write or out) / name_of(path)
     refuse_unwritable(jobs_of(_grid(plan.ready), out), [stem.parent, *(out / w.name for w in plan.ready)])
-    groups: dict[tuple[str | None, ...], list[TableRun]] = {}
+    groups: dict[tuple[Any, ...], list[TableRun]] = {}
     for one in plan.ready:
-        groups.setdefault((one.config.labels, one.config.score_column, one.config.id_column), []).append(one)
+        assert one.experiment is not None
+        # Streams that not all videos have are read apart: together they would have the videos alone that have both.
+        videos = one.experiment.features.ids
+        groups.setdefault((one.config.labels, one.config.score_column, one.config.id_column, videos), []).append(one)
     for works in groups.values():
         grid = _grid(works)
         features_of_all = open_features([w.config for w in works], once(console.warn))
