@@ -13,6 +13,7 @@ import pytest
 
 from aqa_pipelines.tables.record import PaperTable, read_table
 from aqa_shared.errors import UsageError
+from aqa_train.comparisons import holm
 
 from .table_cases import ROOT, aqa, miniature
 
@@ -63,6 +64,9 @@ def test_a_table_runs_resumes_and_stands_beside_the_published_one(
     assert {p["measure"] for p in record["comparisons"]} == {"spearman"}
     against = {(p["a"], p["column"]) for p in record["comparisons"]}
     assert against == {(r, c) for r in ("AA+RDA", "AA+MSFR", "AA+MSFR+RDA") for c in ("10 %", "40 %")}
+    # Over both columns.
+    expected = holm([p["bootstrap"] for p in record["comparisons"]])
+    assert [p["bootstrap_holm"] for p in record["comparisons"]] == expected
     done = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
     assert len(done) == 16
     # Table IX has S4AQA in common, which is not trained again.
