@@ -107,6 +107,9 @@ class TemporalConv(nn.Module):
     ) -> Float[Tensor, "batch time out"]:
         """`x` must be zero where not `present`; so is the result."""
         batch, time, _ = x.shape
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
         reach = self.kernel // 2
         padded = F.pad(x, (0, 0, reach, reach))
         windows = torch.cat([padded[:, i : i + time] for i in range(self.kernel)], dim=-1)
