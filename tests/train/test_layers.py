@@ -25,9 +25,9 @@ def test_temporal_conv_is_conv1d(norm_first: bool) -> None:
     block = TemporalConv(3, 7, kernel=5, dropout=0.0, norm_first=norm_first)
     conv = nn.Conv1d(3, 7, 5, padding=2)
     with torch.no_grad():
-        block.linear.weight.copy_(conv.weight.permute(0, 2, 1).reshape(7, -1))
+        block.weight.copy_(conv.weight.permute(2, 0, 1).flatten(0, 1))
         assert conv.bias is not None
-        block.linear.bias.copy_(conv.bias)
+        block.bias.copy_(conv.bias)
     x = torch.randn(4, 6, 3)
     y = conv(x.transpose(1, 2))
     norm = nn.BatchNorm1d(7)
@@ -36,11 +36,34 @@ def test_temporal_conv_is_conv1d(norm_first: bool) -> None:
     torch.testing.assert_close(block.norm.running_var, norm.running_var)
 
 
+@pytest.mark.parametrize(("kernel", "time"), [(1, 3), (3, 1), (3, 4), (5, 1), (5, 2), (5, 7)])
+def test_gradients_of_temporal_conv_are_conv1ds(kernel: int, time: int) -> None:
+    torch.manual_seed(0)
+    block = TemporalConv(3, 4, kernel=kernel, dropout=0.0).double()
+    conv = nn.Conv1d(3, 4, kernel, padding=kernel // 2).double()
+    with torch.no_grad():
+        conv.weight.copy_(block.weight.unflatten(0, (kernel, 4)).permute(1, 2, 0))
+        assert conv.bias is not None
+        conv.bias.copy_(block.bias)
+    x = torch.randn(2, time, 3, dtype=torch.float64, requires_grad=True)
+    other = x.detach().clone().requires_grad_()
+    slopes = torch.randn(2, time, 4, dtype=torch.float64)
+    # Without the norm, which would hide an error in the bias.
+    block.norm = nn.Identity()  # type: ignore[assignment]
+    (block(x) * slopes).sum().backward()
+    (F.relu(conv(other.transpose(1, 2))).transpose(1, 2) * slopes).sum().backward()
+    torch.testing.assert_close(x.grad, other.grad)
+    assert conv.weight.grad is not None
+    assert block.weight.grad is not None
+    torch.testing.assert_close(block.weight.grad.unflatten(0, (kernel, 4)).permute(1, 2, 0), conv.weight.grad)
+    torch.testing.assert_close(block.bias.grad, conv.bias.grad)
+
+
 def test_temporal_conv_starts_as_widely_as_conv1d() -> None:
     torch.manual_seed(0)
     block, conv = TemporalConv(64, 128, kernel=3, dropout=0.0), nn.Conv1d(64, 128, 3)
-    assert block.linear.weight.abs().max().item() == pytest.approx(conv.weight.abs().max().item(), rel=0.01)
-    assert block.linear.weight.std().item() == pytest.approx(conv.weight.std().item(), rel=0.02)
+    assert block.weight.abs().max().item() == pytest.approx(conv.weight.abs().max().item(), rel=0.01)
+    assert block.weight.std().item() == pytest.approx(conv.weight.std().item(), rel=0.02)
 
 
 def test_dropout_is_torchs_with_other_draws() -> None:

@@ -16,7 +16,7 @@ from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, ScoreScale
 from aqa_train.layers import mlp
 from aqa_train.methods.mean_teacher import MeanTeacher
-from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig, choose_segments, domain_loss, hide
+from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig, Videos, choose_segments, domain_loss, hide
 
 from . import method_checks
 from .conftest import inputs
@@ -44,8 +44,12 @@ def small(config: S4AQAConfig = SMALL, channels: tuple[int, ...] = (4,), segment
 
 
 def recovery(model: S4AQA, features: Tensor) -> Tensor:
-    masked, target = model.mask(of(features))
-    return model.recovery_error(model.summaries(*masked), target)
+    masked, target = mask(model, of(features))
+    return model.recovery_error(model.pooled(*masked), target)
+
+
+def mask(model: S4AQA, videos: Batch) -> tuple[Videos, Tensor]:
+    return model.mask(videos, model.products(videos.streams, videos.present))
 
 
 # ---- by hand ----------------------------------------------------------------------------------------------
@@ -140,8 +144,8 @@ def _reference_encoder(model: S4AQA, x: Tensor) -> Tensor:
     """Conv1d, BatchNorm1d and ReLU as torch has them, with the model's weights."""
     x = x.transpose(1, 2)
     for block in model.encoder[0].blocks:  # type: ignore[union-attr]
-        weight = block.linear.weight.unflatten(1, (block.kernel, -1)).transpose(1, 2)
-        x = F.conv1d(x, weight, block.linear.bias, padding=block.kernel // 2)
+        weight = block.weight.unflatten(0, (block.kernel, -1)).permute(1, 2, 0)
+        x = F.conv1d(x, weight, block.bias, padding=block.kernel // 2)
         x = F.relu(block.norm(x))
     return x.transpose(1, 2)
 
@@ -222,7 +226,6 @@ def test_only_present_segments_are_hidden_and_one_stays() -> None:
 def test_mask_values() -> None:
     x = torch.tensor([[[1.0], [3.0], [8.0]]])
     hidden = torch.tensor([[False, False, True]])
-    assert hide(x, hidden, None, "zeros").flatten().tolist() == [1, 3, 0]
     assert hide(x, hidden, None, "mean").flatten().tolist() == [1, 3, 2]
     assert hide(x, hidden, None, "learned", torch.tensor([7.0])).flatten().tolist() == [1, 3, 7]
     torch.manual_seed(0)
@@ -231,6 +234,20 @@ def test_mask_values() -> None:
     assert noise.std().item() == pytest.approx(1.0, abs=0.1)
     present = torch.tensor([[True, False, True]])
     assert hide(x, hidden, present, "mean").flatten().tolist() == [1, 3, 1]
+
+
+def test_products_are_hidden_as_zeros_are() -> None:
+    """What has been multiplied once is the same as multiplying videos with zeros in the place of hidden segments."""
+    model = small(S4AQAConfig(**{**vars(SMALL), "masked": 2}))
+    present = torch.arange(5) < torch.tensor([5, 4, 3, 1])[:, None]
+    videos = of(batch(4).streams["rgb"] * present[..., None], present)
+    torch.manual_seed(3)
+    (found, _), target = mask(model, videos)
+    torch.manual_seed(3)
+    hidden = choose_segments(videos.streams["rgb"], present, 2)
+    zeros = videos.streams["rgb"].masked_fill(hidden[..., None], 0.0)
+    assert torch.equal(found["rgb"], model.products({"rgb": zeros}, present)["rgb"])
+    assert torch.equal(target[3], videos.streams["rgb"][3, 0])
 
 
 # ---- padding, streams, poolings ---------------------------------------------------------------------------
@@ -292,8 +309,8 @@ def test_recovering_all_weighs_every_video_the_same() -> None:
     torch.manual_seed(5)
     found = model.losses(x, u)["recovery"]
     torch.manual_seed(5)
-    sets = [(model.mask(b), len(b)) for b in (u, x)]
-    errors = [model.recovery_error(model.summaries(*videos), target) * n for (videos, target), n in sets]
+    sets = [(mask(model, b), len(b)) for b in (u, x)]
+    errors = [model.recovery_error(model.pooled(*videos), target) * n for (videos, target), n in sets]
     torch.testing.assert_close(found, (errors[0] + errors[1]) / 8)
 
 
@@ -337,7 +354,7 @@ def test_outputs_start_at_the_labelled_mean_or_by_chance(cls: Any) -> None:
 def test_paper_widths_are_the_default() -> None:
     model = S4AQA(inputs(1024, segments=10))
     blocks = model.encoder[0].blocks  # type: ignore[union-attr]
-    assert [b.linear.out_features for b in blocks] == [512, 256, 256]
+    assert [len(b.bias) for b in blocks] == [512, 256, 256]
     assert mlp(2, 3, 4)[0].in_features == 2
     assert model(of(torch.rand(3, 10, 1024))).shape == (3,)
 

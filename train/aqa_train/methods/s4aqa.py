@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -40,6 +40,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 Streams = dict[str, Float[Tensor, "batch _ ..."]]
 Videos = tuple[Streams, Bool[Tensor, "batch _"] | None]
+"""Products of the first convolution by stream, and which segments there are."""
 MaskValue = Literal["zeros", "mean", "noise", "learned"]
 Alignment = Literal["gradient-reversal", "mmd-laplacian", "mmd-rbf"]
 
@@ -116,14 +117,24 @@ class AA(nn.Module):
         self, streams: Streams, present: Bool[Tensor, "batch time"] | None = None
     ) -> list[Float[Tensor, "batch width"]]:
         """f of every stream (equation 1)."""
+        return self.pooled(self.products(streams, present), present)
+
+    def products(self, streams: Streams, present: Bool[Tensor, "batch time"] | None) -> Streams:
+        """Of every stream's first convolution: half of the encoder's work, and the same wherever a segment is seen."""
+        encoders: Any = self.encoder
+        pairs = zip(encoders, streams.items(), strict=True)
+        return {name: encoder.products(x.flatten(2), present) for encoder, (name, x) in pairs}
+
+    def pooled(self, products: Streams, present: Bool[Tensor, "batch time"] | None) -> list[Tensor]:
+        """f of every stream, from the products of its first convolution."""
         if self.config.pooling == "flatten":
-            streams, present = self._fill(streams, present)
-        encoded = (encoder(x.flatten(2), present) for encoder, x in zip(self.encoder, streams.values(), strict=True))
+            products, present = self._fill(products, present)
+        encoded = (encoder(z, present) for encoder, z in zip(self.encoder, products.values(), strict=True))
         return [pool_time(e, present, self.config.pooling) for e in encoded]
 
-    def _fill(self, streams: Streams, present: Bool[Tensor, "batch time"] | None) -> Videos:
+    def _fill(self, products: Streams, present: Bool[Tensor, "batch time"] | None) -> Videos:
         """Flattened sequences must have one length: shorter batches are padded."""
-        x = next(iter(streams.values()))
+        x = next(iter(products.values()))
         missing = self.segments - x.shape[1]
         if missing < 0:
             raise UsageError(
@@ -131,9 +142,9 @@ class AA(nn.Module):
                 fix="extract as many segments as for training, or train with pooling = mean",
             )
         if missing == 0:
-            return streams, present
+            return products, present
         there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if present is None else present
-        return {n: F.pad(x, (0, 0, 0, missing)) for n, x in streams.items()}, F.pad(there, (0, missing))
+        return {n: F.pad(z, (0, 0, 0, missing)) for n, z in products.items()}, F.pad(there, (0, missing))
 
     def regress(self, f: list[Float[Tensor, "batch width"]]) -> Float[Tensor, "batch"]:
         """Scores (equation 2)."""
@@ -162,16 +173,18 @@ class S4AQA(AA):
     def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
         """Unweighted terms; the trainer weights them by the settings `<term>_weight`, sums and logs them."""
         config = self.config
+        videos = {"labelled": labelled}
         if config.recovery_weight > 0 or config.alignment_weight > 0:
             refuse_none(unlabelled)
-        inputs: dict[str, Videos] = {"labelled": (labelled.streams, labelled.present)}
-        if config.alignment_weight > 0:
-            inputs["unlabelled"] = (unlabelled.streams, unlabelled.present)
+            videos["unlabelled"] = unlabelled
+        read = {name: self.products(batch.streams, batch.present) for name, batch in videos.items()}
+        whole = [name for name in videos if name == "labelled" or config.alignment_weight > 0]
+        inputs: dict[str, Videos] = {name: (read[name], videos[name].present) for name in whole}
         targets = {}
         if config.recovery_weight > 0:
-            inputs["masked unlabelled"], targets["masked unlabelled"] = self.mask(unlabelled)
-            if config.recover == "all":
-                inputs["masked labelled"], targets["masked labelled"] = self.mask(labelled)
+            for name in ("unlabelled", "labelled") if config.recover == "all" else ("unlabelled",):
+                masked = f"masked {name}"
+                inputs[masked], targets[masked] = self.mask(videos[name], read[name])
 
         f = self._summaries_of(inputs)
         terms = {"score": F.mse_loss(self.regress(f["labelled"]), labelled.scores)}
@@ -183,14 +196,24 @@ class S4AQA(AA):
             terms["alignment"] = self.misalignment(f["labelled"], others)
         return terms
 
-    def mask(self, batch: Batch) -> tuple[Videos, Float[Tensor, "batch channels"]]:
-        """The videos with segments hidden (equation 4), the same of every stream, and the mean of what was hidden."""
+    def mask(self, batch: Batch, products: Streams) -> tuple[Videos, Float[Tensor, "batch channels"]]:
+        """The videos with segments hidden (equation 4), the same of every stream, and the mean of what was hidden.
+
+        `products`: of the videos as they are.
+        """
         hidden = choose_segments(next(iter(batch.streams.values())), batch.present, self.config.masked)
-        visible, target = {}, []
-        for name, x in batch.streams.items():
-            token = self.mask_token[name] if self.config.mask_value == "learned" else None
-            visible[name] = hide(x, hidden, batch.present, self.config.mask_value, token)
-            target.append(pool_time(x * hidden.unsqueeze(-1), hidden))
+        where = hidden.unsqueeze(-1)
+        target = [pool_time(x * where, hidden) for x in batch.streams.values()]
+        if self.config.mask_value == "zeros":
+            # Products of zeros are zeros: nothing is to be multiplied again.
+            visible = {name: z.masked_fill(where, 0.0) for name, z in products.items()}
+        else:
+            tokens: Any = self.mask_token if self.config.mask_value == "learned" else {}
+            shown = {
+                name: hide(x, hidden, batch.present, self.config.mask_value, tokens.get(name))
+                for name, x in batch.streams.items()
+            }
+            visible = self.products(shown, batch.present)
         return (visible, batch.present), torch.cat(target, dim=-1)
 
     def recovery_error(
@@ -215,7 +238,7 @@ class S4AQA(AA):
     def _summaries_of(self, inputs: dict[str, Videos]) -> dict[str, list[Float[Tensor, "batch width"]]]:
         """f of every input: through the encoder together, or one after the other (`norm`)."""
         if self.config.norm == "separate":
-            return {name: self.summaries(*x) for name, x in inputs.items()}
+            return {name: self.pooled(*x) for name, x in inputs.items()}
         if self.config.norm == "joint":
             return self._together(inputs)
         f = self._together({name: x for name, x in inputs.items() if not name.startswith("masked")})
@@ -227,11 +250,10 @@ class S4AQA(AA):
     def _together(self, inputs: dict[str, Videos]) -> dict[str, list[Float[Tensor, "batch width"]]]:
         """f of every input, normalised over all of them."""
         masks = [present for _, present in inputs.values() if present is not None]
-        # Stills that stand in for hidden segments are of clean videos alone.
-        names = [n for n in next(iter(inputs.values()))[0] if all(n in x for x, _ in inputs.values())]
-        streams = {n: torch.cat([x[n] for x, _ in inputs.values()]) for n in names}
-        together = self.summaries(streams, torch.cat(masks) if masks else None)
-        sizes = [len(next(iter(x.values()))) for x, _ in inputs.values()]
+        names = next(iter(inputs.values()))[0]
+        products = {n: torch.cat([z[n] for z, _ in inputs.values()]) for n in names}
+        together = self.pooled(products, torch.cat(masks) if masks else None)
+        sizes = [len(next(iter(z.values()))) for z, _ in inputs.values()]
         parts = zip(*(stream.split(sizes) for stream in together), strict=True)
         return {name: list(part) for name, part in zip(inputs, parts, strict=True)}
 
@@ -261,10 +283,20 @@ class _Encoder(nn.Module):
             for i, o in zip(inputs, config.widths, strict=True)
         )
 
-    def forward(
+    def products(
         self, x: Float[Tensor, "batch time channels"], present: Bool[Tensor, "batch time"] | None
+    ) -> Float[Tensor, "batch time taps"]:
+        """Of the first convolution."""
+        first: Any = self.blocks[0]
+        found: Tensor = first.products(x, present)
+        return found
+
+    def forward(
+        self, products: Float[Tensor, "batch time taps"], present: Bool[Tensor, "batch time"] | None
     ) -> Float[Tensor, "batch time width"]:
-        for block in self.blocks:
+        blocks: Any = self.blocks
+        x: Tensor = blocks[0].gather(products, present)
+        for block in blocks[1:]:
             x = block(x, present)
         return x
 
@@ -319,10 +351,8 @@ def hide(
     value: MaskValue,
     token: Float[Tensor, "channels"] | None = None,
 ) -> Float[Tensor, "batch time channels"]:
-    """`x` with the hidden segments replaced."""
+    """`x` with the hidden segments replaced, by anything but zeros."""
     where = hidden.unsqueeze(-1)
-    if value == "zeros":
-        return x.masked_fill(where, 0.0)
     if value == "learned":
         assert token is not None
         return torch.where(where, token, x)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs, join
 from aqa_train.layers import mlp
-from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig, Videos, refuse_none
+from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig, Streams, Videos, refuse_none
 
 
 class KeepFirstFrame(S4AQA):
@@ -42,11 +42,11 @@ class KeepFirstFrame(S4AQA):
         widths = replace(inputs, streams=moving).widths
         self.decoder = nn.ModuleList(mlp(self.width, config.decoder_width, self.segments * c) for c in widths.values())
 
-    def summaries(self, streams: dict[str, Tensor], present: Tensor | None = None) -> list[Tensor]:
-        """f of every stream that moves, or of what stands in for it (equation 1)."""
-        return super().summaries({n: x for n, x in streams.items() if not n.startswith("still_")}, present)
+    def products(self, streams: Streams, present: Tensor | None) -> Streams:
+        """Of every stream that moves, or of what stands in for it."""
+        return super().products({n: x for n, x in streams.items() if not n.startswith("still_")}, present)
 
-    def mask(self, batch: Batch) -> tuple[Videos, Float[Tensor, "batch channels"]]:
+    def mask(self, batch: Batch, products: Streams) -> tuple[Videos, Float[Tensor, "batch channels"]]:
         """The stills under their streams' names, and all segments of all streams; NaN where a video has none."""
         stills, target = {}, []
         for name, x in batch.streams.items():
@@ -58,7 +58,7 @@ class KeepFirstFrame(S4AQA):
                 segments = segments.masked_fill(~batch.present.unsqueeze(-1), torch.nan)
             missing = self.segments - x.shape[1]
             target.append(F.pad(segments, (0, 0, 0, missing), value=torch.nan).flatten(1))
-        return (stills, batch.present), torch.cat(target, dim=-1)
+        return (self.products(stills, batch.present), batch.present), torch.cat(target, dim=-1)
 
     def recovery_error(
         self, f: list[Float[Tensor, "batch width"]], target: Float[Tensor, "batch channels"]
@@ -96,5 +96,6 @@ class VanillaSSL(S4AQA):
         if self.phase == "scores":
             return {"score": F.mse_loss(self(labelled), labelled.scores)}
         refuse_none(unlabelled)
-        videos, target = self.mask(join([unlabelled, labelled]) if self.config.recover == "all" else unlabelled)
-        return {"recovery": self.recovery_error(self.summaries(*videos), target)}
+        videos = join([unlabelled, labelled]) if self.config.recover == "all" else unlabelled
+        masked, target = self.mask(videos, self.products(videos.streams, videos.present))
+        return {"recovery": self.recovery_error(self.pooled(*masked), target)}

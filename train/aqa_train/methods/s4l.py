@@ -51,9 +51,9 @@ class S4L(AA):
         super().__init__(replace(inputs, streams={n: inputs.streams[n] for n in self.upright}), config)
         self.rotation = nn.Linear(self.width * len(self.upright), len(TURNS))
 
-    def summaries(self, streams: Streams, present: Tensor | None = None) -> list[Tensor]:
-        """f of every upright stream, or of what stands in for it."""
-        return super().summaries({n: streams[n] for n in self.upright}, present)
+    def products(self, streams: Streams, present: Tensor | None) -> Streams:
+        """Of every upright stream, or of what stands in for it."""
+        return super().products({n: streams[n] for n in self.upright}, present)
 
     def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
         """Unweighted terms: the labels', and the cross-entropy of the rotations of all videos."""
