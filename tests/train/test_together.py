@@ -70,7 +70,8 @@ def test_s4aqa_with_every_setting_of_the_papers_tables(settings: dict[str, Any])
         ("usdl", {"optimiser": "adam"}, 1e-5),
         ("i3d+mlp", {"optimiser": "adamw", "schedule": "cosine", "standardise": "z-score"}, 1e-5),
         # bfloat16 has 8 bits: gradients that are rounded another way differ by 1/256 of themselves, at twelve steps.
-        ("s4aqa", {"precision": "bf16"}, 0.01),
+        # After these, weights that were trained alone are up to .014 away from float32's.
+        ("s4aqa", {"precision": "bf16"}, 0.02),
     ],
     ids=str,
 )

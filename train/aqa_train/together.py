@@ -247,7 +247,8 @@ class _Stack:
             return {name: value.float() for name, value in terms.items()}
 
         sides = [_beside_each_other(side) for side in zip(*pairs, strict=True)]
-        terms = vmap(losses)(self.parameters, self.buffers, self.numbers, *sides)
+        with _norms_in_float32(self.called):
+            terms = vmap(losses)(self.parameters, self.buffers, self.numbers, *sides)
         total = torch.zeros(len(self.loops), device=first.device)
         for name, value in terms.items():
             total = total + value.new_tensor([loop.weights.get(name, 1.0) for loop in self.loops]) * value
@@ -293,6 +294,18 @@ class _Losses(nn.Module):
     def forward(self, *pair: Batch) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = self.method.losses(*pair)  # type: ignore[operator]
         return terms
+
+
+@contextmanager
+def _norms_in_float32(module: nn.Module) -> Iterator[None]:
+    """vmap has no batch norm of bfloat16 with statistics in float32."""
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d)]
+    hooks = [norm.register_forward_pre_hook(lambda _, given: (given[0].float(),)) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
