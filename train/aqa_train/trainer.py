@@ -29,6 +29,7 @@ from aqa_train.features import FeatureSet
 from aqa_train.metrics import spearman
 from aqa_train.order import Rows
 from aqa_train.pool import Pool, PoolPart
+from aqa_train.products import choose_library
 from aqa_train.signals import Stopped
 from aqa_train.storage import load_state
 
@@ -113,6 +114,7 @@ def begun(
     state: Path | None,
 ) -> Loop:
     """As `fit`, before its first step; torch's generators are left where that step draws from."""
+    choose_library()
     seeds = [int(s) for s in np.random.SeedSequence(list(seed)).generate_state(3)]
     _seed(seeds[0], device)
     model = build().to(device)
@@ -135,6 +137,7 @@ def predict(
     ask: Callable[[Batch], Tensor] | None = None,
 ) -> NDArray[np.float64]:
     """Scores of these videos in training units, in the order of `rows`; or what else `ask` has of the model."""
+    choose_library()
     was_training = model.training
     model.eval()
     order = np.sort(rows)
