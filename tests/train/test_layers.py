@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqa_train.layers import Dropout, TemporalConv, pool_time, reverse_gradient
@@ -57,6 +57,21 @@ def test_gradients_of_temporal_conv_are_conv1ds(kernel: int, time: int) -> None:
     assert block.weight.grad is not None
     torch.testing.assert_close(block.weight.grad.unflatten(0, (kernel, 4)).permute(1, 2, 0), conv.weight.grad)
     torch.testing.assert_close(block.bias.grad, conv.bias.grad)
+
+
+def test_nothing_is_learned_from_segments_that_are_not_there() -> None:
+    torch.manual_seed(0)
+    block = TemporalConv(3, 4, kernel=3, dropout=0.0)
+    present = torch.tensor([[True, True, False], [True, True, True]])
+
+    def gradients(absent: float) -> tuple[Tensor, ...]:
+        x = torch.arange(18.0).view(2, 3, 3).masked_fill(~present[..., None], absent).requires_grad_()
+        y = block(x, present)
+        assert (y[0, 2] == 0).all()
+        return y, *torch.autograd.grad(y.square().sum(), [x, block.weight])
+
+    for found, expected in zip(gradients(torch.nan), gradients(0.0), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_temporal_conv_starts_as_widely_as_conv1d() -> None:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, Inputs
-from aqa_train.layers import segments_of
+from aqa_train.layers import segments_of, where_present
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -99,9 +99,7 @@ class GDLT(nn.Module):
             x = self.project(x.flatten(0, 1)).view(*x.shape[:2], -1)
         else:
             # Batch norm must not see padding.
-            x = x.new_zeros(*x.shape[:2], self.config.width).masked_scatter(
-                present[..., None], self.project(x[present])
-            )
+            x = where_present(self.project(x[present]), present)
         absent = None if present is None else ~present
         memory = self.encoder(x, src_key_padding_mask=absent)
         queries = self.query.expand(len(batch), -1, -1)
