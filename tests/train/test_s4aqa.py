@@ -16,7 +16,7 @@ from aqa_shared.errors import UsageError
 from aqa_train.batch import Batch, ScoreScale
 from aqa_train.layers import mlp
 from aqa_train.methods.mean_teacher import MeanTeacher
-from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig, Videos, choose_segments, domain_loss, hide
+from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig, Streams, choose_segments, domain_loss, hide
 
 from . import method_checks
 from .conftest import inputs
@@ -44,12 +44,8 @@ def small(config: S4AQAConfig = SMALL, channels: tuple[int, ...] = (4,), segment
 
 
 def recovery(model: S4AQA, features: Tensor) -> Tensor:
-    masked, target = mask(model, of(features))
+    masked, target = model.mask(of(features))
     return model.recovery_error(model.pooled(*masked), target)
-
-
-def mask(model: S4AQA, videos: Batch) -> tuple[Videos, Tensor]:
-    return model.mask(videos, model.products(videos.streams, videos.present))
 
 
 # ---- by hand ----------------------------------------------------------------------------------------------
@@ -242,12 +238,41 @@ def test_products_are_hidden_as_zeros_are() -> None:
     present = torch.arange(5) < torch.tensor([5, 4, 3, 1])[:, None]
     videos = of(batch(4).streams["rgb"] * present[..., None], present)
     torch.manual_seed(3)
-    (found, _), target = mask(model, videos)
+    (found, _), target = model.mask(videos)
     torch.manual_seed(3)
     hidden = choose_segments(videos.streams["rgb"], present, 2)
     zeros = videos.streams["rgb"].masked_fill(hidden[..., None], 0.0)
     assert torch.equal(found["rgb"], model.products({"rgb": zeros}, present)["rgb"])
     assert torch.equal(target[3], videos.streams["rgb"][3, 0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 3 + 5),
+        ({"recover": "all"}, 3 + 5),
+        ({"alignment_weight": 0.0}, 3 + 5),
+        ({"recovery_weight": 0.0}, 3 + 5),
+        ({"recovery_weight": 0.0, "alignment_weight": 0.0}, 3),
+        # What stands in for a hidden segment has products of its own.
+        ({"mask_value": "mean"}, 3 + 5 + 5),
+        ({"mask_value": "mean", "recover": "all"}, 2 * (3 + 5)),
+        ({"mask_value": "mean", "alignment_weight": 0.0}, 3 + 5),
+    ],
+    ids=str,
+)
+def test_no_video_is_multiplied_in_vain(settings: dict[str, Any], expected: int) -> None:
+    multiplied = 0
+
+    class Counting(S4AQA):
+        def products(self, streams: Streams, present: Tensor | None) -> Streams:
+            nonlocal multiplied
+            multiplied += len(streams["rgb"])
+            return super().products(streams, present)
+
+    model = Counting(inputs(4, segments=5), S4AQAConfig(**{**vars(SMALL), **settings}))
+    model.losses(batch(3), batch(5, seed=1, scored=False))
+    assert multiplied == expected
 
 
 # ---- padding, streams, poolings ---------------------------------------------------------------------------
@@ -309,7 +334,7 @@ def test_recovering_all_weighs_every_video_the_same() -> None:
     torch.manual_seed(5)
     found = model.losses(x, u)["recovery"]
     torch.manual_seed(5)
-    sets = [(mask(model, b), len(b)) for b in (u, x)]
+    sets = [(model.mask(b), len(b)) for b in (u, x)]
     errors = [model.recovery_error(model.pooled(*videos), target) * n for (videos, target), n in sets]
     torch.testing.assert_close(found, (errors[0] + errors[1]) / 8)
 

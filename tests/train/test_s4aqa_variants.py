@@ -117,8 +117,7 @@ def test_keep_first_frame_recovers_every_segment_from_stills() -> None:
     model.decoder[0][-1].bias.data.fill_(0.25)
     present = torch.tensor([[True] * 4, [True, False, False, False]])
     moving, stills = torch.ones(2, 4, 6) * present[..., None], torch.rand(2, 4, 6) * present[..., None]
-    whole = model.products({"rgb": moving}, present)
-    videos, target = model.mask(Batch({"rgb": moving, "still_rgb": stills}, torch.zeros(2), present), whole)
+    videos, target = model.mask(Batch({"rgb": moving, "still_rgb": stills}, torch.zeros(2), present))
     assert torch.equal(videos[0]["rgb"], model.products({"rgb": stills}, present)["rgb"])
     assert target.shape == (2, 24)
     assert model.recovery_error(model.pooled(*videos), target).item() == pytest.approx(0.75)

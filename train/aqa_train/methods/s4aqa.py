@@ -119,8 +119,12 @@ class AA(nn.Module):
         """f of every stream (equation 1)."""
         return self.pooled(self.products(streams, present), present)
 
+    def read(self, batch: Batch) -> Videos:
+        """Whole videos, as `pooled` wants them."""
+        return self.products(batch.streams, batch.present), batch.present
+
     def products(self, streams: Streams, present: Bool[Tensor, "batch time"] | None) -> Streams:
-        """Of every stream's first convolution: half of the encoder's work, and the same wherever a segment is seen."""
+        """Of every stream's first convolution: most of the encoder's work, and the same wherever a segment is seen."""
         encoders: Any = self.encoder
         pairs = zip(encoders, streams.items(), strict=True)
         return {name: encoder.products(x.flatten(2), present) for encoder, (name, x) in pairs}
@@ -173,18 +177,16 @@ class S4AQA(AA):
     def losses(self, labelled: Batch, unlabelled: Batch) -> dict[str, Tensor]:
         """Unweighted terms; the trainer weights them by the settings `<term>_weight`, sums and logs them."""
         config = self.config
-        videos = {"labelled": labelled}
         if config.recovery_weight > 0 or config.alignment_weight > 0:
             refuse_none(unlabelled)
-            videos["unlabelled"] = unlabelled
-        read = {name: self.products(batch.streams, batch.present) for name, batch in videos.items()}
-        whole = [name for name in videos if name == "labelled" or config.alignment_weight > 0]
-        inputs: dict[str, Videos] = {name: (read[name], videos[name].present) for name in whole}
+        inputs = {"labelled": self.read(labelled)}
+        if config.alignment_weight > 0:
+            inputs["unlabelled"] = self.read(unlabelled)
         targets = {}
         if config.recovery_weight > 0:
-            for name in ("unlabelled", "labelled") if config.recover == "all" else ("unlabelled",):
-                masked = f"masked {name}"
-                inputs[masked], targets[masked] = self.mask(videos[name], read[name])
+            both = (("unlabelled", unlabelled), ("labelled", labelled))
+            for name, batch in both if config.recover == "all" else both[:1]:
+                inputs[f"masked {name}"], targets[f"masked {name}"] = self.mask(batch, inputs.get(name))
 
         f = self._summaries_of(inputs)
         terms = {"score": F.mse_loss(self.regress(f["labelled"]), labelled.scores)}
@@ -196,16 +198,17 @@ class S4AQA(AA):
             terms["alignment"] = self.misalignment(f["labelled"], others)
         return terms
 
-    def mask(self, batch: Batch, products: Streams) -> tuple[Videos, Float[Tensor, "batch channels"]]:
+    def mask(self, batch: Batch, whole: Videos | None = None) -> tuple[Videos, Float[Tensor, "batch channels"]]:
         """The videos with segments hidden (equation 4), the same of every stream, and the mean of what was hidden.
 
-        `products`: of the videos as they are.
+        `whole`: the same videos as `read` gives them, if they have been read.
         """
         hidden = choose_segments(next(iter(batch.streams.values())), batch.present, self.config.masked)
         where = hidden.unsqueeze(-1)
         target = [pool_time(x * where, hidden) for x in batch.streams.values()]
         if self.config.mask_value == "zeros":
-            # Products of zeros are zeros: nothing is to be multiplied again.
+            # Products of zeros are zeros: nothing is multiplied again.
+            products, _ = whole or self.read(batch)
             visible = {name: z.masked_fill(where, 0.0) for name, z in products.items()}
         else:
             tokens: Any = self.mask_token if self.config.mask_value == "learned" else {}

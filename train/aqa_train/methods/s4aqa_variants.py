@@ -46,7 +46,7 @@ class KeepFirstFrame(S4AQA):
         """Of every stream that moves, or of what stands in for it."""
         return super().products({n: x for n, x in streams.items() if not n.startswith("still_")}, present)
 
-    def mask(self, batch: Batch, products: Streams) -> tuple[Videos, Float[Tensor, "batch channels"]]:
+    def mask(self, batch: Batch, whole: Videos | None = None) -> tuple[Videos, Float[Tensor, "batch channels"]]:
         """The stills under their streams' names, and all segments of all streams; NaN where a video has none."""
         stills, target = {}, []
         for name, x in batch.streams.items():
@@ -97,5 +97,5 @@ class VanillaSSL(S4AQA):
             return {"score": F.mse_loss(self(labelled), labelled.scores)}
         refuse_none(unlabelled)
         videos = join([unlabelled, labelled]) if self.config.recover == "all" else unlabelled
-        masked, target = self.mask(videos, self.products(videos.streams, videos.present))
+        masked, target = self.mask(videos)
         return {"recovery": self.recovery_error(self.pooled(*masked), target)}
