@@ -166,9 +166,9 @@ def test_results_begin_with_the_best_row_of_each_column_or_average(tmp_path: Pat
                            "streams": ["rgb"]}},
         "beside": [row("mean-score", c=0.99, avg=0.99)],
     }  # fmt: skip
-    rows = [row("a", c=0.5, d=4.0), row("b", c=0.7, d=3.0, avg=None), row("c"), row("d", c=0.6, d=5.0, avg=0.2)]
+    rows = [row("a", c=0.5, d=4.0), row("b", c=0.7, d=3.0, avg=None), row("c"), row("d", c=0.6, d=3.004, avg=0.2)]
     tables = {
-        "t/one": ("Dives: two's, 10 %", [column("c", "spearman"), column("d", "mae")]),
+        "t/one": ("Dives [two's | three], 10 %", [column("c", "spearman"), column("d", "mae")]),
         "t/two": ("Averages", [column("c", "spearman"), column("avg", "spearman", "c")]),
         "t/none": ("Nobody has begun", [column("e", "spearman")]),
     }
@@ -177,7 +177,8 @@ def test_results_begin_with_the_best_row_of_each_column_or_average(tmp_path: Pat
         (tmp_path / f"{name[2:]}.json").write_text(json.dumps(record))
     aqa("results", tmp_path, "--out", tmp_path / "results.md")
     lines = (tmp_path / "results.md").read_text().splitlines()
-    assert "| [Dives: two's, 10 %](#dives-twos-10-) | 3 | 5 | c: b 0.700; d: b 3.00 |" in lines
+    link = r"[Dives \[two's \| three\], 10 %](#dives-twos--three-10-)"
+    assert f"| {link} | 3 | 5 | c: b 0.700; d: b and d 3.00 |" in lines
     assert "| [Averages](#averages) | 3 | 5 | avg: d 0.200 |" in lines
     assert "| [Nobody has begun](#nobody-has-begun) | 3 | 5 |  |" in lines
 

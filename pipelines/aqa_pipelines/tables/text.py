@@ -103,14 +103,15 @@ def report(results: Path, beside: Path) -> str:
 
 
 def _overview(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for every table, with the row that has the best mean in each column; of averages where there are some."""
+    """A line for every table, with the rows of the best mean in each column; of averages where there are some."""
     grid = [["table", "rows", "seeds", "best measured mean"]]
     for record in records:
         measured = sum(1 for row in record["rows"] if row["measured"])
         seeds = {p["seeds"] for p in record["protocol"].values() if p is not None}
         averages = [c for c in record["columns"] if c["average_of"]]
         best = [_best(record, column) for column in averages or record["columns"]]
-        link = f"[{record['title']}](#{_anchor(record['title'])})"
+        title = re.sub(r"([\[\]])", r"\\\1", record["title"])
+        link = f"[{title}](#{_anchor(record['title'])})"
         grid.append([link, str(measured), ", ".join(map(str, sorted(seeds))), "; ".join(filter(None, best))])
     return [_line(grid[0]), _line(["---"] * len(grid[0])), *map(_line, grid[1:])]
 
@@ -120,8 +121,11 @@ def _best(record: Mapping[str, Any], column: Mapping[str, Any]) -> str:
     known = {name: mean for name, mean in means.items() if mean is not None}
     if not known:
         return ""
+    figures = {name: _number(mean, DIGITS[column["measure"]]) for name, mean in known.items()}
     best = (min if column["measure"] in SMALLER_IS_BETTER else max)(known, key=lambda name: known[name])
-    return f"{column['name']}: {best} {_number(known[best], DIGITS[column['measure']])}"
+    # All that read the same, or the order of rows would decide.
+    equal = [name for name, figure in figures.items() if figure == figures[best]]
+    return f"{column['name']}: {' and '.join(equal)} {figures[best]}"
 
 
 def _anchor(title: str) -> str:
