@@ -19,8 +19,9 @@ from aqa_train.batch import Batch, ScoreScale
 from aqa_train.config import Training
 from aqa_train.features import FeatureSet
 from aqa_train.methods.s4aqa import S4AQA, S4AQAConfig
+from aqa_train.schedule import sizes_of
 from aqa_train.signals import Stopped
-from aqa_train.trainer import Diverged, Fitted, Loop, Task, _sizes, fit, predict
+from aqa_train.trainer import Diverged, Fitted, Loop, Task, fit, predict
 
 from .conftest import inputs, synthetic
 from .method_checks import after, same
@@ -212,7 +213,7 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_batch_sizes(labelled: int, unlabelled: int, batch: int, expected: tuple[list[int], list[int]]) -> None:
-    assert _sizes(labelled, unlabelled, Training(batch=batch)) == expected
+    assert sizes_of(labelled, unlabelled, Training(batch=batch)) == expected
 
 
 @given(labelled=st.integers(2, 300), unlabelled=st.integers(0, 300), batch=st.integers(2, 64), larger=st.booleans())
@@ -220,7 +221,7 @@ def test_batches_take_every_video_once_and_none_is_alone(
     labelled: int, unlabelled: int, batch: int, larger: bool
 ) -> None:
     training = Training(batch=batch, epoch_of="larger" if larger else "labelled")
-    sizes = _sizes(labelled, unlabelled, training)
+    sizes = sizes_of(labelled, unlabelled, training)
     assert len(sizes[0]) == len(sizes[1])
     n, of_the_epoch = max((labelled, sizes[0]), (unlabelled, sizes[1])) if larger else (labelled, sizes[0])
     assert sum(of_the_epoch) == n

@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from aqa_train.metrics import spearman
 from aqa_train.order import Rows
 from aqa_train.pool import Pool, PoolPart
 from aqa_train.products import choose_library
+from aqa_train.schedule import optimiser_of, phases_of, sizes_of
 from aqa_train.signals import Stopped
 from aqa_train.storage import load_state
 
@@ -164,8 +164,8 @@ class Loop:
     ) -> None:
         self.model, self.task, self.training, self.seed = model, task, training, seed
         self.device, self.state = device, state
-        self.phases = _phases(model, training.epochs)
-        self.optimiser = _optimiser(model, training)
+        self.phases = phases_of(model, training.epochs)
+        self.optimiser = optimiser_of(model, training)
         self.at = _Progress()
         self.best: dict[str, Tensor] | None = None
         self.weights = {
@@ -173,7 +173,7 @@ class Loop:
             for name in vars(model.config)
             if name.endswith("_weight")
         }
-        self.sizes = _sizes(len(task.labelled), len(task.unlabelled), training)
+        self.sizes = sizes_of(len(task.labelled), len(task.unlabelled), training)
         self.counts_time = True
         """False where others are computed beside it, and who does that shares out the time."""
         self.generators = self.torchs_generators()
@@ -240,7 +240,7 @@ class Loop:
         if self.at.epoch and self.at.epoch in self.phases:
             # What one phase's moments say of the loss means nothing to the next one.
             self._set_phase()
-            self.optimiser = _optimiser(self.model, self.training)
+            self.optimiser = optimiser_of(self.model, self.training)
         if hasattr(self.model, "begin_epoch"):
             self._set_phase()
             self.model.eval()
@@ -285,7 +285,7 @@ class Loop:
         self.at = _Progress(**meta["progress"])
         if not (self.at.step == 0 and self.at.epoch in self.phases):
             self._set_phase()
-            self.optimiser = _optimiser(self.model, self.training)
+            self.optimiser = optimiser_of(self.model, self.training)
             checkpoint.restore_optimiser(self.optimiser, checkpoint.part(tensors, "optimiser"))
         self.best = {k: v.to(self.device) for k, v in checkpoint.part(tensors, "best").items()} or None
         for name, generator in self.generators.items():
@@ -388,47 +388,6 @@ class Loop:
             f"({ids}) and {len(unlabelled)} unlabelled videos{kept}",
             fix="lower lr, or standardise the features (--set standardise=z-score)",
         )
-
-
-def _sizes(labelled: int, unlabelled: int, training: Training) -> tuple[list[int], list[int]]:
-    """Sizes of the labelled and the unlabelled batches of an epoch, as even as possible.
-
-    None is a stray video, which batch normalisation refuses: of an odd number in twos, one batch takes three.
-    """
-    larger = max(labelled, unlabelled) if training.epoch_of == "larger" else labelled
-    steps = max(1, min(math.ceil(larger / training.batch), larger // 2))
-
-    def sizes(n: int) -> list[int]:
-        if n == larger:
-            return [n * (i + 1) // steps - n * i // steps for i in range(steps)]
-        return [min(n, training.batch)] * steps
-
-    return sizes(labelled), sizes(unlabelled)
-
-
-def _phases(model: nn.Module, epochs: int) -> dict[int, str]:
-    """First epoch of every phase, with its name: one phase, unless the method's `phases()` gives shares by name."""
-    if not hasattr(model, "phases"):
-        return {0: ""}
-    shares: dict[str, float] = model.phases()  # type: ignore[operator]
-    ends = np.cumsum([0.0, *shares.values()]) / sum(shares.values())
-    first = {round(float(end) * epochs): name for end, name in zip(ends, shares, strict=False)}
-    return {epoch: name for epoch, name in first.items() if epoch < epochs}
-
-
-def _optimiser(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    # A part whose loss is left out has no gradient; the optimisers pass over such parameters.
-    parameters: list[Any] = list(model.parameters())
-    if hasattr(model, "parameter_groups"):
-        parameters = model.parameter_groups()  # type: ignore[operator]
-    if not parameters:
-        parameters = [torch.zeros(0)]  # of a method without gradients; none is asked for
-    common: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay, "fused": True}
-    if training.optimiser == "sgd":
-        return torch.optim.SGD(parameters, momentum=training.momentum, **common)
-    cls: Any = torch.optim.Adam if training.optimiser == "adam" else torch.optim.AdamW
-    optimiser: torch.optim.Optimizer = cls(parameters, **common)
-    return optimiser
 
 
 @contextmanager
