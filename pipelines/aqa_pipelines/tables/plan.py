@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from aqa_shared import console
 from aqa_shared.errors import AqaError, UsageError, did_you_mean
 from aqa_train.config import PLACES, RunConfig, absolute
 from aqa_train.estimate import seconds_of
-from aqa_train.experiment import Data, Experiment, OneTraining, arrange, open_data
+from aqa_train.experiment import Data, Experiment, arrange, open_data
 from aqa_train.folds import source_of_tests
 from aqa_train.methods import METHODS
 from aqa_train.protocol import once
 from aqa_train.splits import role_named
-from aqa_train.train_one import place
+from aqa_train.train_one import RESULT, place
 from aqa_train.trainer import Diverged
 
 
@@ -57,10 +57,6 @@ class TableRun:
         said = {k: v for k, v in {**column.run, **row.settings}.items() if k not in ("split", "recipe")}
         text = ",".join([str(row.method), *(f"{k}={v}" for k, v in said.items())])
         return re.sub(r"[^\w.=+,-]", "_", text)[:80] + f"-{digest}"
-
-    def done(self, out: Path) -> list[dict[str, Any]]:
-        """What is trained already."""
-        return [json.loads(file.read_text()) for file in sorted((out / self.name).glob("models/*/*/result.json"))]
 
 
 @dataclass(frozen=True)
@@ -160,18 +156,19 @@ def _refuse_other_protocol(config: RunConfig, data: Data) -> None:
         )
 
 
-def time_of(plan: TablePlan, out: Path, device: torch.device) -> dict[str, float]:
+def time_of(plan: TablePlan, finished: Mapping[str, Collection[Path]], device: torch.device) -> dict[str, float]:
     """Seconds of one training of every run that can be run, by its name.
 
-    Of what was trained already, what it took; of the rest a few epochs of one run of each method are tried, and what
-    they took is scaled by the number of videos of the others. What fails in them is marked so.
+    Of what is `finished`, folders by the run's name, what it took; of the rest a few epochs of one run of each method
+    are tried, and what they took is scaled by the number of videos of the others. What fails in them is marked so.
     """
     found: dict[str, float] = {}
     tried: dict[tuple[Any, ...], tuple[float, int]] = {}
     for one in plan.ready:
         assert one.experiment is not None
-        if done := one.done(out):
-            found[one.name] = float(np.mean([r["seconds"] for r in done]))
+        if done := finished[one.name]:
+            seconds_each = [json.loads((folder / RESULT).read_text())["seconds"] for folder in done]
+            found[one.name] = float(np.mean(seconds_each))
             continue
         (method,), config = one.config.methods, one.config
         key = tuple(map(str, (method, config.streams, config.settings, config.training)))
@@ -186,11 +183,3 @@ def time_of(plan: TablePlan, out: Path, device: torch.device) -> dict[str, float
         seconds, of = tried[key]
         found[one.name] = seconds * videos / max(of, 1)
     return found
-
-
-def trainings_left(one: TableRun, out: Path) -> Iterator[OneTraining]:
-    """Those of a run that are not done."""
-    assert one.experiment is not None
-    for training in one.experiment.trainings:
-        if not (out / one.name / "models" / training.name / "result.json").exists():
-            yield training

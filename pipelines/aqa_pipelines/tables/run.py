@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aqa_pipelines.tables.finished import Finished
 from aqa_pipelines.tables.measured import cases, embedding, measure
-from aqa_pipelines.tables.plan import Spot, TablePlan, TableRun, examine, time_of, trainings_left
+from aqa_pipelines.tables.plan import Spot, TablePlan, TableRun, examine, time_of
 from aqa_pipelines.tables.record import PaperTable, read_table
 from aqa_pipelines.tables.text import as_csv, as_markdown
 from aqa_shared import console
@@ -71,15 +73,16 @@ def run_table(
     for works in groups.values():
         grid = _grid(works)
         features_of_all = open_features([w.config for w in works], once(console.warn))
-        left = sum(1 for w in works for _ in trainings_left(w, out))
+        left = sum(not job.done for job in jobs_of(grid, out))
+        take = partial(_take_over, works if left else [], out)
         if cluster is None:
             number = choose_jobs(jobs, max(left, 1), where, works[0].config.training.threads)
             how: dict[str, Any] = {"device": where, "jobs": number, "together": together, "in_memory": in_memory}
-            cells = train_cells(grid, features_of_all, out, **how, again=AGAIN)
+            cells = train_cells(grid, features_of_all, out, **how, again=AGAIN, before=partial(take, str(where)))
         else:
             if left:
                 names = [cell.name for cell, _ in grid]
-                train_on(cluster, grid, out, device=device, in_memory=in_memory, again=AGAIN, runs=names)
+                train_on(cluster, grid, out, device=device, in_memory=in_memory, again=AGAIN, runs=names, before=take)
             cells = gather(grid, features_of_all, out)
         for done in cells:
             one = next(w for w in works if w.name == done.cell.name)
@@ -100,6 +103,11 @@ def run_table(
     if table.kind in ("figure", "embedding") and any(r["measured"] for r in record["rows"]):
         draw(stem.with_suffix(".json"), console.warn)
     return record, plan
+
+
+def _take_over(works: Sequence[TableRun], out: Path, device: str) -> None:
+    if works:
+        Finished(out, device).take(works)
 
 
 def write_record(record: Mapping[str, Any], stem: Path) -> None:
@@ -141,21 +149,24 @@ def plan_text(
         return "\n".join([*lines, *_needs(table)]), None
     where = pick_device(device)
     plan = examine(table, features, given, only)
-    seconds = time_of(plan, out, where)
-    left = {w.name: sum(1 for _ in trainings_left(w, out)) for w in plan.ready}
-    every = sum(len(w.experiment.trainings) for w in plan.ready if w.experiment is not None)
+    finished = Finished(out, str(where))
+    done = {w.name: finished.of(w) for w in plan.ready}
+    seconds = time_of(plan, {name: tuple(of.values()) for name, of in done.items()}, where)
+    every = {w.name: len(w.experiment.trainings) for w in plan.ready if w.experiment is not None}
+    left = {name: count - len(done[name]) for name, count in every.items()}
     number = choose_jobs(jobs, max(sum(left.values()), 1), where, 1)
     for one in plan.ready:
         assert one.experiment is not None
         (method,) = one.config.methods
-        total, epochs = len(one.experiment.trainings), counted(epochs_of(one.config, method), "epoch")
+        total, epochs = every[one.name], counted(epochs_of(one.config, method), "epoch")
         lines.append(
             f"  {_where(one.spots)}: {method}, {counted(total, 'training')} of {epochs}, "
-            f"{total - left[one.name]} done, {as_time(seconds[one.name])} each"
+            f"{len(done[one.name])} done, {as_time(seconds[one.name])} each"
         )
     time = sum(seconds[n] * count for n, count in left.items()) / number
     lines.append(
-        f"{counted(every, 'training')}, {sum(left.values())} left: about {as_time(time)}, {number} at a time on {where}"
+        f"{counted(sum(every.values()), 'training')}, {sum(left.values())} left: "
+        f"about {as_time(time)}, {number} at a time on {where}"
     )
     lines += [f"not as published: {what}" for what in plan.otherwise]
     for row in table.rows:
