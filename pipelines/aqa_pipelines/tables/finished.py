@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -101,10 +102,10 @@ def _same_in(folder: Path, experiment: Experiment) -> Iterator[tuple[str, Path]]
 
 def _put(source: Path, target: Path) -> None:
     """Nothing is changed in place, so files are linked, and copied only where there are no links."""
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
-        shutil.copytree(source, partial, copy_function=_link)
+        shutil.copytree(source, partial, copy_function=_link, dirs_exist_ok=True)
         partial.rename(target)
     except OSError:
         if not target.exists():  # else another process was faster
