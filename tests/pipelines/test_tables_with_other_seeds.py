@@ -66,7 +66,7 @@ def test_more_and_fewer_seeds_take_what_there_is(tmp_path: Path, capsys: pytest.
     assert not list(out.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("change", ["epochs", "environment", "labels", "split", "damaged"])
+@pytest.mark.parametrize("change", ["epochs", "torch", "numpy", "labels", "split", "damaged"])
 def test_other_trainings_are_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str) -> None:
     store, out = miniature(tmp_path, "mtl-aqa"), tmp_path / "runs"
     file, options = of_mine(tmp_path, ROWS), ["--epochs", 1]
@@ -85,8 +85,8 @@ def test_other_trainings_are_not_taken(tmp_path: Path, capsys: pytest.CaptureFix
         options += ["--labels", labels]
     for run in out.glob("*/config.json"):
         where = run.with_name("environment.json")
-        if change == "environment":
-            where.write_text(json.dumps({**json.loads(where.read_text()), "torch": "1.0"}))
+        if change in ("torch", "numpy"):
+            where.write_text(json.dumps({**json.loads(where.read_text()), change: "1.0"}))
         if change == "damaged":
             where.write_text("{")
         for result in run.parent.rglob("result.json"):
@@ -102,6 +102,37 @@ def test_other_trainings_are_not_taken(tmp_path: Path, capsys: pytest.CaptureFix
     new = {key: inode for key, inode in results(out).items() if key[0] == 2}
     assert len(new) == 4
     assert len(set(new.values()) - set(before.values())) == left
+
+
+def test_folders_that_are_no_runs_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, out = miniature(tmp_path, "mtl-aqa"), tmp_path / "runs"
+    file = of_mine(tmp_path, ROWS)
+    (out / "a" / "config.json").mkdir(parents=True)  # to read it fails, as without a permission, which root has
+    (out / "b").mkdir()
+    (out / "b" / "config.json").write_text('{"architectures": []}')
+    measured(file, store, out, "--epochs", 1, "--seeds", 1)
+    common = ["table", file, "--features", store, "--out", out, "--epochs", 1]
+    assert planned(capsys, *common, "--seeds", 2) == "4 trainings, 2 left"
+
+
+def test_only_what_a_training_found_is_taken_and_stays_apart(tmp_path: Path) -> None:
+    store, out = miniature(tmp_path, "mtl-aqa"), tmp_path / "runs"
+    file = of_mine(tmp_path, ROWS)
+    measured(file, store, out, "--epochs", 1, "--seeds", 1)
+    (old,) = out.glob("*/models/aa/fold0-seed0")
+    whole = {f.name for f in old.iterdir()}
+    # Killed between its result and the end; and something that somebody put there.
+    for name in ("state.safetensors", "failed.json", ".last.json.0123abcd.partial"):
+        (old / name).write_text("left")
+    (old / "figures").mkdir()
+    measured(file, store, out, "--epochs", 1, "--seeds", 2)
+    (new,) = (f for f in out.glob("*/models/aa/fold0-seed0") if f != old)
+    assert {f.name for f in new.iterdir()} == whole
+    assert all((new / name).samefile(old / name) for name in whole)
+    # Trained again, it changes no file of the other run.
+    (new / "result.json").unlink()
+    measured(file, store, out, "--epochs", 1, "--seeds", 2)
+    assert not [name for name in whole if (new / name).samefile(old / name)]
 
 
 def test_where_there_are_no_hard_links_they_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,6 +353,10 @@ def read_config(out: Path) -> RunConfig:
         raise UsageError(
             f"{out} is not a run folder of aqa-train (no config.json)", fix="name the --out of a run"
         ) from None
+    except OSError as e:
+        raise UsageError(
+            f"{out / 'config.json'} cannot be read: {e.strerror or e}", fix="let it be read, or name another run"
+        ) from None
     except ValueError as e:
         raise UsageError(
             f"{out / 'config.json'} is damaged or of another version: {e}",

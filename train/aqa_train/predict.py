@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from aqa_shared.console import counted
 from aqa_shared.errors import StoreError, UsageError, did_you_mean
+from aqa_shared.files import replace_text
 from aqa_shared.records import ExtractSettings
 from aqa_train import checkpoint
 from aqa_train.batch import Inputs
@@ -221,7 +222,8 @@ def save_model(path: Path, state: Mapping[str, Tensor], standardise: Standardise
     checkpoint.save(path, tensors, {"kind": "model", **meta})
     with checkpoint.writing(path):
         record = {k: v for k, v in meta.items() if k != "learned_from"}
-        path.with_suffix(".json").write_text(json.dumps(record, indent=1, allow_nan=False))
+        # As the checkpoint: another run may have a hard link to the one that was there.
+        replace_text(path.with_suffix(".json"), json.dumps(record, indent=1, allow_nan=False))
 
 
 def load_checkpoint(path: str | Path) -> Model:

@@ -6,8 +6,8 @@ What one seed gives does not depend on how many there are, so a look with one se
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from aqa_train.checkpoint import read_json, writing
 from aqa_train.config import RunConfig
 from aqa_train.experiment import Experiment
 from aqa_train.method_settings import settings_digest
-from aqa_train.outputs import environment, read_config, refuse_other_digests, write_run
-from aqa_train.train_one import RESULT
+from aqa_train.outputs import PACKAGES, environment, read_config, refuse_other_digests, write_run
+from aqa_train.train_one import FAILED, RESULT, STATE
 
 
 class Finished:
@@ -38,9 +38,9 @@ class Finished:
                 settings = _but_seeds(read_config(folder))
                 found = read_json(folder / "environment.json", "")
             except UsageError:
-                continue  # damaged: its own table will say so
-            # The record of a table says by what it was made, once for each run.
-            if all(found.get(k) == made_by.get(k) for k in ENVIRONMENT):
+                continue  # damaged, or no run: its own table will say so
+            # A run says by what it was made once for all its trainings, and the record of a table repeats it.
+            if all(found.get(k) == made_by.get(k) for k in (*ENVIRONMENT, *PACKAGES)):
                 self._runs.setdefault(settings, []).append(folder)
 
     def of(self, one: TableRun) -> dict[str, Path]:
@@ -102,10 +102,13 @@ def _same_in(folder: Path, experiment: Experiment) -> Iterator[tuple[str, Path]]
 
 def _put(source: Path, target: Path) -> None:
     """Nothing is changed in place, so files are linked, and copied only where there are no links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
-        shutil.copytree(source, partial, copy_function=_link, dirs_exist_ok=True)
+        partial.mkdir(parents=True)
+        for file in source.iterdir():
+            # What it went on from is no result, and who finished it may be removing it now.
+            if file.is_file() and file.name not in (STATE, FAILED) and not file.name.startswith("."):
+                _link(file, partial / file.name)
         partial.rename(target)
     except OSError:
         if not target.exists():  # else another process was faster
@@ -114,8 +117,8 @@ def _put(source: Path, target: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _link(source: str, target: str) -> None:
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copy2(source, target)
+        shutil.copyfile(source, target)
