@@ -126,6 +126,7 @@ def test_cells_are_named_after_what_differs() -> None:
         ({"variants": {"droput": ("1", "2")}}, "aa has no such setting"),
         ({"variants": {"recovery_weight": ("1", "2")}}, "aa has no such setting"),
         ({"variants": {"dropout": ("0.1", "2")}}, "dropout"),
+        ({"variants": {"standardise": ("none", "zscore")}}, "--variant: .*standardise.*'z-score'"),
     ],
 )
 def test_wrong_variants_are_named(settings: dict[str, object], said: str) -> None:

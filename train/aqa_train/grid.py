@@ -15,10 +15,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from aqa_shared.errors import UsageError
 from aqa_shared.files import replacing
+from aqa_shared.settings import explain
 from aqa_train.checkpoint import writing
-from aqa_train.config import RunConfig, Training
+from aqa_train.config import HELP, RunConfig, Training
 from aqa_train.method_settings import method_config, training_of
 from aqa_train.methods import METHODS
 from aqa_train.outputs import write_records
@@ -61,15 +64,18 @@ def cells(config: RunConfig) -> list[Cell]:
             continue
         read = {n: v for n, v in chosen.items() if any(reads(m, n) for m in methods)}
         trained = {n: v for n, v in read.items() if n in Training.model_fields}
-        one = RunConfig.model_validate(
-            {
-                **config.model_dump(exclude={"variants", "training"}),
-                "labelled": fraction,
-                "methods": methods,
-                "training": {**config.training.model_dump(exclude_unset=True), **trained},
-                "settings": {**config.settings, **{n: v for n, v in read.items() if n not in trained}},
-            }
-        )
+        try:
+            one = RunConfig.model_validate(
+                {
+                    **config.model_dump(exclude={"variants", "training"}),
+                    "labelled": fraction,
+                    "methods": methods,
+                    "training": {**config.training.model_dump(exclude_unset=True), **trained},
+                    "settings": {**config.settings, **{n: v for n, v in read.items() if n not in trained}},
+                }
+            )
+        except ValidationError as e:
+            raise UsageError(f"--variant: {explain(e)}", fix=HELP) from None
         for method in methods:
             method_config(one, method)
             training_of(one, method)
