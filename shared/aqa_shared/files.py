@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Two processes do not share it, on two machines either, where process ids may be equal: in containers they are.
     After `kill -9` it stays, as `.<name>.<random>.partial`.
     """
-    partial = _beside(path)
+    partial = beside(path)
     try:
         yield partial
         partial.replace(path)
@@ -77,7 +77,7 @@ def write_new(path: Path, text: str) -> bool:
     Of many processes that do so at once one succeeds, and the others find its file whole: it is made by a hard link.
     On a file system without them (FAT, some network file systems) others may find it before its text is in it.
     """
-    partial = _beside(path)
+    partial = beside(path)
     try:
         partial.write_text(text, encoding="utf-8", newline="")
         try:
@@ -94,7 +94,8 @@ def write_new(path: Path, text: str) -> bool:
     return True
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
+    """Where to prepare what is to stand at `path`; no other process has the name, on another machine either."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 

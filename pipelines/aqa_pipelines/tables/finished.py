@@ -6,7 +6,6 @@ What one seed gives does not depend on how many there are, so a look with one se
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from aqa_pipelines.tables.plan import TableRun
 from aqa_shared import console
 from aqa_shared.console import counted
 from aqa_shared.errors import UsageError
+from aqa_shared.files import beside
 from aqa_train.checkpoint import read_json, writing
 from aqa_train.config import RunConfig
 from aqa_train.experiment import Experiment
@@ -102,7 +102,7 @@ def _same_in(folder: Path, experiment: Experiment) -> Iterator[tuple[str, Path]]
 
 def _put(source: Path, target: Path) -> None:
     """Nothing is changed in place, so files are linked, and copied only where there are no links."""
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    partial = beside(target)
     try:
         partial.mkdir(parents=True)
         for file in source.iterdir():
