@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def run_table(
         _go_on_or_begin(one, out)
     stem = (write or out) / name_of(path)
     refuse_unwritable(jobs_of(_grid(plan.ready), out), [stem.parent, *(out / w.name for w in plan.ready)])
+    finished = cache(partial(Finished, out))  # asked only where something is left, and the folder is read once
     groups: dict[tuple[Any, ...], list[TableRun]] = {}
     for one in plan.ready:
         assert one.experiment is not None
@@ -74,7 +75,7 @@ def run_table(
         grid = _grid(works)
         features_of_all = open_features([w.config for w in works], once(console.warn))
         left = sum(not job.done for job in jobs_of(grid, out))
-        take = partial(_take_over, works if left else [], out)
+        take = partial(_take_over, finished, works if left else [])
         if cluster is None:
             number = choose_jobs(jobs, max(left, 1), where, works[0].config.training.threads)
             how: dict[str, Any] = {"device": where, "jobs": number, "together": together, "in_memory": in_memory}
@@ -105,9 +106,9 @@ def run_table(
     return record, plan
 
 
-def _take_over(works: Sequence[TableRun], out: Path, device: str) -> None:
+def _take_over(finished: Callable[[str], Finished], works: Sequence[TableRun], device: str) -> None:
     if works:
-        Finished(out, device).take(works)
+        finished(device).take(works)
 
 
 def write_record(record: Mapping[str, Any], stem: Path) -> None:
