@@ -80,6 +80,9 @@ def test_each_is_trained_saved_and_predicted_with(make_store: MakeStore, tmp_pat
     )
     rows = {r["method"]: r for r in json.loads((out / "metrics.json").read_text())["rows"]}
     assert {m for m in METHODS if rows[m]["uses_difficulty"]} == {"musdl", "rica2", "rica2-dd"}
+    assert {m for m in METHODS if load_checkpoint(out / "models" / m / "fold0-seed0").standardise is None} == {
+        "gdlt", "hgcn",
+    }, "normalises by itself, or learns less from z-scored features"  # fmt: skip
     said = {(r["method"], r["id"]): float(r["score"]) for r in read_csv(out / "scores.csv") if r["score"]}
     opened = FeatureStore.open(store)
     tested = json.loads((out / "splits" / "fold0-seed0.json").read_text())["test"]

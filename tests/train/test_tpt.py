@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,17 @@ from torch.nn import functional as F
 
 from aqa_shared.errors import UsageError
 from aqa_train.columns import ColumnEncoder
+from aqa_train.config import Training
+from aqa_train.features import FeatureSet
 from aqa_train.layers import order_in_time
+from aqa_train.methods import METHODS
 from aqa_train.methods.tpt import TPT, TPTConfig
+from aqa_train.metrics import spearman
+from aqa_train.trainer import Task, fit, predict
 
 from .conftest import MakeStore
 from .method_checks import (
+    CPU,
     alone_as_together,
     learns_by_heart,
     part,
@@ -196,6 +203,20 @@ def test_a_category_without_exemplar_is_refused() -> None:
 
 def test_it_learns_by_heart() -> None:
     learns_by_heart(lambda i: TPT(i, replace(SMALL, voters=7)), {}, epochs=120, lr=5e-3)
+
+
+def test_its_recipe_learns_from_features_that_are_positive_and_differ_little() -> None:
+    """As frozen ones do: it has no normalisation of its own, so that its recipe z-scores them."""
+    rng, row = np.random.default_rng(7), METHODS["tpt"]
+    latent, direction = rng.normal(size=60), rng.normal(size=64)
+    features = 0.2 + 0.01 * latent[:, None, None] * direction + 0.02 * rng.normal(size=(60, 4, 64))
+    scores, train, test = 2.5 + 0.75 * latent, np.arange(40), np.arange(40, 60)
+    how = Training(**{**row.recipe(""), "epochs": 8, "batch": 4})
+    found = FeatureSet.from_arrays({"rgb": features.astype(np.float32)}, {"score": scores}).place(CPU, "yes")
+    read, inputs = found.prepared({}, {}, train, train, how.standardise)
+    task = Task(read, train, test[:0], test[:0], scores)
+    model = fit(lambda: row.load()(inputs), task, how, seed=[1], device=CPU).model
+    assert (spearman(predict(model, read, test, CPU), scores[test]) or 0) > 0.8
 
 
 def test_a_checkpoint_says_the_same(make_store: MakeStore, tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def as_text(methods: list[dict[str, Any]]) -> str:
             values = Training(**recipe)
             said = f"{values.optimiser}, lr {values.lr:g}, weight decay {values.weight_decay:g}, "
             said += f"{values.schedule}, {values.epochs} epochs of the {values.epoch_of} set, batch {values.batch}"
+            said += "" if values.standardise == "none" else f", standardise {values.standardise}"
             datasets.setdefault(said, []).append(f"--recipe {dataset}" if dataset else "default")
         lines += [f"    recipe   {said} ({', '.join(names)})" for said, names in datasets.items()]
     return "\n".join(lines)
