@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.shims import READ_ONLY, needs_shims, shim
 
 from aqa_shared.errors import ExitCode, StoreError, UsageError
 from aqa_train import checkpoint
+from aqa_train.methods import METHODS
 
 from .conftest import MakeStore
 from .runs import FAST, HELD, HIDING, aqa_train, results, started
@@ -76,6 +78,27 @@ def test_a_run_and_its_store_may_be_moved(make_store: MakeStore, tmp_path: Path)
     tables = ["--labels", new / "tables" / "labels.csv"]
     aqa_train("--features", apart, *tables, "--out", new / "run", *options)
     assert results(new / "run") == whole
+
+
+def test_a_run_goes_on_as_it_began_where_another_version_has_other_defaults(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    command = ["--features", make_store(videos=16), "--method", "usdl,gdlt", "--variant", "lr=0.001,0.01",
+               "--seeds", 2, "--epochs", 2, "--jobs", 1, "--set", "gdlt.width=8", "--out", out, *HELD]  # fmt: skip
+    aqa_train(*command)
+    cells = [out / "lr=0.001", out / "lr=0.01"]
+    whole = [results(cell) for cell in cells]
+    for cell in cells:
+        shutil.rmtree(cell / "models" / "usdl" / "fold0-seed1")
+    # Another version's table of methods.
+    monkeypatch.setitem(METHODS, "usdl", replace(METHODS["usdl"], recipes={}))
+    aqa_train("--resume", out, "--jobs", 1)
+    assert [results(cell) for cell in cells] == whole
+    with pytest.raises(UsageError, match="already holds a run with other settings") as changed:
+        aqa_train(*command)
+    assert "settings.usdl.standardise: z-score → none" in changed.value.cause
+    assert "None" not in changed.value.cause
 
 
 def test_resuming_ignores_the_environment(

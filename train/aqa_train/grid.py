@@ -64,6 +64,8 @@ def cells(config: RunConfig) -> list[Cell]:
             continue
         read = {n: v for n, v in chosen.items() if any(reads(m, n) for m in methods)}
         trained = {n: v for n, v in read.items() if n in Training.model_fields}
+        # What is set for a method that is left out here.
+        idle = {k for k in config.settings if _has(config.methods, k) and not _has(methods, k)}
         try:
             one = RunConfig.model_validate(
                 {
@@ -71,7 +73,8 @@ def cells(config: RunConfig) -> list[Cell]:
                     "labelled": fraction,
                     "methods": methods,
                     "training": {**config.training.model_dump(exclude_unset=True), **trained},
-                    "settings": {**config.settings, **{n: v for n, v in read.items() if n not in trained}},
+                    "settings": {k: v for k, v in config.settings.items() if k not in idle}
+                    | {n: v for n, v in read.items() if n not in trained},
                 }
             )
         except ValidationError as e:
@@ -84,6 +87,14 @@ def cells(config: RunConfig) -> list[Cell]:
         name = re.sub(r"[^\w.=+,-]", "_", ",".join(f"{k}={v}" for k, v in {**axes, **several}.items()))
         found.append(Cell(name, fraction, chosen, one))
     return found
+
+
+def _has(methods: Sequence[str], setting: str) -> bool:
+    """Whether a setting is of one of the methods, whatever it changes."""
+    owner, dot, name = setting.rpartition(".")
+    if dot:
+        return owner in methods
+    return any(name in {f.name for f in dataclasses.fields(METHODS[m].load().Config)} for m in methods)
 
 
 def reads(method: str, setting: str) -> bool:

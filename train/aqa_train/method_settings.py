@@ -117,7 +117,29 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """`name: old → new` of every setting that differs, however it was given; another place is not another setting."""
     a, b = (_flat(spelt_out(c).model_dump(mode="json")) for c in (old, new))
     moved = {k for k in PLACES if a.get(k) is not None and b.get(k) is not None}
-    return [f"{k}: {a.get(k)} → {b.get(k)}" for k in sorted((a.keys() | b.keys()) - moved) if a.get(k) != b.get(k)]
+    apart = [{k.rpartition(".")[2] for k in flat if _of_one(k)} for flat in (a, b)]
+    found = []
+    for key in sorted((a.keys() | b.keys()) - moved):
+        # What holds for all methods here and for each alone there is compared by method.
+        split = (key not in flat and key.rpartition(".")[2] in own for flat, own in zip((a, b), apart, strict=True))
+        if not _of_one(key) and any(split):
+            continue
+        was, now = _said(a, key), _said(b, key)
+        if was != now:
+            found.append(f"{key}: {was} → {now}")
+    return found
+
+
+def _of_one(key: str) -> bool:
+    """Whether it is a setting of one method alone."""
+    return key.startswith("settings.") and key.count(".") == 2
+
+
+def _said(flat: dict[str, Any], key: str) -> Any:
+    """The value, for a method alone or for all."""
+    name = key.rpartition(".")[2]
+    general = flat.get(f"training.{name}", flat.get(f"settings.{name}")) if _of_one(key) else None
+    return flat.get(key, general)
 
 
 def settings_digest(config: RunConfig) -> str:

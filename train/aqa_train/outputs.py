@@ -58,9 +58,8 @@ def write_run(
         for split in splits:
             (out / "splits").mkdir(exist_ok=True)
             split.save(out / "splits" / f"fold{split.fold}-seed{split.seed}.json")
-        replace_text(out / "config.toml", as_toml(spelt_out(config)))
         write_json(out / "environment.json", {**environment(device), **place})
-        write_json(out / "config.json", config.model_dump(mode="json"))
+        _write_settings(spelt_out(config), out)
 
 
 def _begin_as(config: RunConfig, data: dict[str, str | None], out: Path) -> None:
@@ -87,11 +86,16 @@ def _until_whole(file: Path) -> None:
 
 def write_places(config: RunConfig, out: Path) -> None:
     """Of a run that was resumed: where its store and tables are now, for the next time."""
-    if read_config(out) == config:
-        return
-    with writing(out):
-        replace_text(out / "config.toml", as_toml(spelt_out(config)))
-        write_json(out / "config.json", config.model_dump(mode="json"))
+    whole = spelt_out(config)
+    if read_config(out) != whole:
+        with writing(out):
+            _write_settings(whole, out)
+
+
+def _write_settings(whole: RunConfig, out: Path) -> None:
+    """With every default, so that a run goes on as it began where another version has others."""
+    replace_text(out / "config.toml", as_toml(whole))
+    write_json(out / "config.json", whole.model_dump(mode="json"))
 
 
 def where_it_is(config: RunConfig, out: Path) -> RunConfig:

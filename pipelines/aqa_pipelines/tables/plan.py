@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -16,10 +15,11 @@ import torch
 from aqa_pipelines.tables.record import PaperTable, TableColumn, TableRow, settings
 from aqa_shared import console
 from aqa_shared.errors import AqaError, UsageError, did_you_mean
-from aqa_train.config import PLACES, RunConfig, absolute
+from aqa_train.config import RunConfig, absolute
 from aqa_train.estimate import seconds_of
 from aqa_train.experiment import Data, Experiment, arrange, open_data
 from aqa_train.folds import source_of_tests
+from aqa_train.method_settings import settings_digest
 from aqa_train.methods import METHODS
 from aqa_train.protocol import once
 from aqa_train.splits import role_named
@@ -50,13 +50,11 @@ class TableRun:
 
     @property
     def name(self) -> str:
-        """Its folder: the method, what is set for it, and a digest of all settings but places."""
-        record = self.config.model_dump(mode="json", exclude=set(PLACES))
-        digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
+        """Its folder: the method, what is set for it, and a digest of all settings but places, defaults too."""
         row, column = self.spots[0].row, self.spots[0].column
         said = {k: v for k, v in {**column.run, **row.settings}.items() if k not in ("split", "recipe")}
         text = ",".join([str(row.method), *(f"{k}={v}" for k, v in said.items())])
-        return re.sub(r"[^\w.=+,-]", "_", text)[:80] + f"-{digest}"
+        return re.sub(r"[^\w.=+,-]", "_", text)[:80] + f"-{settings_digest(self.config)[:8]}"
 
 
 @dataclass(frozen=True)
