@@ -215,3 +215,20 @@ def test_bfloat16_is_a_known_reason_for_a_difference(tmp_path: Path, capsys: pyt
         said = capsys.readouterr().out
         assert "- Mine." in said
         assert ("- Networks are computed in bfloat16" in said) == (precision == "bf16")
+
+
+@pytest.mark.parametrize(("how", "rows"), [("", "USDL, MLP"), ('standardise = "z-score"', "all rows"),
+                                           ('standardise = "none"', "")])  # fmt: skip
+def test_which_rows_read_scaled_features_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, rows: str
+) -> None:
+    methods = {"Ridge": "ridge", "USDL": "usdl", "MLP": "i3d+mlp"}
+    file = of_mine(
+        tmp_path,
+        f'[run]\nseeds = 1\nlabelled = 0.5\n{how}\n[[columns]]\nname = "all"\n'
+        + "".join(f'[[rows]]\nname = "{name}"\nmethod = "{method}"\n' for name, method in methods.items()),
+    )
+    store = miniature(tmp_path, "mtl-aqa")
+    aqa("table", file, "--features", store, "--out", tmp_path / "runs", "--epochs", 1, "--jobs", 1)
+    said = [line for line in capsys.readouterr().out.splitlines() if "z-scored" in line]
+    assert said == [f"- Features are z-scored for {rows} (`standardise`; docs/methods/supervised.md)."] * bool(rows)

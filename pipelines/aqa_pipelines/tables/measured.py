@@ -17,6 +17,7 @@ from aqa_pipelines.tables.record import PaperTable, TableColumn, TableRow
 from aqa_train import metrics, protocol
 from aqa_train.comparisons import Figures, Pair, Predictions, corrected
 from aqa_train.intervals import Interval
+from aqa_train.method_settings import training_of
 from aqa_train.predict import load_checkpoint
 from aqa_train.summary import WITH_INTERVAL, average_of_all
 
@@ -39,6 +40,7 @@ def measure(plan: TablePlan, name: str, out: Path) -> dict[str, Any]:
         "differences": [
             *table.differences,
             *([BF16] if table.run.get("precision") == "bf16" else []),
+            *_scaled(table, runs),
             *_on_fewer_videos(table, found),
         ],
         "against": table.against,
@@ -221,6 +223,20 @@ class _Predicted:
                 tested, {row: tested.predictions(own, "last") for row, own in results.items()}
             )
         return self.known[column]
+
+
+def _scaled(table: PaperTable, runs: Mapping[tuple[str, str], TableRun]) -> list[str]:
+    """Which rows read scaled features; where a row does so in some columns only, these say it."""
+    kinds: dict[str, set[str]] = {}
+    for (row, _), one in runs.items():
+        kinds.setdefault(row, set()).add(training_of(one.config, one.config.methods[0]).standardise)
+    found = []
+    for kind, said in {"z-score": "z-scored", "centre": "centred"}.items():
+        names = [row.name for row in table.rows if kinds.get(row.name) == {kind}]
+        if names:
+            which = "all rows" if len(names) == len(kinds) else ", ".join(names)
+            found.append(f"Features are {said} for {which} (`standardise`; docs/methods/supervised.md).")
+    return found
 
 
 def _comparisons(table: PaperTable, predicted: _Predicted) -> list[dict[str, Any]]:

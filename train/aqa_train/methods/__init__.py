@@ -44,8 +44,8 @@ class Method:
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """How its authors trained it, where that differs from the defaults of `Training`: by dataset, `""` for others.
 
-    Z-scored features are ours: most authors trained the backbone along, and a network that does not normalise learns
-    little from frozen features as they are (measured in docs/methods/supervised.md).
+    Z-scored features are ours: most authors trained the backbone along, and most networks without a normalisation of
+    their own learn more from frozen features if these are z-scored (measured in docs/methods/supervised.md).
     """
     baseline: bool = False
     """Stands beside every result, where the data have what it needs."""
@@ -102,9 +102,8 @@ _S4AQA_RECIPES: dict[str, dict[str, Any]] = {
     "rhythmic-gymnastics": {"optimiser": "sgd", "lr": 1e-4, "epochs": 500},
 }  # fmt: skip
 _USDL_PAPER = "Tang et al., CVPR 2020, arXiv:2006.07665"
-_USDL_RECIPE: dict[str, Any] = {
-    "batch": 4, "lr": 1e-4, "weight_decay": 0.0, "epoch_of": "labelled", "standardise": "z-score",
-}  # fmt: skip
+_Z_SCORED: dict[str, Any] = {"standardise": "z-score"}
+_USDL_RECIPE: dict[str, Any] = {"batch": 4, "lr": 1e-4, "weight_decay": 0.0, "epoch_of": "labelled"}
 _NO_RECOVERY: dict[str, Any] = {
     "recovery_weight": 0.0, "masked": 1, "mask_value": "zeros", "recover": "unlabelled", "decoder_width": 512,
 }  # fmt: skip
@@ -114,11 +113,12 @@ _NO_ALIGNMENT: dict[str, Any] = {
 """What a part that is left out would read is fixed too: it changes nothing."""
 _LABELLED_ONLY = {**_NO_RECOVERY, **_NO_ALIGNMENT, "norm": "clean"}
 _C3D_PAPER = "Parmar and Morris, CVPR 2019, arXiv:1904.04346"
-_C3D_RECIPE = _supervised("mtl-aqa", epochs=100, batch=3, lr=1e-4, weight_decay=0.0, standardise="z-score")
+_C3D_RECIPE = _supervised("mtl-aqa", epochs=100, batch=3, lr=1e-4, weight_decay=0.0, **_Z_SCORED)
 _GYMNASTICS: dict[str, Any] = {"epochs": 400, "optimiser": "sgd", "lr": 0.01}
+_ACTION_NET: dict[str, Any] = {**_GYMNASTICS, "epoch_of": "labelled", "schedule": "steps"}
 _LINE = "aqa_train.methods.trivial:Line"
 _CORE_PAPER = "Yu et al., ICCV 2021, arXiv:2108.07797"
-_CORE_RECIPE = _supervised("mtl-aqa", epochs=200, batch=2, lr=1e-3, weight_decay=0.0, standardise="z-score")
+_CORE_RECIPE = _supervised("mtl-aqa", epochs=200, batch=2, lr=1e-3, weight_decay=0.0, **_Z_SCORED)
 
 
 def _core(summary: str, *, compare: bool, head: str, difficulty: bool) -> Method:
@@ -157,15 +157,13 @@ def _tpt(*, difficulty: bool) -> Method:
         columns={"difficulty": "number"} if difficulty else {},
         optional={"category": "category"},
         uses_difficulty=difficulty,
-        recipes=_supervised("mtl-aqa", epochs=250, batch=24, lr=1e-4, weight_decay=0.0, standardise="z-score"),
+        recipes=_supervised("mtl-aqa", epochs=250, batch=24, lr=1e-4, weight_decay=0.0, **_Z_SCORED),
     )
 
 
 def _pcln(*, difficulty: bool) -> Method:
     """A row of PCLN."""
-    recipe: dict[str, Any] = {
-        "lr": 1e-4, "weight_decay": 0.0, "schedule": "steps", "fall": 0.5, "standardise": "z-score",
-    }  # fmt: skip
+    recipe: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.0, "schedule": "steps", "fall": 0.5, **_Z_SCORED}
     mtl_aqa = _supervised("mtl-aqa", **recipe, epochs=100, batch=16, falls=(0.9,))
     aqa_7 = _supervised("aqa-7", **recipe, epochs=200, batch=32, falls=(0.45, 0.9))
     return Method(
@@ -191,9 +189,7 @@ def _rica2(*, difficulty: bool) -> Method:
         optional=dict.fromkeys(dive, "category"),
         uses_difficulty=difficulty,
         declares=dive,
-        recipes=_supervised(
-            "mtl-aqa", epochs=350, batch=8, lr=5e-4, optimiser="adamw", weight_decay=0.0, standardise="z-score"
-        ),
+        recipes=_supervised("mtl-aqa", epochs=350, batch=8, lr=5e-4, optimiser="adamw", weight_decay=0.0, **_Z_SCORED),
     )
 
 
@@ -286,17 +282,18 @@ METHODS: Methods = Methods({
     ),
     "usdl": Method(
         "aqa_train.methods.usdl:USDL", "a distribution over scores on mean features", _USDL_PAPER,
-        recipes=_trained("mtl-aqa", epochs=100, **_USDL_RECIPE) | {"jigsaws": {"epochs": 80, **_USDL_RECIPE}},
+        recipes=_trained("mtl-aqa", epochs=100, **_USDL_RECIPE, **_Z_SCORED)
+        | {"jigsaws": {"epochs": 80, **_USDL_RECIPE, **_Z_SCORED}},
     ),
     "musdl": Method(
         "aqa_train.methods.usdl:MUSDL", "a distribution over each judge's mark; drop, sum, times difficulty",
         _USDL_PAPER, columns={"difficulty": "number"}, labels={"judge_scores": "vector"}, uses_difficulty=True,
-        recipes=_trained("mtl-aqa", epochs=100, **{**_USDL_RECIPE, "weight_decay": 1e-5}),
+        recipes=_trained("mtl-aqa", epochs=100, **{**_USDL_RECIPE, **_Z_SCORED, "weight_decay": 1e-5}),
     ),
     "musdl-jigsaws": Method(
         "aqa_train.methods.usdl:MUSDL", "MUSDL for the six ratings of JIGSAWS, which add up to the score", _USDL_PAPER,
         {"bins": 5, "sigma": 1.0, "lowest": 1.0, "highest": 5.0, "drop": 0}, labels={"ratings": "vector"},
-        recipes=_trained("jigsaws", epochs=80, **_USDL_RECIPE),
+        recipes=_trained("jigsaws", epochs=80, **_USDL_RECIPE, **_Z_SCORED),
     ),
     "gdlt": Method(
         "aqa_train.methods.gdlt:GDLT", "a transformer whose queries are grades, kept apart by triplets",
@@ -306,9 +303,8 @@ METHODS: Methods = Methods({
     "action-net": Method(
         "aqa_train.methods.action_net:ActionNet", "ACTION-NET's dynamic branch: graph context and attention",
         "Zeng et al., ACM MM 2020, arXiv:2008.05977",
-        # Its authors read frozen features too, and as they are.
-        recipes=_supervised("rhythmic-gymnastics", **_GYMNASTICS, schedule="steps")
-        | {"": {"epoch_of": "labelled", **_GYMNASTICS, "schedule": "steps", "standardise": "z-score"}},
+        # Its authors read frozen features too, but raw.
+        recipes={"rhythmic-gymnastics": _ACTION_NET, "": {**_ACTION_NET, **_Z_SCORED}},
     ),
     "c3d-avg-stl": Method(
         "aqa_train.methods.c3d_avg:C3DAVGSTL", "one layer on mean features, squared and absolute error", _C3D_PAPER,
@@ -325,7 +321,7 @@ METHODS: Methods = Methods({
     "dae": Method(
         "aqa_train.methods.dae:DAE", "a mean and a variance on mean features, by likelihood",
         "Zhang et al., Neural Computing and Applications 2023, arXiv:2111.11029",
-        recipes=_supervised("mtl-aqa", epochs=100, batch=8, lr=1e-4, weight_decay=1e-5, standardise="z-score"),
+        recipes=_supervised("mtl-aqa", epochs=100, batch=8, lr=1e-4, weight_decay=1e-5, **_Z_SCORED),
     ),
     "hgcn": Method(
         "aqa_train.methods.hgcn:HGCN", "graphs of clips and scenes; every scene adds a part of the score",
@@ -341,8 +337,8 @@ METHODS: Methods = Methods({
     "tsa-net": Method(
         "aqa_train.methods.tsa_net:TSANet", "TSA-Net: attention inside the actor's tube of the map, and USDL's head",
         "Wang et al., ACM MM 2021, arXiv:2201.03746", streams=("rgb:map", "actor_box"),
-        # A box is a place, not a feature.
-        recipes=_trained("mtl-aqa", epochs=100, **{**_USDL_RECIPE, "standardise": "none"}),
+        # Without z-scores, which would move the boxes.
+        recipes=_trained("mtl-aqa", epochs=100, **_USDL_RECIPE),
     ),
     "tpt": _tpt(difficulty=False),
     "tpt-dd": _tpt(difficulty=True),
