@@ -155,7 +155,8 @@ def plan_text(
     seconds = time_of(plan, {name: tuple(of.values()) for name, of in done.items()}, where)
     every = {w.name: len(w.experiment.trainings) for w in plan.ready if w.experiment is not None}
     left = {name: count - len(done[name]) for name, count in every.items()}
-    number = choose_jobs(jobs, max(sum(left.values()), 1), where, 1)
+    threads = plan.ready[0].config.training.threads if plan.ready else 1
+    number = choose_jobs(jobs, max(sum(left.values()), 1), where, threads)
     for one in plan.ready:
         assert one.experiment is not None
         (method,) = one.config.methods
