@@ -366,7 +366,8 @@ def test_the_catalogue_says_what_each_method_needs(monkeypatch: pytest.MonkeyPat
     for recipe in (
         "sgd, lr 0.0001, weight decay 0.0001, constant, 500 epochs of the larger set, batch 32 (--recipe rhythmic-",
         "sgd, lr 0.01, weight decay 0.0001, cosine, 400 epochs of the labelled set, batch 32 (default, --recipe",
-        "adam, lr 0.001, weight decay 0, constant, 200 epochs of the labelled set, batch 2, standardise z-score (",
+        "adam, lr 0.001, weight decay 0, constant, 200 epochs of the labelled set, batch 2, standardise z-score "
+        "(default, --recipe mtl-aqa)",
     ):
         assert f"    recipe   {recipe}" in said
     assert "column difficulty (number), column category (category), column judges (vector)" in said

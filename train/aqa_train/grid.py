@@ -7,7 +7,6 @@ cells share the features, which are read once, and one executor, which takes the
 from __future__ import annotations
 
 import csv
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,9 +91,7 @@ def cells(config: RunConfig) -> list[Cell]:
 def _has(methods: Sequence[str], setting: str) -> bool:
     """Whether a setting is of one of the methods, whatever it changes."""
     owner, dot, name = setting.rpartition(".")
-    if dot:
-        return owner in methods
-    return any(name in {f.name for f in dataclasses.fields(METHODS[m].load().Config)} for m in methods)
+    return owner in methods if dot else any(name in METHODS[m].settings() for m in methods)
 
 
 def reads(method: str, setting: str) -> bool:
@@ -103,11 +100,10 @@ def reads(method: str, setting: str) -> bool:
     owner, dot, name = setting.rpartition(".")
     if dot and owner != method:
         return False
-    cls = row.load()
     if name in Training.model_fields:
         # Features are standardised for methods that are fitted in one step too.
-        return hasattr(cls, "losses") or name == "standardise"
-    return name in {f.name for f in dataclasses.fields(cls.Config)} - row.fixed.keys()
+        return hasattr(row.load(), "losses") or name == "standardise"
+    return name in row.settings() - row.fixed.keys()
 
 
 def tidy(found: Sequence[tuple[Cell, Sequence[Mapping[str, Any]]]]) -> Iterator[dict[str, Any]]:

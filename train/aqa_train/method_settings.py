@@ -35,7 +35,6 @@ def method_config(config: RunConfig, method: str) -> Any:
     """The frozen settings of one method: its defaults, `settings`, and what makes the method what it is."""
     row = METHODS[method]
     cls = row.load().Config
-    names = [f.name for f in dataclasses.fields(cls)]
     values: dict[str, Any] = {}
     # What is said of this method alone wins, whatever the order.
     for key, value in sorted(config.settings.items(), key=lambda item: "." in item[0]):
@@ -44,8 +43,8 @@ def method_config(config: RunConfig, method: str) -> Any:
             raise UsageError(f"setting {key!r}: no method {owner!r} here{instead(owner, config.methods)}")
         if dot and (owner != method or name in Training.model_fields):
             continue
-        if name not in names:
-            shared = {f.name for m in config.methods for f in dataclasses.fields(METHODS[m].load().Config)}
+        if name not in row.settings():
+            shared = {s for m in config.methods for s in METHODS[m].settings()}
             if not dot and name in shared:
                 continue
             known = sorted(shared | set(Training.model_fields))
@@ -66,7 +65,7 @@ def method_config(config: RunConfig, method: str) -> Any:
 
 def _who_has(setting: str) -> str:
     """Which methods would read it."""
-    having = [m for m, row in METHODS.items() if setting in (f.name for f in dataclasses.fields(row.load().Config))]
+    having = [m for m, row in METHODS.items() if setting in row.settings()]
     more = ", …" if len(having) > 3 else ""
     return f"--method names one that has it: {', '.join(having[:3])}{more}" if having else ""
 

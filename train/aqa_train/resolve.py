@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -131,7 +130,7 @@ def _refuse_settings_without_effect(config: RunConfig) -> None:
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} say what is tested", fix="give one of them")
     for name in config.settings:
-        users = [m for m in config.methods if name in (f.name for f in dataclasses.fields(METHODS[m].load().Config))]
+        users = [m for m in config.methods if name in METHODS[m].settings()]
         if users and all(name in METHODS[m].fixed for m in users):
             made = ", ".join(users)
             raise UsageError(

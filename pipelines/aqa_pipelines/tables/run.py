@@ -85,9 +85,9 @@ def run_table(
                 names = [cell.name for cell, _ in grid]
                 train_on(cluster, grid, out, device=device, in_memory=in_memory, again=AGAIN, runs=names, before=take)
             cells = gather(grid, features_of_all, out)
+        by_name = {work.name: work for work in works}
         for done in cells:
-            one = next(w for w in works if w.name == done.cell.name)
-            one.failed = next(iter(done.failures.values()), None)
+            by_name[done.cell.name].failed = next(iter(done.failures.values()), None)
     record = measure(plan, name_of(path), out)
     record["features"] = Path(features.rstrip("/")).name
     changed = [f"run with {k} = {v}" for k, v in given.items() if k in ("seeds", "epochs")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ class Method:
         """The class; its `Config` is the frozen dataclass of its settings."""
         cls = pkgutil.resolve_name(self.target)
         return cls if self.members == 1 else pkgutil.resolve_name(_ENSEMBLE)(cls, self.members)
+
+    def settings(self) -> set[str]:
+        """Names of its own settings, those of training apart."""
+        return {f.name for f in fields(self.load().Config)}
 
     def recipe(self, dataset: str) -> Mapping[str, Any]:
         """Training settings for a dataset, or those for any."""
