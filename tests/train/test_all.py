@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from aqa_train.cli import app
 from aqa_train.methods import METHODS
 
 from .conftest import MakeStore
-from .runs import FAST, read_csv
+from .runs import FAST, aqa_train, read_csv, results
 
 KEPT = (
     *("auto", "s4aqa", "aa", "keep-first-frame", "core", "sap-net", "ridge"),
@@ -131,6 +133,20 @@ def test_a_fault_of_our_own_in_one_method_does_not_stop_the_others(
     rows, left = record(out)
     assert "auto" not in rows
     assert left["auto"] == {"method": "auto", "failed": True, "why": "RuntimeError: the matrix is singular"}
+
+
+@pytest.mark.usefixtures("few_methods")
+def test_a_grid_goes_on_as_it_began_where_another_version_has_other_defaults(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    assert train("--features", store, "--method", "all", "--labelled", "0.4,0.8", "--out", out) == 0
+    whole = [results(out / cell) for cell in ("labelled=0.4", "labelled=0.8")]
+    shutil.rmtree(out / "labelled=0.8" / "models" / "aa" / "fold0-seed1")
+    # Another version's table of methods.
+    monkeypatch.setitem(METHODS, "aa", replace(METHODS["aa"], recipes={"": {"standardise": "z-score"}}))
+    aqa_train("--resume", out, "--device", "cpu")
+    assert [results(out / cell) for cell in ("labelled=0.4", "labelled=0.8")] == whole
 
 
 @pytest.mark.slow

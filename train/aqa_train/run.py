@@ -49,7 +49,7 @@ class Opened:
     @property
     def config(self) -> RunConfig:
         """That of the folder."""
-        return self.grid[0][1].config if len(self.grid) == 1 else self.data.config
+        return self.grid[0][1].config if len(self.grid) == 1 else self.data.named
 
     @property
     def jobs(self) -> list[Job]:
