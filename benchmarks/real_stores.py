@@ -2,7 +2,8 @@
 
     python benchmarks/real_stores.py ../shared/features --out stores
 
-- `jigsaws_suturing.zarr`: I3D RGB features (10, 1024) of 39 surgical trials, six expert ratings, published folds;
+- `jigsaws_suturing.zarr`: I3D RGB features (10, 1024) of 39 surgical trials, six expert ratings, published folds.
+  No actor was cropped: `actor_rgb`, for methods that read two streams, repeats `rgb`;
 - `ui_prmd.zarr`: 2000 skeleton sequences of ten movements, right or deliberately wrong. `skeleton` is (10, 66), the
   sequence at the middles of ten equal parts; `dct` its eight lowest orthonormal DCT coefficients (528), alike in every
   segment;
@@ -55,7 +56,8 @@ def suturing(file: Path, out: Path) -> None:
         )
         for name, score, fold, ratings in zip(*(found[c] for c in columns), strict=True)
     ]  # fmt: skip
-    write(out / "jigsaws_suturing.zarr", SEGMENTS, {"rgb": list(found["features"])}, videos)
+    rgb = list(found["features"])
+    write(out / "jigsaws_suturing.zarr", SEGMENTS, {"rgb": rgb, "actor_rgb": rgb}, videos)
 
 
 def exercises(file: Path, out: Path) -> None:

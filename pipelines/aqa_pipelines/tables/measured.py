@@ -14,6 +14,7 @@ import torch
 
 from aqa_pipelines.tables.plan import TablePlan, TableRun
 from aqa_pipelines.tables.record import PaperTable, TableColumn, TableRow
+from aqa_shared import console
 from aqa_train import metrics, protocol
 from aqa_train.comparisons import Figures, Pair, Predictions, corrected
 from aqa_train.intervals import Interval
@@ -323,6 +324,9 @@ def embedding(plan: TablePlan, out: Path) -> dict[str, list[dict[str, Any]]]:
         split = experiment.splits[0]
         features = experiment.features
         rows = protocol.rows_of(features, split.unlabelled)
+        if len(rows) < 2:
+            console.warn(f"{one.name}: t-SNE needs two unlabelled videos or more, the run has {len(rows)}: not placed")
+            continue
         folder = out / one.name / "models" / one.config.methods[0] / f"fold{split.fold}-seed{split.seed}"
         model = load_checkpoint(folder)
         network: Any = model.network

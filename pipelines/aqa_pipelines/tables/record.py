@@ -122,6 +122,9 @@ class PaperTable(Record):
                 if wrong := [n for n in given if n not in names]:
                     near = did_you_mean(wrong[0], names)
                     raise ValueError(f"row {row.name!r}, {what}: no column {wrong[0]!r}; {near}")
+            if self.kind == "embedding" and row.method and not hasattr(METHODS[row.method].load(), "summaries"):
+                why = "has no features of videos to place, as AA and S4AQA have"
+                raise ValueError(f"row {row.name!r}: {row.method} {why}")
         for where, given in (("run", self.run), *((f"column {c.name!r}, run", c.run) for c in self.columns)):
             known = (RunConfig.model_fields.keys() | Training.model_fields.keys()) - set(NOT_IN_RUN)
             if wrong := [n for n in given if n not in known]:
