@@ -107,9 +107,11 @@ def results(
     """Write all measured tables as one document, as docs/results.md."""
     from aqa_pipelines.tables.text import report
     from aqa_shared.files import replace_text
+    from aqa_train.checkpoint import writing
 
     text = report(folder, Path() if out is None else out.parent)
     if out is None:
         typer.echo(text, nl=False)
     else:
-        replace_text(out, text)
+        with writing(out, fix="name another --out"):
+            replace_text(out, text)

@@ -232,17 +232,3 @@ def test_which_rows_read_scaled_features_is_said(
     aqa("table", file, "--features", store, "--out", tmp_path / "runs", "--epochs", 1, "--jobs", 1)
     said = [line for line in capsys.readouterr().out.splitlines() if "z-scored" in line]
     assert said == [f"- Features are z-scored for {rows} (`standardise`; docs/methods/supervised.md)."] * bool(rows)
-
-
-def test_what_t_sne_cannot_place_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store, out = miniature(tmp_path, "mtl-aqa"), tmp_path / "runs"
-    text = 'kind = "embedding"\nstreams = ["rgb"]\n[run]\nseeds = 1\n[[columns]]\nname = "all"\n'
-    file = of_mine(tmp_path, f'{text}[[rows]]\nname = "ridge"\nmethod = "ridge"\n')
-    with pytest.raises(UsageError, match="row 'ridge': ridge has no features of videos to place"):
-        aqa("table", file, "--features", store, "--out", out, "--plan")
-    file = of_mine(tmp_path / "placed", f'{text}[[rows]]\nname = "AA"\nmethod = "aa"\n')
-    code, record = measured(file, store, out, "--epochs", 1)
-    assert not code
-    assert record["rows"][0]["measured"]["all"]
-    assert record["embedding"] == {}
-    assert "t-SNE needs two unlabelled videos or more, the run has 0" in " ".join(capsys.readouterr().err.split())

@@ -190,7 +190,25 @@ def test_a_grid_run_again_from_its_own_configuration_is_the_same(tmp_path: Path)
         assert {training_of(other.config, m).lr for m in other.config.methods} == {float(other.variant["lr"])}
 
 
-@pytest.mark.parametrize("given", ["dropout", "dropout=", "=1", "dropout=1,1", "dropout=1,,2"])
+def test_a_setting_that_is_varied_is_not_set_too() -> None:
+    varied = {"methods": ("aa",), "variants": {"epochs": ["1", "2"]}}
+    for flags, sets in (({"epochs": 3}, []), ({}, ["epochs=3"])):
+        with pytest.raises(UsageError, match="--variant epochs gives all values of epochs, which is set too"):
+            resolve(None, {**varied, **flags}, sets, environment={})
+
+
+def test_a_setting_has_an_effect_where_a_variant_gives_it_one() -> None:
+    """Momentum is a setting of SGD, which one cell has."""
+    config = resolve(
+        None,
+        {"features": "f", "methods": ("i3d+mlp",), "variants": {"optimiser": ["adam", "sgd"]}},
+        ["momentum=0.5"],
+        environment={},
+    )
+    assert [cell.name for cell in cells(config)] == ["optimiser=adam", "optimiser=sgd"]
+
+
+@pytest.mark.parametrize("given", ["dropout", "dropout=", "=1", "dropout=1,1", "dropout=1,,2", "lr=1e-3,0.001"])
 def test_variants_are_a_name_and_values(given: str) -> None:
     with pytest.raises(UsageError, match="is not name=a,b"):
         parse_variants([given])

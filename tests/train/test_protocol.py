@@ -323,6 +323,14 @@ def test_validation_is_drawn_within_categories() -> None:
         assert (kinds.count("a"), kinds.count("b")) == (3, 1)
 
 
+def test_what_validation_took_is_not_said_to_lack_labels() -> None:
+    with pytest.raises(
+        UsageError, match=r"--labelled 0\.5 of .* and --validation 0\.99 leaves [01] labelled"
+    ) as refused:
+        splits(features(n=40), folds=2, labelled=0.5, validation=0.99)
+    assert "lower --validation" in refused.value.fix
+
+
 def test_training_videos_without_a_score_are_said_to_be_too_few() -> None:
     category = np.array(["a", "b"] * 6, dtype=object)
     found = features(["train"] * 8 + ["test"] * 4, scores=[np.nan] * 8 + [1, 2, 3, 4], category=category)

@@ -31,6 +31,8 @@ def test_resuming_with_other_settings_or_labels_is_refused(make_store: MakeStore
         aqa_train("--resume", out, "--set", "lr=0.1")
     with pytest.raises(UsageError, match=r"training\.epochs"):
         aqa_train("--resume", out, "--epochs", 7)
+    with pytest.raises(UsageError, match="was run with other methods: aa"):
+        aqa_train("--resume", out, "--method", "ridge")
     with pytest.raises(UsageError, match=r"already holds a run with other settings: .*seeds: 1 → 5"):
         aqa_train("--features", store, "--out", out)
     with pytest.raises(UsageError, match=r"--config .*c\.toml would be ignored"):

@@ -80,6 +80,13 @@ def test_print_config_shows_the_files_features(tmp_path: Path, capsys: pytest.Ca
     assert 'features = "mine.zarr"' in capsys.readouterr().out
 
 
+def test_a_setting_of_training_among_those_of_methods_is_sent_there(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('features = "f.zarr"\nmethods = ["aa"]\n[settings]\nepochs = 5\n')
+    with pytest.raises(UsageError, match="epochs is a setting of training, not of a method") as refused:
+        aqa_train("--config", tmp_path / "c.toml", "--print-config")
+    assert refused.value.fix == "write it as [training] epochs = 5"
+
+
 def test_help_does_not_load_torch() -> None:
     code = "import sys, aqa_train.cli; print([m for m in ('torch', 'numpy', 'matplotlib', 'zarr') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

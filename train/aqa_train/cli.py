@@ -295,7 +295,15 @@ def _resumed(saved: RunConfig, flags: dict[str, Any], sets: list[str], resume: P
     base = saved.model_dump(mode="json", exclude_none=True)
     training = base.pop("training")
     own = base.pop("settings")
-    wanted = resolve(None, {**base, **flags, "training": training, "settings": own}, sets, environment={})
+    try:
+        wanted = resolve(None, {**base, **flags, "training": training, "settings": own}, sets, environment={})
+    except UsageError:
+        if tuple(flags.get("methods", saved.methods)) == saved.methods:
+            raise
+        raise UsageError(
+            f"{resume} was run with other methods: {', '.join(saved.methods)}",
+            fix="resume without --method, or start a new run with another --out",
+        ) from None
     changed = differences(absolute(saved), absolute(wanted))
     if changed:
         raise UsageError(

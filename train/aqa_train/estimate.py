@@ -17,7 +17,7 @@ from aqa_train.method_settings import epochs_of
 from aqa_train.methods import METHODS
 from aqa_train.signals import Stopped
 from aqa_train.train_one import place, run_training
-from aqa_train.trainer import Diverged
+from aqa_train.trainer import KEPT, Diverged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,15 +100,19 @@ def _seconds_an_epoch(
     ends: list[float] = [time.monotonic()]
     limit = time.monotonic() + TRY_SECONDS
     with scratch("aqa-try-") as folder, suppress(Stopped):
-        run_training(
-            trial,
-            training,
-            features,
-            folder,
-            device,
-            stop=lambda: int(len(ends) > 2 and time.monotonic() > limit),
-            on_epoch=lambda epoch, row: ends.append(time.monotonic()),
-        )
+        try:
+            run_training(
+                trial,
+                training,
+                features,
+                folder,
+                device,
+                stop=lambda: int(len(ends) > 2 and time.monotonic() > limit),
+                on_epoch=lambda epoch, row: ends.append(time.monotonic()),
+            )
+        except Diverged as e:
+            # What a trial keeps goes with its folder.
+            raise Diverged(e.cause.partition(KEPT)[0], fix=e.fix) from None
     if len(ends) < 3:
         return time.monotonic() - ends[0]
     return (ends[-1] - ends[1]) / (len(ends) - 2)

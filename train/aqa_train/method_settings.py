@@ -47,6 +47,10 @@ def method_config(config: RunConfig, method: str) -> Any:
             shared = {s for m in config.methods for s in METHODS[m].settings()}
             if not dot and name in shared:
                 continue
+            if name in Training.model_fields:
+                raise UsageError(
+                    f"{name} is a setting of training, not of a method", fix=f"write it as [training] {name} = {value}"
+                )
             known = sorted(shared | set(Training.model_fields))
             raise UsageError(f"method {method} has no setting {name!r}{instead(name, known)}", fix=_who_has(name))
         if dot and name in row.fixed:

@@ -327,9 +327,13 @@ def _map(record: dict[str, Any]) -> Any:
     figure, axes = _figure(max(len(found), 1), 3)
     for axis, (name, points) in zip(axes, found.items(), strict=False):
         x, y, score = (np.array([p[k] for p in points], dtype=np.float64) for k in ("x", "y", "score"))
-        axis.scatter(x, y, c=score, cmap="Blues", s=14, linewidth=0)
+        axis.scatter(*(v[np.isnan(score)] for v in (x, y)), c="tab:orange", s=14, linewidth=0)
+        known = ~np.isnan(score)
+        axis.scatter(x[known], y[known], c=score[known], cmap="Blues", s=14, linewidth=0)
         axis.set(title=name, xticks=[], yticks=[])
-    figure.supxlabel("unlabelled videos; darker: a higher score", fontsize=8.5, color=SOFT)
+    scores = [place["score"] for places in found.values() for place in places]
+    unknown = "; orange: nobody scored it" if None in scores else ""
+    figure.supxlabel(f"unlabelled videos; darker: a higher score{unknown}", fontsize=8.5, color=SOFT)
     return figure
 
 

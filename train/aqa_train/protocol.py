@@ -94,9 +94,12 @@ def check_labelled(scores: NDArray[np.float64], config: RunConfig, available: in
     """At least two labelled videos whose scores differ."""
     if len(scores) < 2:
         raise UsageError(
-            f"--labelled {config.fraction:g} of {counted(available, 'scored training video')} leaves "
+            f"--labelled {config.fraction:g} of {counted(available, 'scored training video')}"
+            f"{f' and --validation {config.validation:g}' if config.validation > 0 else ''} leaves "
             f"{len(scores)} labelled",
-            fix=f"label at least {min(1.0, 2 / max(available, 1)):.2g} of them, or score more videos",
+            fix=f"lower --validation {config.validation:g}, or score more videos"
+            if config.validation > 0
+            else f"label at least {min(1.0, 2 / max(available, 1)):.2g} of them, or score more videos",
         )
     if np.ptp(scores) == 0:
         raise UsageError(

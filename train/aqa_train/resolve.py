@@ -35,12 +35,17 @@ def resolve(
     asked, variables = gathered(RunConfig, ENVIRONMENT, file, flags, environment, TABLES)
     merged = {**(defaults or {}), **_table(asked.pop("training", {}), "training"), **asked}
     settings = _table(merged.pop("settings", {}), "settings")
+    varied = asked.get("variants", {})
+    flat = set(asked)
     for item in sets:
         name, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not name:
             raise UsageError(f"--set {item!r} is not name=value", fix="for example --set dropout=0.5")
+        flat.add(name)
         (merged if name in Training.model_fields else settings)[name] = value
         variables.pop(name, None)
+    if both := [name for name in varied if name in flat]:
+        raise UsageError(f"--variant {both[0]} gives all values of {both[0]}, which is set too", fix="give it once")
     config = valid(RunConfig, {**merged, "settings": settings}, variables, fix=HELP)
     tried = config if config.methods != (ALL,) else config.model_copy(update={"methods": tuple(METHODS)})
     for method in tried.methods:
@@ -65,12 +70,21 @@ def parse_variants(given: Iterable[str]) -> dict[str, list[str]]:
     for item in given:
         name, _, values = (part.strip() for part in item.partition("="))
         parts = [v.strip() for v in values.split(";" if ";" in values else ",")]
-        if not name or not all(parts) or len(set(parts)) < len(parts):
-            raise UsageError(f"--variant {item!r} is not name=a,b", fix="for example --variant dropout=0.1,0.3")
+        if not name or not all(parts) or len({_number(v) for v in parts}) < len(parts):
+            raise UsageError(
+                f"--variant {item!r} is not name=a,b with different values", fix="for example --variant dropout=0.1,0.3"
+            )
         if name in found:
             raise UsageError(f"--variant {name} is given twice", fix="give all its values in one")
         found[name] = parts
     return found
+
+
+def _number(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _refuse_settings_without_effect(config: RunConfig) -> None:
@@ -105,7 +119,8 @@ def _refuse_settings_without_effect(config: RunConfig) -> None:
                     fix="omit it, or name a method that learns by steps, such as --method s4aqa",
                 )
     plain, default = {t.optimiser for t in trained.values()} - {"sgd"}, Training.model_fields["momentum"].default
-    if trained and all(t.optimiser != "sgd" and t.momentum != default for t in trained.values()):
+    fixed = "optimiser" not in config.variants
+    if trained and fixed and all(t.optimiser != "sgd" and t.momentum != default for t in trained.values()):
         momentum = config.training.momentum
         raise UsageError(
             f"momentum = {momentum:g} is a setting of sgd, and the optimiser is {' or '.join(sorted(plain))}",
@@ -113,7 +128,8 @@ def _refuse_settings_without_effect(config: RunConfig) -> None:
         )
     for name in ("falls", "fall"):
         usual = Training.model_fields[name].default
-        if trained and all(t.schedule != "steps" and getattr(t, name) != usual for t in trained.values()):
+        fixed = "schedule" not in config.variants
+        if trained and fixed and all(t.schedule != "steps" and getattr(t, name) != usual for t in trained.values()):
             raise UsageError(
                 f"{name} = {getattr(config.training, name)} is a setting of the schedule steps, and it is "
                 f"{' or '.join(sorted({t.schedule for t in trained.values()}))}",

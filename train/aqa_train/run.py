@@ -159,7 +159,7 @@ def refuse_unwritable(jobs: Iterable[Job], tables: Iterable[Path] = ()) -> None:
 
 
 _UNWRITABLE = (
-    "let it be written (owner, permissions, mount), or name another --out; "
+    "let it be written (owner, permissions, mount), or name another folder; "
     "a run that has begun may be copied, and its copy resumed"
 )
 

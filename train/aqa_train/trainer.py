@@ -33,6 +33,8 @@ from aqa_train.schedule import optimiser_of, phases_of, sizes_of
 from aqa_train.signals import Stopped
 from aqa_train.storage import load_state
 
+KEPT = "; the last good weights are in "
+
 
 class Diverged(AqaError):
     """A loss or gradient stopped being finite; the last good weights are kept."""
@@ -380,13 +382,15 @@ class Loop:
         if self.state is not None and all(p.isfinite().all() for p in self.model.state_dict().values()):
             self.save()
         if self.state is not None and self.state.exists():
-            kept = f"; the last good weights are in {self.state}"
+            kept = f"{KEPT}{self.state}"
         bad = ", ".join(f"{k} = {v}" for k, v in values.items() if not math.isfinite(v))
         ids = ", ".join([*labelled.ids[:4], "…"] if len(labelled) > 4 else labelled.ids)
         raise Diverged(
             f"epoch {self.at.epoch + 1}, step {self.at.step + 1}: {bad}; the batch has {len(labelled)} labelled "
             f"({ids}) and {len(unlabelled)} unlabelled videos{kept}",
-            fix="lower lr, or standardise the features (--set standardise=z-score)",
+            fix="lower lr"
+            if self.training.standardise != "none"
+            else "lower lr, or standardise the features (--set standardise=z-score)",
         )
 
 

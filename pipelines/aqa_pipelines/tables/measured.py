@@ -14,8 +14,8 @@ import torch
 
 from aqa_pipelines.tables.plan import TablePlan, TableRun
 from aqa_pipelines.tables.record import PaperTable, TableColumn, TableRow
-from aqa_shared import console
 from aqa_train import metrics, protocol
+from aqa_train.checkpoint import read_json
 from aqa_train.comparisons import Figures, Pair, Predictions, corrected
 from aqa_train.intervals import Interval
 from aqa_train.method_settings import training_of
@@ -61,7 +61,8 @@ def measure(plan: TablePlan, name: str, out: Path) -> dict[str, Any]:
 def _environments(plan: TablePlan, out: Path) -> list[dict[str, Any]]:
     """Where the runs were begun, each once."""
     files = [out / one.name / "environment.json" for one in plan.works]
-    found = [json.loads(file.read_text()) for file in files if file.exists()]
+    fix = "restore it, or remove the folder: the same command trains it again"
+    found = [read_json(file, fix) for file in files if file.exists()]
     kept = [{k: v for k, v in one.items() if k in ENVIRONMENT} for one in found]
     return [one for n, one in enumerate(kept) if one not in kept[:n]]
 
@@ -324,9 +325,6 @@ def embedding(plan: TablePlan, out: Path) -> dict[str, list[dict[str, Any]]]:
         split = experiment.splits[0]
         features = experiment.features
         rows = protocol.rows_of(features, split.unlabelled)
-        if len(rows) < 2:
-            console.warn(f"{one.name}: t-SNE needs two unlabelled videos or more, the run has {len(rows)}: not placed")
-            continue
         folder = out / one.name / "models" / one.config.methods[0] / f"fold{split.fold}-seed{split.seed}"
         model = load_checkpoint(folder)
         network: Any = model.network
@@ -337,7 +335,7 @@ def embedding(plan: TablePlan, out: Path) -> dict[str, list[dict[str, Any]]]:
         places = TSNE(perplexity=min(30.0, (len(f) - 1) / 3), random_state=0).fit_transform(f)
         scores = features.column("score").astype(np.float64)[rows]
         found[one.spots[0].row.name] = [
-            {"id": features.ids[r], "x": float(x), "y": float(y), "score": float(s)}
+            {"id": features.ids[r], "x": float(x), "y": float(y), "score": None if np.isnan(s) else float(s)}
             for r, (x, y), s in zip(rows, places, scores, strict=True)
         ]
     return found

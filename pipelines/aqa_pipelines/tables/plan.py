@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 from aqa_pipelines.tables.record import PaperTable, TableColumn, TableRow, settings
 from aqa_shared import console
 from aqa_shared.errors import AqaError, UsageError, did_you_mean
+from aqa_train.checkpoint import read_json
 from aqa_train.config import RunConfig, absolute
 from aqa_train.estimate import seconds_of
 from aqa_train.experiment import Data, Experiment, arrange, open_data
@@ -114,6 +114,7 @@ def examine(
     lacking: dict[tuple[str, str], list[Spot]] = {}
     for one in works:
         config = one.config
+        _refuse_absent(config)
         needs = METHODS[config.methods[0]].streams
         key = (config.streams, config.labels, config.score_column, config.dataset, needs)
         if key not in opened:
@@ -127,7 +128,10 @@ def examine(
                 raise data
             _refuse_other_protocol(config, data)
             one.config = config.model_copy(update={"streams": data.config.streams})
-            one.experiment = arrange(one.config, data, say)
+            arranged = arrange(one.config, data, say)
+            if table.kind == "embedding":
+                _refuse_too_few(len(arranged.splits[0].unlabelled))
+            one.experiment = arranged
         except UsageError as e:
             one.lacks = e
             lacking.setdefault((e.cause, e.fix), []).extend(one.spots)
@@ -142,6 +146,21 @@ def _otherwise(table: PaperTable, data: Data) -> list[str]:
         return []
     found = data.extract.sampling.protocol
     return [] if found == table.protocol else [f"features of --protocol {found}, the paper's are of {table.protocol}"]
+
+
+def _refuse_absent(config: RunConfig) -> None:
+    """A file that is not there is a slip, and nothing that rows lack."""
+    for name in ("labels", "dataset", "split"):
+        if (file := getattr(config, name)) is not None and not Path(file).is_file():
+            raise UsageError(f"{name}: there is no file {file}", fix="check the path")
+
+
+def _refuse_too_few(unlabelled: int) -> None:
+    if unlabelled < 2:
+        raise UsageError(
+            f"t-SNE places two unlabelled videos or more, and there are {unlabelled}",
+            fix="lower labelled in the table's file, or add videos without scores",
+        )
 
 
 def _refuse_other_protocol(config: RunConfig, data: Data) -> None:
@@ -165,7 +184,8 @@ def time_of(plan: TablePlan, finished: Mapping[str, Collection[Path]], device: t
     for one in plan.ready:
         assert one.experiment is not None
         if done := finished[one.name]:
-            seconds_each = [json.loads((folder / RESULT).read_text())["seconds"] for folder in done]
+            fix = "remove it: the same command trains it again"
+            seconds_each = [read_json(folder / RESULT, fix)["seconds"] for folder in done]
             found[one.name] = float(np.mean(seconds_each))
             continue
         (method,), config = one.config.methods, one.config

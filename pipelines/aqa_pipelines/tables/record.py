@@ -84,7 +84,7 @@ class PaperTable(Record):
     test videos that the first row errs on and the last does not, and the other way round. `embedding`: where the rows'
     networks place unlabelled videos, by t-SNE."""
     measure: Measure = "spearman"
-    tolerance: Annotated[float, Field(ge=0)] | None = None
+    tolerance: Annotated[Finite, Field(ge=0)] | None = None
     """How far from a published figure a measured one may be and count as reproduced."""
     differences: tuple[str, ...] = ()
     """Known reasons for a difference."""
@@ -117,19 +117,38 @@ class PaperTable(Record):
                 raise ValueError(f"column {column.name!r}: no column {wrong[0]!r} to average")
             if len({self.measure_of(self.column(n)) for n in column.average_of}) > 1:
                 raise ValueError(f"column {column.name!r} averages different measures")
+            if column.average_of and (column.run or column.measure):
+                raise ValueError(f"column {column.name!r} is an average: it has neither a run nor a measure of its own")
         for row in self.rows:
             for what, given in (("published", row.published), ("columns", row.columns)):
                 if wrong := [n for n in given if n not in names]:
                     near = did_you_mean(wrong[0], names)
                     raise ValueError(f"row {row.name!r}, {what}: no column {wrong[0]!r}; {near}")
-            if self.kind == "embedding" and row.method and not hasattr(METHODS[row.method].load(), "summaries"):
-                why = "has no features of videos to place, as AA and S4AQA have"
-                raise ValueError(f"row {row.name!r}: {row.method} {why}")
+            if wrong := [n for n in row.columns if n not in plain]:
+                raise ValueError(f"row {row.name!r}, columns: {wrong[0]!r} is an average: name what it averages")
         for where, given in (("run", self.run), *((f"column {c.name!r}, run", c.run) for c in self.columns)):
             known = (RunConfig.model_fields.keys() | Training.model_fields.keys()) - set(NOT_IN_RUN)
             if wrong := [n for n in given if n not in known]:
                 raise ValueError(f"{where}: no setting {wrong[0]!r}; {did_you_mean(wrong[0], known)}")
+            recipes = {name for row in METHODS.values() for name in row.recipes if name}
+            if (recipe := given.get("recipe")) and recipe not in recipes:
+                raise ValueError(f"{where}: no method has a recipe {recipe!r}; {did_you_mean(str(recipe), recipes)}")
+        self._can_be_drawn()
         return self
+
+    def _can_be_drawn(self) -> None:
+        places = [*(c.x for c in self.columns), *(r.x for r in self.rows)]
+        if self.kind == "figure" and all(x is None for x in places):
+            raise ValueError("kind figure: give the columns or the rows an x")
+        if self.kind != "embedding":
+            return
+        if len(self.columns) > 1:
+            raise ValueError("kind embedding: one column, the run whose networks place the videos")
+        for row in self.rows:
+            if row.method and not hasattr(METHODS[row.method].load(), "summaries"):
+                raise ValueError(
+                    f"row {row.name!r}: {row.method} has no features of videos to place, as AA and S4AQA have"
+                )
 
     def column(self, name: str) -> TableColumn:
         return next(c for c in self.columns if c.name == name)
@@ -187,7 +206,11 @@ def settings(
         asked["streams"] = streams
     if (recipe := asked.get("recipe")) and recipe not in METHODS[method].recipes:
         del asked["recipe"]  # its authors did not train it on that
-    return resolve(None, {**asked, "features": features, "methods": (method,), "leave_out": True}, sets, environment={})
+    asked |= {"features": features, "methods": (method,), "leave_out": True}
+    config = resolve(None, asked, sets, environment={})
+    if len(config.fractions) > 1:
+        raise UsageError("labelled: a cell is one fraction", fix="give every fraction a column of its own")
+    return config
 
 
 def _text(value: Any) -> str:

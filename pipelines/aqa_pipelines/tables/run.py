@@ -15,6 +15,7 @@ from aqa_pipelines.tables.record import PaperTable, read_table
 from aqa_pipelines.tables.text import as_csv, as_markdown
 from aqa_shared import console
 from aqa_shared.console import as_time, counted
+from aqa_shared.errors import UsageError
 from aqa_shared.files import replace_text
 from aqa_shared.machine import pick_device
 from aqa_train.cluster.options import Cluster
@@ -35,7 +36,7 @@ AGAIN = "run the same command again"
 
 def name_of(path: Path) -> str:
     """`s4aqa/table1` of pipelines/s4aqa/table1.toml."""
-    return f"{path.resolve().parent.name}/{path.stem}"
+    return f"{path.resolve().parent.name or 'tables'}/{path.stem}"
 
 
 @ended_in_order(AGAIN)
@@ -60,8 +61,12 @@ def run_table(
     """
     table, where = read_table(path), pick_device("cpu" if cluster else device)
     plan = examine(table, features, given, only)
+    if plan.lacking and not plan.ready:
+        # An empty table would take the place of what was measured before.
+        cause, fix = next(iter(plan.lacking))
+        raise UsageError(f"no row can be measured: {cause}", fix=fix)
     for one in plan.ready:
-        _go_on_or_begin(one, out)
+        _refuse_another(one, out)
     stem = (write or out) / name_of(path)
     refuse_unwritable(jobs_of(_grid(plan.ready), out), [stem.parent, *(out / w.name for w in plan.ready)])
     finished = cache(partial(Finished, out))  # asked only where something is left, and the folder is read once
@@ -99,10 +104,10 @@ def run_table(
     if table.kind == "embedding":
         record["embedding"] = embedding(plan, out)
     write_record(record, stem)
-    for picture in (stem.with_suffix(".png"), stem.with_suffix(".svg")):
-        picture.unlink(missing_ok=True)  # of an earlier record, if drawing fails
+    for kind in ("png", "svg"):
+        _beside(stem, kind).unlink(missing_ok=True)  # of an earlier record, if drawing fails
     if table.kind in ("figure", "embedding") and any(r["measured"] for r in record["rows"]):
-        draw(stem.with_suffix(".json"), console.warn)
+        draw(_beside(stem, "json"), console.warn)
     return record, plan
 
 
@@ -114,9 +119,15 @@ def _take_over(finished: Callable[[str], Finished], works: Sequence[TableRun], d
 def write_record(record: Mapping[str, Any], stem: Path) -> None:
     """The three files of a table."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(stem.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    replace_text(stem.with_suffix(".csv"), as_csv(record))
-    replace_text(stem.with_suffix(".md"), as_markdown(record))
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    replace_text(_beside(stem, "json"), text + "\n")
+    replace_text(_beside(stem, "csv"), as_csv(record))
+    replace_text(_beside(stem, "md"), as_markdown(record))
+
+
+def _beside(stem: Path, kind: str) -> Path:
+    """A table's file of this kind; a dot in its name is no suffix."""
+    return stem.with_name(f"{stem.name}.{kind}")
 
 
 def _grid(works: Sequence[TableRun]) -> Grid:
@@ -124,7 +135,7 @@ def _grid(works: Sequence[TableRun]) -> Grid:
     return [(Cell(w.name, w.config.fraction, {}, w.config), w.experiment) for w in works if w.experiment is not None]
 
 
-def _go_on_or_begin(one: TableRun, out: Path) -> None:
+def _refuse_another(one: TableRun, out: Path) -> None:
     """Other data than a run began with are refused."""
     assert one.experiment is not None
     folder = out / one.name
@@ -150,10 +161,12 @@ def plan_text(
         return "\n".join([*lines, *_needs(table)]), None
     where = pick_device(device)
     plan = examine(table, features, given, only)
+    for one in plan.ready:
+        _refuse_another(one, out)
     finished = Finished(out, str(where))
     done = {w.name: finished.of(w) for w in plan.ready}
-    seconds = time_of(plan, {name: tuple(of.values()) for name, of in done.items()}, where)
     every = {w.name: len(w.experiment.trainings) for w in plan.ready if w.experiment is not None}
+    seconds = time_of(plan, {name: tuple(of.values()) for name, of in done.items()}, where)
     left = {name: count - len(done[name]) for name, count in every.items()}
     threads = plan.ready[0].config.training.threads if plan.ready else 1
     number = choose_jobs(jobs, max(sum(left.values()), 1), where, threads)
@@ -165,7 +178,7 @@ def plan_text(
             f"  {_where(one.spots)}: {method}, {counted(total, 'training')} of {epochs}, "
             f"{len(done[one.name])} done, {as_time(seconds[one.name])} each"
         )
-    time = sum(seconds[n] * count for n, count in left.items()) / number
+    time = sum(seconds.get(n, 0) * count for n, count in left.items()) / number
     lines.append(
         f"{counted(sum(every.values()), 'training')}, {sum(left.values())} left: "
         f"about {as_time(time)}, {number} at a time on {where}"

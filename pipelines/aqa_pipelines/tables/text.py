@@ -82,7 +82,12 @@ def report(results: Path, beside: Path) -> str:
     for file in sorted(results.rglob("*.json")):
         picture = file.with_suffix(".svg")
         drawn = Path(os.path.relpath(picture, beside)).as_posix() if picture.exists() else ""
-        records.append((json.loads(file.read_text(encoding="utf-8")), drawn))
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as e:
+            raise UsageError(f"{file} is damaged: {e}", fix="remove it, or run its aqa table again") from None
+        if isinstance(record, dict) and "pipeline" in record:  # else a file of a run
+            records.append((record, drawn))
     if not records:
         raise UsageError(f"{results} holds no results", fix="aqa table FILE --features STORE --write " + str(results))
     lines = [
