@@ -191,7 +191,7 @@ def test_a_grid_run_again_from_its_own_configuration_is_the_same(tmp_path: Path)
 
 
 def test_a_setting_that_is_varied_is_not_set_too() -> None:
-    varied = {"methods": ("aa",), "variants": {"epochs": ["1", "2"]}}
+    varied = {"features": "f", "methods": ("aa",), "variants": {"epochs": ["1", "2"]}}
     for flags, sets in (({"epochs": 3}, []), ({}, ["epochs=3"])):
         with pytest.raises(UsageError, match="--variant epochs gives all values of epochs, which is set too"):
             resolve(None, {**varied, **flags}, sets, environment={})

@@ -35,18 +35,18 @@ def resolve(
     asked, variables = gathered(RunConfig, ENVIRONMENT, file, flags, environment, TABLES)
     merged = {**(defaults or {}), **_table(asked.pop("training", {}), "training"), **asked}
     settings = _table(merged.pop("settings", {}), "settings")
-    varied = asked.get("variants", {})
-    flat = set(asked)
+    given = set(asked)
     for item in sets:
         name, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not name:
             raise UsageError(f"--set {item!r} is not name=value", fix="for example --set dropout=0.5")
-        flat.add(name)
+        given.add(name)
         (merged if name in Training.model_fields else settings)[name] = value
         variables.pop(name, None)
-    if both := [name for name in varied if name in flat]:
-        raise UsageError(f"--variant {both[0]} gives all values of {both[0]}, which is set too", fix="give it once")
     config = valid(RunConfig, {**merged, "settings": settings}, variables, fix=HELP)
+    # A variable of the environment gives way to a variant, as it does to a flag.
+    if both := [name for name in config.variants if name in given - variables.keys()]:
+        raise UsageError(f"--variant {both[0]} gives all values of {both[0]}, which is set too", fix="give it once")
     tried = config if config.methods != (ALL,) else config.model_copy(update={"methods": tuple(METHODS)})
     for method in tried.methods:
         method_config(tried, method)
