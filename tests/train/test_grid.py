@@ -206,6 +206,9 @@ def test_a_setting_has_an_effect_where_a_variant_gives_it_one() -> None:
         environment={},
     )
     assert [cell.name for cell in cells(config)] == ["optimiser=adam", "optimiser=sgd"]
+    none = {"features": "f", "methods": ("i3d+mlp",), "variants": {"optimiser": ["adam", "adamw"]}}
+    with pytest.raises(UsageError, match=r"momentum = 0\.5 is a setting of sgd"):
+        resolve(None, none, ["momentum=0.5"], environment={})
 
 
 @pytest.mark.parametrize("given", ["dropout", "dropout=", "=1", "dropout=1,1", "dropout=1,,2", "lr=1e-3,0.001"])

@@ -119,7 +119,7 @@ def _refuse_settings_without_effect(config: RunConfig) -> None:
                     fix="omit it, or name a method that learns by steps, such as --method s4aqa",
                 )
     plain, default = {t.optimiser for t in trained.values()} - {"sgd"}, Training.model_fields["momentum"].default
-    fixed = "optimiser" not in config.variants
+    fixed = "sgd" not in config.variants.get("optimiser", ())
     if trained and fixed and all(t.optimiser != "sgd" and t.momentum != default for t in trained.values()):
         momentum = config.training.momentum
         raise UsageError(
@@ -128,7 +128,7 @@ def _refuse_settings_without_effect(config: RunConfig) -> None:
         )
     for name in ("falls", "fall"):
         usual = Training.model_fields[name].default
-        fixed = "schedule" not in config.variants
+        fixed = "steps" not in config.variants.get("schedule", ())
         if trained and fixed and all(t.schedule != "steps" and getattr(t, name) != usual for t in trained.values()):
             raise UsageError(
                 f"{name} = {getattr(config.training, name)} is a setting of the schedule steps, and it is "
