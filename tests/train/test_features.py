@@ -282,6 +282,20 @@ def test_features_that_no_training_survives_are_named(value: float, said: str) -
         list(in_blocks(found, 2, 1).batches(np.arange(6), [3, 3], np.random.default_rng(0), CPU))
 
 
+def test_streamed_videos_are_checked_when_they_are_asked_for() -> None:
+    """What lies between them in a block is read with them, and no more."""
+    x, _ = synthetic(6, 2, 3)
+    x[2, 1, 2], x[3] = np.nan, 0
+    said: list[str] = []
+    ids = [f"v{i}.mp4" for i in range(6)]
+    found = in_blocks(FeatureSet.from_arrays({"rgb": x}, {}, ids, say=said.append), 6, 1)
+    batch = found.load(np.array([5, 0, 4, 5]), CPU)
+    np.testing.assert_array_equal(batch.streams["rgb"].numpy(), x[[5, 0, 4, 5]])
+    assert not said
+    with pytest.raises(StoreError, match=r"1 video: v2\.mp4"):
+        found.load(np.array([5, 2]), CPU)
+
+
 def test_features_that_are_all_zero_are_said() -> None:
     x, _ = synthetic(6, 2, 3)
     x[3] = 0

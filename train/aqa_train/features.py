@@ -330,42 +330,35 @@ class FeatureSet:
         found = self._room(len(rows), folder)
         for first, last in self.blocks:
             at = np.flatnonzero((rows >= first) & (rows < last))
-            if not len(at):
-                continue
-            low, high = int(rows[at].min()), int(rows[at].max()) + 1
-            read = self._read(low, high).take(torch.as_tensor(rows[at] - low))
-            where = torch.as_tensor(at)
-            for name, x in found.streams.items():
-                x[where] = read.streams[name]
-            if found.present is not None and read.present is not None:
-                found.present[where] = read.present
+            if len(at):
+                self._read(rows[at], found, at)
         return found
 
-    def _read(self, first: int, last: int) -> Loaded:
-        """Videos [first, last), checked."""
+    def _read(self, rows: Rows, into: Loaded, at: Rows) -> None:
+        """Videos of one block, checked, to these places. What lies between them is read, and no more done with it."""
         import dask
 
-        begin, lengths = int(self.offsets[first]), self.lengths[first:last]
-        end = int(self.offsets[last - 1] + self.lengths[last - 1])
+        lengths, offsets = self.lengths[rows], self.offsets[rows]
+        begin, end = int(offsets.min()), int((offsets + lengths).max())
         read = dask.compute(*[self.arrays[n][begin:end] for n in self.shapes], scheduler="threads")
-        flat = {n: np.asarray(a, dtype=np.float32) for n, a in zip(self.shapes, read, strict=True)}
+        starts = np.cumsum(lengths) - lengths
+        within = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+        segments = np.repeat(offsets - begin, lengths) + within
+        flat = {n: np.asarray(a[segments], dtype=np.float32) for n, a in zip(self.shapes, read, strict=True)}
         del read
-        sizes = sizes_by_video(flat.values(), self.offsets[first:last] - begin)
-        refuse_unusable(sizes, self.ids[first:last])
-        self._warn_of_zeros(sizes, first)
-        if not self.ragged:
-            shape = (last - first, self.segments)
-            return Loaded({n: torch.from_numpy(a.reshape(*shape, *a.shape[1:])) for n, a in flat.items()}, None)
-        present = np.arange(self.segments) < lengths[:, None]
-        features = {}
+        sizes = sizes_by_video(flat.values(), starts)
+        ids = [self.ids[r] for r in rows]
+        refuse_unusable(sizes, ids)
+        self._warn_of_zeros(sizes, ids)
+        place = torch.as_tensor(np.repeat(at, lengths)), torch.as_tensor(within)
         for name, a in flat.items():
-            padded = np.zeros((last - first, self.segments, *a.shape[1:]), dtype=np.float32)
-            padded[present] = a
-            features[name] = torch.from_numpy(padded)
-        return Loaded(features, torch.from_numpy(present))
+            into.streams[name][place] = torch.from_numpy(a)
+        if into.present is not None:
+            into.present[place] = True
 
-    def _warn_of_zeros(self, sizes: NDArray[np.float64], first: int) -> None:
-        empty = [i for i in (self.ids[first + at] for at in np.flatnonzero(sizes == 0)) if i not in self.said]
+    def _warn_of_zeros(self, sizes: NDArray[np.float64], ids: Sequence[str]) -> None:
+        zero = dict.fromkeys(ids[i] for i in np.flatnonzero(sizes == 0).tolist())
+        empty = [i for i in zero if i not in self.said]
         if empty:
             self.said.update(empty)
             self.say(f"features that are all zero in {counted(len(empty), 'video')}: {', '.join(empty[:5])}")
