@@ -49,7 +49,9 @@ def table(
         str | None, typer.Option(metavar="ROW;...", help="Only these rows of it.", show_default=False)
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Fewer or more than the file says.", min=1)] = None,
-    epochs: Annotated[int | None, typer.Option(help="Of every method, instead of its own.", min=1)] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Of every method, instead of its own; a row keeps those of the file.", min=1)
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at a time. [default: one per core]")] = None,
     together: Annotated[int, typer.Option(min=1, help=TOGETHER)] = 1,
@@ -74,13 +76,18 @@ def table(
 
     given: dict[str, Any] = {"labels": labels, "dataset": dataset, "seeds": seeds, "epochs": epochs}
     given = {name: value for name, value in given.items() if value is not None}
-    only = tuple(part.strip() for part in rows.split(";") if part.strip()) if rows else ()
+    only = () if rows is None else tuple(part.strip() for part in rows.split(";") if part.strip())
+    if rows is not None and not only:
+        raise UsageError("--rows names no row", fix="name some, parted by semicolons, or omit it for all")
     if in_memory not in ("auto", "yes", "no"):
         raise UsageError(f"--in-memory is {in_memory!r}", fix="use auto, yes or no")
     refused = {"--jobs": jobs is not None, "--together": together > 1, "--plan": plan}
     cluster = cluster_options.cluster_asked(scheduler, scheduler_wait, refused)
     if plan:
         refuse_together(together, "--plan")
+        for option, given_too in (("--write", write is not None), ("--in-memory", in_memory != "auto")):
+            if given_too:
+                raise UsageError(f"{option} does nothing with --plan, which writes and trains nothing", fix="omit it")
         text, found = plan_text(file, features, out, given, device=device, jobs=jobs, only=only)
         console.out.print(text, markup=False)
     elif features is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def aqa(*arguments: object) -> object:
     return app([str(a) for a in arguments], standalone_mode=False)
 
 
-def miniature(folder: Path, dataset: str, each: int = 16) -> Path:
-    """A store of `each` videos a category, of which a quarter is tested, with all streams and columns of all tables."""
+def miniature(folder: Path, dataset: str, each: int = 16, streams: Sequence[str] = STREAMS) -> Path:
+    """A store of `each` videos a category, of which a quarter is tested, with the columns of all tables."""
     path = folder / f"{dataset}.zarr"
     categories = CATEGORIES.get(dataset, ("",))
     if len(categories) == 1:
@@ -43,10 +44,10 @@ def miniature(folder: Path, dataset: str, each: int = 16) -> Path:
     settings = ExtractSettings(
         streams=("rgb", "flow", "actor-rgb"), sampling=Sampling(segments=8), flow=FlowSettings(mode="parity")
     )
-    names = [array_of(s) for s in STREAMS]
+    names = [array_of(s) for s in streams]
     specs = [
         ArraySpec(n, ("channel",), (32,), "float32", role="feature", attrs={"stream": s})
-        for n, s in zip(names, STREAMS, strict=True)
+        for n, s in zip(names, streams, strict=True)
     ]
     records: dict[str, Video] = {}
     with StoreWriter.open(path, specs=specs, settings=settings, provenance={"weights": {}}) as writer:

@@ -206,6 +206,8 @@ def test_a_setting_has_an_effect_where_a_variant_gives_it_one() -> None:
         environment={},
     )
     assert [cell.name for cell in cells(config)] == ["optimiser=adam", "optimiser=sgd"]
+    own = {"features": "f", "methods": ("i3d+mlp",), "variants": {"i3d+mlp.optimiser": ["adam", "sgd"]}}
+    assert len(cells(resolve(None, own, ["momentum=0.5"], environment={}))) == 2
     none = {"features": "f", "methods": ("i3d+mlp",), "variants": {"optimiser": ["adam", "adamw"]}}
     with pytest.raises(UsageError, match=r"momentum = 0\.5 is a setting of sgd"):
         resolve(None, none, ["momentum=0.5"], environment={})

@@ -328,7 +328,12 @@ def test_what_validation_took_is_not_said_to_lack_labels() -> None:
         UsageError, match=r"--labelled 0\.5 of .* and --validation 0\.99 leaves [01] labelled"
     ) as refused:
         splits(features(n=40), folds=2, labelled=0.5, validation=0.99)
-    assert "lower --validation" in refused.value.fix
+    assert refused.value.fix == "raise --labelled, lower --validation 0.99, or score more videos"
+    # Where others are marked for it, nothing was taken.
+    marked = ["val"] * 5 + ["train"] * 30 + ["test"] * 5
+    with pytest.raises(UsageError, match=r"--labelled 0\.03 of 30 scored training videos leaves 1") as refused:
+        splits(features(marked, n=40), labelled=0.03, validation=0.2)
+    assert refused.value.fix == "label at least 0.067 of them, or score more videos"
 
 
 def test_training_videos_without_a_score_are_said_to_be_too_few() -> None:

@@ -18,6 +18,7 @@ from aqa_train.grid import Cell
 from aqa_train.jobs import Job
 from aqa_train.method_settings import epochs_of, training_of
 from aqa_train.methods import METHODS
+from aqa_train.schedule import videos_an_epoch
 from aqa_train.splits import Split
 from aqa_train.workers import failures_of
 
@@ -80,6 +81,5 @@ def _work(config: RunConfig, method: str, split: Split) -> float:
     """
     if not hasattr(METHODS[method].load(), "losses"):
         return 1.0
-    how = training_of(config, method)
-    videos = len(split.labelled) if how.epoch_of == "labelled" else max(len(split.labelled), len(split.unlabelled))
+    videos = videos_an_epoch(len(split.labelled), len(split.unlabelled), training_of(config, method))
     return float(epochs_of(config, method) * videos * METHODS[method].members)

@@ -130,8 +130,9 @@ def _figure(panels: int, columns: int, *, width: float = 4.0, height: float = 3.
 
 
 def _save(figure: Any, stem: Path) -> None:
-    figure.savefig(stem.with_suffix(".png"), dpi=150)
-    figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+    # A dot in a name is no suffix.
+    figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=150)
+    figure.savefig(stem.with_name(f"{stem.name}.svg"), metadata={"Date": None})
 
 
 def _scatter(predictions: Sequence[dict[str, str]], summary: dict[str, Any]) -> Any:

@@ -55,8 +55,8 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
             rng = np.random.default_rng([config.seed + i, fold, 1])
             scored = train[~np.isnan(scores[train])]
             labelled = scored[label(scores[scored], config.fraction, rng, config.draw, at(category, scored))]
-            held = validation
-            if config.validation > 0 and not len(validation):
+            held, drawn = validation, config.validation > 0 and not len(validation)
+            if drawn:
                 kinds, names = at(category, labelled), at(units, labelled)
                 held = labelled[label_groups(scores[labelled], config.validation, rng, kinds, names)]
                 if not len(held):
@@ -64,7 +64,7 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
             # The epoch would be chosen on what was learned from, were another view of it among the unlabelled.
             views = other_views(units, train, held, say)
             labelled = np.setdiff1d(labelled, np.concatenate([held, views]))
-            check_labelled(scores[labelled], config, len(scored))
+            check_labelled(scores[labelled], config, len(scored), drawn)
             unlabelled = np.setdiff1d(train, np.concatenate([labelled, held, views]))
             if config.transductive:
                 unlabelled = np.union1d(unlabelled, test)
@@ -90,15 +90,15 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
     return splits
 
 
-def check_labelled(scores: NDArray[np.float64], config: RunConfig, available: int) -> None:
-    """At least two labelled videos whose scores differ."""
+def check_labelled(scores: NDArray[np.float64], config: RunConfig, available: int, drawn: bool) -> None:
+    """At least two labelled videos whose scores differ. `drawn`: validation videos were taken from among them."""
     if len(scores) < 2:
         raise UsageError(
             f"--labelled {config.fraction:g} of {counted(available, 'scored training video')}"
-            f"{f' and --validation {config.validation:g}' if config.validation > 0 else ''} leaves "
+            f"{f' and --validation {config.validation:g}' if drawn else ''} leaves "
             f"{len(scores)} labelled",
-            fix=f"lower --validation {config.validation:g}, or score more videos"
-            if config.validation > 0
+            fix=f"raise --labelled, lower --validation {config.validation:g}, or score more videos"
+            if drawn
             else f"label at least {min(1.0, 2 / max(available, 1)):.2g} of them, or score more videos",
         )
     if np.ptp(scores) == 0:

@@ -87,6 +87,11 @@ def _number(value: str) -> float | str:
         return value
 
 
+def _varied(config: RunConfig, name: str) -> set[str]:
+    """All values that variants give a setting, of all methods or of one."""
+    return {v for key, values in config.variants.items() if key.rpartition(".")[2] == name for v in values}
+
+
 def _refuse_settings_without_effect(config: RunConfig) -> None:
     """A setting that every chosen method fixes, or that another setting rules out, would do nothing."""
     if config.all_scores:
@@ -119,7 +124,7 @@ def _refuse_settings_without_effect(config: RunConfig) -> None:
                     fix="omit it, or name a method that learns by steps, such as --method s4aqa",
                 )
     plain, default = {t.optimiser for t in trained.values()} - {"sgd"}, Training.model_fields["momentum"].default
-    fixed = "sgd" not in config.variants.get("optimiser", ())
+    fixed = "sgd" not in _varied(config, "optimiser")
     if trained and fixed and all(t.optimiser != "sgd" and t.momentum != default for t in trained.values()):
         momentum = config.training.momentum
         raise UsageError(
@@ -128,7 +133,7 @@ def _refuse_settings_without_effect(config: RunConfig) -> None:
         )
     for name in ("falls", "fall"):
         usual = Training.model_fields[name].default
-        fixed = "steps" not in config.variants.get("schedule", ())
+        fixed = "steps" not in _varied(config, "schedule")
         if trained and fixed and all(t.schedule != "steps" and getattr(t, name) != usual for t in trained.values()):
             raise UsageError(
                 f"{name} = {getattr(config.training, name)} is a setting of the schedule steps, and it is "

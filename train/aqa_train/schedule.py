@@ -12,12 +12,17 @@ from torch import nn
 from aqa_train.config import Training
 
 
+def videos_an_epoch(labelled: int, unlabelled: int, training: Training) -> int:
+    """Those of the set that an epoch goes through once."""
+    return max(labelled, unlabelled) if training.epoch_of == "larger" else labelled
+
+
 def sizes_of(labelled: int, unlabelled: int, training: Training) -> tuple[list[int], list[int]]:
     """Sizes of the labelled and the unlabelled batches of an epoch, as even as possible.
 
     None is a stray video, which batch normalisation refuses: of an odd number in twos, one batch takes three.
     """
-    larger = max(labelled, unlabelled) if training.epoch_of == "larger" else labelled
+    larger = videos_an_epoch(labelled, unlabelled, training)
     steps = max(1, min(math.ceil(larger / training.batch), larger // 2))
 
     def sizes(n: int) -> list[int]:

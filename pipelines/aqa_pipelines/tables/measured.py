@@ -31,7 +31,8 @@ def measure(plan: TablePlan, name: str, out: Path) -> dict[str, Any]:
     """The record of a table: rows with published and measured figures, trivial rows, comparisons, what was run."""
     table = plan.table
     runs = {(s.row.name, s.column.name): one for one in plan.works for s in one.spots}
-    read = {one.name: _summary(one, out) for one in plan.works}
+    # Of a run that lacks something now, what it measured before was of other features.
+    read = {one.name: None if one.experiment is None else _summary(one, out) for one in plan.works}
     found = {key: read[one.name] for key, one in runs.items()}
     predicted = _Predicted(plan, out, found)
     rows = [_row(table, row, found, runs, predicted) for row in table.rows]
@@ -60,7 +61,7 @@ def measure(plan: TablePlan, name: str, out: Path) -> dict[str, Any]:
 
 def _environments(plan: TablePlan, out: Path) -> list[dict[str, Any]]:
     """Where the runs were begun, each once."""
-    files = [out / one.name / "environment.json" for one in plan.works]
+    files = [out / one.name / "environment.json" for one in plan.works if one.experiment is not None]
     fix = "restore it, or remove the folder: the same command trains it again"
     found = [read_json(file, fix) for file in files if file.exists()]
     kept = [{k: v for k, v in one.items() if k in ENVIRONMENT} for one in found]
@@ -319,6 +320,7 @@ def embedding(plan: TablePlan, out: Path) -> dict[str, list[dict[str, Any]]]:
     from sklearn.manifold import TSNE
 
     found: dict[str, list[dict[str, Any]]] = {}
+    cpu = torch.device("cpu")
     for one in plan.ready:
         experiment = one.experiment
         assert experiment is not None
@@ -328,9 +330,9 @@ def embedding(plan: TablePlan, out: Path) -> dict[str, list[dict[str, Any]]]:
         folder = out / one.name / "models" / one.config.methods[0] / f"fold{split.fold}-seed{split.seed}"
         model = load_checkpoint(folder)
         network: Any = model.network
-        read = features.select(list(model.inputs.streams)).on(torch.device("cpu"))
+        read = replace(features.select(list(model.inputs.streams)), standardise=model.standardise).on(cpu)
         with torch.no_grad():
-            parts = [read.load(part, torch.device("cpu")) for part in read.parts(rows)]
+            parts = [read.load(part, cpu) for part in read.parts(rows)]
             f = np.concatenate([torch.cat(network.summaries(b.streams, b.present), dim=1).numpy() for b in parts])
         places = TSNE(perplexity=min(30.0, (len(f) - 1) / 3), random_state=0).fit_transform(f)
         scores = features.column("score").astype(np.float64)[rows]

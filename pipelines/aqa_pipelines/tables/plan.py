@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +14,16 @@ import torch
 
 from aqa_pipelines.tables.record import PaperTable, TableColumn, TableRow, settings
 from aqa_shared import console
-from aqa_shared.errors import AqaError, UsageError, did_you_mean
+from aqa_shared.errors import AqaError, UsageError
 from aqa_train.checkpoint import read_json
 from aqa_train.config import RunConfig, absolute
 from aqa_train.estimate import seconds_of
 from aqa_train.experiment import Data, Experiment, arrange, open_data
 from aqa_train.folds import source_of_tests
-from aqa_train.method_settings import settings_digest
+from aqa_train.method_settings import settings_digest, training_of
 from aqa_train.methods import METHODS
 from aqa_train.protocol import once
+from aqa_train.schedule import videos_an_epoch
 from aqa_train.splits import role_named
 from aqa_train.train_one import RESULT, place
 from aqa_train.trainer import Diverged
@@ -50,9 +52,14 @@ class TableRun:
 
     @property
     def name(self) -> str:
-        """Its folder: the method, what is set for it, and a digest of all settings but places, defaults too."""
+        """Its folder: the method, what is set for it, and a digest of all settings but places, defaults too.
+
+        Of a split file, what is in it: published lists differ, wherever they lie.
+        """
         row, column = self.spots[0].row, self.spots[0].column
         said = {k: v for k, v in {**column.run, **row.settings}.items() if k not in ("split", "recipe")}
+        if self.config.split is not None:
+            said["split"] = hashlib.sha256(Path(self.config.split).read_bytes()).hexdigest()[:8]
         text = ",".join([str(row.method), *(f"{k}={v}" for k, v in said.items())])
         return re.sub(r"[^\w.=+,-]", "_", text)[:80] + f"-{settings_digest(self.config)[:8]}"
 
@@ -84,10 +91,7 @@ def works_of(table: PaperTable, features: str, given: Mapping[str, Any], only: S
     found: dict[str, TableRun] = {}
     if "epochs" in given and (own := [c.name for c in table.columns if "epochs" in c.run]):
         raise UsageError(f"--epochs would train the columns {', '.join(own)} alike", fix="omit it")
-    if wrong := [n for n in only if n not in {r.name for r in table.rows}]:
-        near = did_you_mean(wrong[0], [r.name for r in table.rows])
-        raise UsageError(f"the table has no row {wrong[0]!r}", fix=near or "name its rows as they stand in the file")
-    for row in (r for r in table.rows if not only or r.name in only):
+    for row in table.chosen(only):
         for column in table.columns:
             if row.method is None or column.average_of or (row.columns and column.name not in row.columns):
                 continue
@@ -116,7 +120,7 @@ def examine(
         config = one.config
         _refuse_absent(config)
         needs = METHODS[config.methods[0]].streams
-        key = (config.streams, config.labels, config.score_column, config.dataset, needs)
+        key = (config.streams, config.labels, config.score_column, config.id_column, config.dataset, needs)
         if key not in opened:
             try:
                 opened[key] = open_data(config, say)
@@ -189,8 +193,9 @@ def time_of(plan: TablePlan, finished: Mapping[str, Collection[Path]], device: t
             found[one.name] = float(np.mean(seconds_each))
             continue
         (method,), config = one.config.methods, one.config
-        key = tuple(map(str, (method, config.streams, config.settings, config.training)))
-        videos = max(len(one.experiment.splits[0].labelled), len(one.experiment.splits[0].unlabelled))
+        key = tuple(map(str, (method, config.streams, config.settings, config.training, config.recipe)))
+        first = one.experiment.splits[0]
+        videos = videos_an_epoch(len(first.labelled), len(first.unlabelled), training_of(config, method))
         if key not in tried:
             placed = place(one.experiment.features, device, "auto")
             try:

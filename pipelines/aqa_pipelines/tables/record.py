@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,8 +18,11 @@ from aqa_train.methods import METHODS
 from aqa_train.resolve import resolve
 
 Measure = Literal["spearman", "kendall", "mae", "rl2_dataset_range", "rl2_test_range", "auc"]
-NOT_IN_RUN = ("features", "methods", "leave_out", "settings", "variants", "labels", "dataset", "training", "streams")
-"""Settings of a run that a table says elsewhere, or the command does."""
+NOT_IN_RUN = (
+    *("features", "methods", "leave_out", "settings", "variants", "labels", "dataset", "training", "streams"),
+    "all_scores",
+)
+"""Settings of a run that a table says elsewhere, or the command does; and what leaves nothing to test on."""
 
 
 class TableColumn(Record):
@@ -159,6 +162,14 @@ class PaperTable(Record):
             return self.measure_of(self.column(column.average_of[0]))
         return column.measure or self.measure
 
+    def chosen(self, only: Sequence[str]) -> list[TableRow]:
+        """The rows of these names; of none, all."""
+        names = [r.name for r in self.rows]
+        if wrong := [n for n in only if n not in names]:
+            fix = did_you_mean(wrong[0], names) or "name its rows as they stand in the file"
+            raise UsageError(f"the table has no row {wrong[0]!r}", fix=fix)
+        return [r for r in self.rows if not only or r.name in only]
+
     def streams_of(self, row: TableRow) -> tuple[str, ...]:
         return row.streams or self.streams
 
@@ -184,7 +195,8 @@ def read_table(path: Path) -> PaperTable:
         for column in table.columns:
             if row.method is not None and not column.average_of:
                 try:
-                    labels = {"labels": "labels.csv"} if "score_column" in {**table.run, **column.run} else {}
+                    of_labels = {"score_column", "id_column"} & {**table.run, **column.run}.keys()
+                    labels = {"labels": "labels.csv"} if of_labels else {}
                     settings(table, row, column, "feats.zarr", labels)
                 except UsageError as e:
                     where = f"{path}: row {row.name!r}, column {column.name!r}"
@@ -195,7 +207,7 @@ def read_table(path: Path) -> PaperTable:
 def settings(
     table: PaperTable, row: TableRow, column: TableColumn, features: str, given: Mapping[str, Any] | None = None
 ) -> RunConfig:
-    """The run of one cell; `given` are settings of the command line, which win over the table's.
+    """The run of one cell; `given` are settings of the command line, which win over the table's but not over a row's.
 
     Those of the run that a method has no use for, as epochs of ridge, are left to it.
     """

@@ -11,7 +11,7 @@ from typing import Any
 from aqa_pipelines.tables.finished import Finished
 from aqa_pipelines.tables.measured import cases, embedding, measure
 from aqa_pipelines.tables.plan import Spot, TablePlan, TableRun, examine, time_of
-from aqa_pipelines.tables.record import PaperTable, read_table
+from aqa_pipelines.tables.record import PaperTable, TableRow, read_table
 from aqa_pipelines.tables.text import as_csv, as_markdown
 from aqa_shared import console
 from aqa_shared.console import as_time, counted
@@ -19,6 +19,7 @@ from aqa_shared.errors import UsageError
 from aqa_shared.files import replace_text
 from aqa_shared.machine import pick_device
 from aqa_train.cluster.options import Cluster
+from aqa_train.config import RunConfig
 from aqa_train.experiment import open_features
 from aqa_train.grid import Cell
 from aqa_train.method_settings import epochs_of
@@ -61,10 +62,7 @@ def run_table(
     """
     table, where = read_table(path), pick_device("cpu" if cluster else device)
     plan = examine(table, features, given, only)
-    if plan.lacking and not plan.ready:
-        # An empty table would take the place of what was measured before.
-        cause, fix = next(iter(plan.lacking))
-        raise UsageError(f"no row can be measured: {cause}", fix=fix)
+    _refuse_empty(plan)
     for one in plan.ready:
         _refuse_another(one, out)
     stem = (write or out) / name_of(path)
@@ -93,12 +91,12 @@ def run_table(
         by_name = {work.name: work for work in works}
         for done in cells:
             by_name[done.cell.name].failed = next(iter(done.failures.values()), None)
+    _refuse_empty(plan)
     record = measure(plan, name_of(path), out)
     record["features"] = Path(features.rstrip("/")).name
-    changed = [f"run with {k} = {v}" for k, v in given.items() if k in ("seeds", "epochs")]
-    changed += [f"only the rows {'; '.join(only)}"] if only else []
-    changed += plan.otherwise
-    record["reduced"] = "; ".join(filter(None, [record["reduced"], *changed]))
+    reduced, otherwise = _changes(table, given, only)
+    record["reduced"] = "; ".join(filter(None, [record["reduced"], *reduced]))
+    record["differences"] += [*otherwise, *plan.otherwise]
     if table.kind == "cases":
         record["cases"] = cases(plan, out)
     if table.kind == "embedding":
@@ -109,6 +107,33 @@ def run_table(
     if table.kind in ("figure", "embedding") and any(r["measured"] for r in record["rows"]):
         draw(_beside(stem, "json"), console.warn)
     return record, plan
+
+
+def _refuse_empty(plan: TablePlan) -> None:
+    """A table without any figure would take the place of what was measured before."""
+    if plan.ready:
+        return
+    if plan.failures:
+        where, error = next(iter(plan.failures.items()))
+        raise UsageError(f"no row was measured: {where}: {error.cause}", fix=error.fix)
+    if plan.lacking:
+        cause, fix = next(iter(plan.lacking))
+        raise UsageError(f"no row can be measured: {cause}", fix=fix)
+    raise UsageError("no row can be measured: all are only published", fix="name one that has a method with --rows")
+
+
+def _changes(table: PaperTable, given: Mapping[str, Any], only: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What the command asks for otherwise than the file: what reduces the table, and what is more."""
+    reduced = [f"only the rows {'; '.join(only)}"] if only else []
+    otherwise: list[str] = []
+    if "epochs" in given:
+        keep = [r.name for r in table.chosen(only) if {"epochs", f"{r.method}.epochs"} & r.settings.keys()]
+        but = f", but for {', '.join(keep)}" if keep else ""
+        reduced.append(f"run with epochs = {given['epochs']}{but}")
+    usual = int(table.run.get("seeds", RunConfig.model_fields["seeds"].default))
+    if given.get("seeds", usual) != usual:
+        (reduced if given["seeds"] < usual else otherwise).append(f"run with seeds = {given['seeds']}")
+    return reduced, otherwise
 
 
 def _take_over(finished: Callable[[str], Finished], works: Sequence[TableRun], device: str) -> None:
@@ -156,9 +181,12 @@ def plan_text(
 ) -> tuple[str, TablePlan | None]:
     """What a table takes: trainings, time, what is missing and how to get it. Trains nothing that stays."""
     table = read_table(path)
+    rows = table.chosen(only)
     lines = [f"{name_of(path)}: {table.title}"]
     if features is None:
-        return "\n".join([*lines, *_needs(table)]), None
+        if given:
+            raise UsageError(f"--{next(iter(given))} is of a plan for a store", fix="give --features")
+        return "\n".join([*lines, *_needs(table, rows)]), None
     where = pick_device(device)
     plan = examine(table, features, given, only)
     for one in plan.ready:
@@ -184,14 +212,14 @@ def plan_text(
         f"about {as_time(time)}, {number} at a time on {where}"
     )
     lines += [f"not as published: {what}" for what in plan.otherwise]
-    for row in table.rows:
+    for row in rows:
         if row.method is None:
             lines.append(f"only published: {row.name}: {row.why}")
     lines += [f"failed when it was tried: {where}: {error.cause}" for where, error in plan.failures.items()]
     for (cause, fix), spots in plan.lacking.items():
         lines += [f"missing for {_where(spots)}: {cause}", f"  {fix}"]
     if plan.lacking:
-        lines += _needs(table)
+        lines += _needs(table, rows)
     return "\n".join(lines), plan
 
 
@@ -201,14 +229,12 @@ def _where(spots: list[Spot]) -> str:
     return f"{', '.join(rows)} ({', '.join(columns)})"
 
 
-def _needs(table: PaperTable) -> list[str]:
-    """The commands that make what a table needs."""
-    streams = list(dict.fromkeys(s for row in table.rows if row.method for s in table.streams_to_make(row)))
-    columns = list(
-        dict.fromkeys(
-            c for row in table.rows if row.method for c in (*METHODS[row.method].columns, *METHODS[row.method].labels)
-        )
-    )
+def _needs(table: PaperTable, rows: Sequence[TableRow]) -> list[str]:
+    """The commands that make what these rows of a table need."""
+    measured = [row for row in rows if row.method is not None]
+    methods = [METHODS[str(row.method)] for row in measured]
+    streams = list(dict.fromkeys(s for row in measured for s in table.streams_to_make(row)))
+    columns = list(dict.fromkeys(c for method in methods for c in (*method.columns, *method.labels)))
     lines = ["what it needs:"]
     if table.dataset:
         lines.append(f"  aqa datasets prepare {table.dataset} --root FILES --out {table.dataset}")
