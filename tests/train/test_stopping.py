@@ -27,7 +27,7 @@ def test_signals_save_and_resuming_gives_the_same(
     make_store: MakeStore, tmp_path: Path, jobs: int, stopped_by: signal.Signals, code: int
 ) -> None:
     store = make_store(videos=20)
-    common = ["--features", store, "--method", "s4aqa", "--seeds", 2, "--epochs", 300, "--jobs", jobs, *HIDING, *HELD]
+    common = ["--features", store, "--method", "s4aqa", "--seeds", 2, "--epochs", 120, "--jobs", jobs, *HIDING, *HELD]
     for attempt in range(5):
         cut = tmp_path / f"cut{attempt}"
         command = [sys.executable, "-m", "aqa_train.cli", *map(str, common), "--out", str(cut)]
