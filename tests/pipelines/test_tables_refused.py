@@ -149,6 +149,10 @@ def test_what_is_otherwise_than_in_the_file_is_said_and_what_is_the_same_is_not(
     _, more = measured(file, store, out, "--seeds", 3, "--rows", "AA", "--epochs", 1)
     assert more["reduced"] == "only the rows AA; run with epochs = 1"
     assert "run with seeds = 3" in more["differences"]
+    another = '[[columns]]\nname = "often"\nrun = { seeds = 3 }\n'
+    file = of_mine(tmp_path / "two", 'streams = ["rgb"]\n' + RUN + COLUMN + another + RIDGE)
+    _, two = measured(file, store, out / "two", "--seeds", 2, "--epochs", 1)
+    assert two["reduced"] == "run with seeds = 2"
 
 
 def test_figures_of_what_a_store_has_no_more_are_not_shown(tmp_path: Path) -> None:
@@ -178,7 +182,9 @@ def test_columns_of_other_split_files_and_ids_are_other_runs(tmp_path: Path) -> 
     labels = tmp_path / "labels.csv"
     lines = [f"{v},{ids[-1 - i]},{i},{'test' if i % 4 == 0 else 'train'}" for i, v in enumerate(ids)]
     labels.write_text("\n".join(["video,other,score,split", *lines]))
-    columns = "".join(f'[[columns]]\nname = "{s.parent.name}"\nrun = {{ split = "{s}" }}\n' for s in splits)
+    # What is set is cut off where it is long; the digests are not.
+    more = 'over_folds = "pooled", seed = 7, score_max = 5.0, save_every = 60.0, batch = 16, lr = 0.001, momentum = 0.9'
+    columns = "".join(f'[[columns]]\nname = "{s.parent.name}"\nrun = {{ {more}, split = "{s}" }}\n' for s in splits)
     columns += "".join(f'[[columns]]\nname = "{c}"\nrun = {{ id_column = "{c}" }}\n' for c in ("video", "other"))
     file = of_mine(tmp_path, f'streams = ["rgb"]\n[run]\nseeds = 1\n{columns}{RIDGE}')
     code, record = measured(file, store, out, "--labels", labels)
@@ -186,10 +192,13 @@ def test_columns_of_other_split_files_and_ids_are_other_runs(tmp_path: Path) -> 
     found = record["rows"][0]["measured"]
     assert set(found) == {"a", "b", "video", "other"}
     assert len({figure["mean"] for figure in found.values()}) == 4
+    folders = [path.parent.name for path in out.glob("*/metrics.json")]
+    assert len(folders) == 4
+    assert sum(len(name) > 80 for name in folders) == 2
 
 
 def test_time_is_by_what_an_epoch_goes_through(tmp_path: Path) -> None:
-    """Of USDL and ridge's labels, of AA the larger of the two sets."""
+    """Of USDL the labelled videos, of AA the larger of the two sets."""
     store = miniature(tmp_path, "mtl-aqa")
     columns = "".join(f'[[columns]]\nname = "{f}"\nrun = {{ labelled = {f} }}\n' for f in (0.2, 0.8))
     usdl = '[[rows]]\nname = "USDL"\nmethod = "usdl"\n'

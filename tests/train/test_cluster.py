@@ -18,7 +18,7 @@ from .conftest import MakeStore
 from .runs import FAST, HELD, HIDING, aqa_train, files, started
 
 GRID = ["--method", "aa,s4aqa,ridge", "--labelled", "0.4,0.8", "--seeds", 2, "--folds", 2, "--epochs", 6, *FAST]
-LONG = ["--method", "s4aqa", "--seeds", 2, "--epochs", 240, "--set", "save_every=0.1", *HIDING, *HELD]
+LONG = ["--method", "s4aqa", "--seeds", 2, "--epochs", 600, "--set", "save_every=0.1", *HIDING, *HELD]
 ENDLESS = ["--method", "s4aqa", "--seeds", 2, "--epochs", 100000, *HIDING, *HELD]
 
 
@@ -89,7 +89,7 @@ def test_a_killed_worker_costs_what_it_did_since_its_last_save(
     os.kill(pids[at_work(two)[0]], signal.SIGKILL)
     said = ended(process, 0)
     assert "lost its worker, and goes on from its last save on another" in said
-    assert "epochs: 480/480" in said
+    assert "epochs: 1200/1200" in said
     assert files(out) == expected
     wait_until(lambda: len(two.client.nthreads()) == 2)
 

@@ -334,6 +334,12 @@ def test_what_validation_took_is_not_said_to_lack_labels() -> None:
     with pytest.raises(UsageError, match=r"--labelled 0\.03 of 30 scored training videos leaves 1") as refused:
         splits(features(marked, n=40), labelled=0.03, validation=0.2)
     assert refused.value.fix == "label at least 0.067 of them, or score more videos"
+    # Nor is there more than all to label, nor any blame where the draw took none.
+    with pytest.raises(UsageError, match=r"--labelled 1 of .* and --validation 0\.9 leaves [01]") as refused:
+        splits(features(n=8), folds=2, labelled=1.0, validation=0.9)
+    assert refused.value.fix == "lower --validation 0.9, or score more videos"
+    with pytest.raises(UsageError, match=r"--labelled 0\.05 of 20 scored training videos leaves 1 labelled"):
+        splits(features(n=40), folds=2, labelled=0.05, validation=0.2)
 
 
 def test_training_videos_without_a_score_are_said_to_be_too_few() -> None:

@@ -55,8 +55,8 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
             rng = np.random.default_rng([config.seed + i, fold, 1])
             scored = train[~np.isnan(scores[train])]
             labelled = scored[label(scores[scored], config.fraction, rng, config.draw, at(category, scored))]
-            held, drawn = validation, config.validation > 0 and not len(validation)
-            if drawn:
+            held = validation
+            if config.validation > 0 and not len(validation):
                 kinds, names = at(category, labelled), at(units, labelled)
                 held = labelled[label_groups(scores[labelled], config.validation, rng, kinds, names)]
                 if not len(held):
@@ -64,7 +64,7 @@ def make_splits(config: RunConfig, features: FeatureSet, say: Say) -> list[Split
             # The epoch would be chosen on what was learned from, were another view of it among the unlabelled.
             views = other_views(units, train, held, say)
             labelled = np.setdiff1d(labelled, np.concatenate([held, views]))
-            check_labelled(scores[labelled], config, len(scored), drawn)
+            check_labelled(scores[labelled], config, len(scored), drawn=len(held) > len(validation))
             unlabelled = np.setdiff1d(train, np.concatenate([labelled, held, views]))
             if config.transductive:
                 unlabelled = np.union1d(unlabelled, test)
@@ -97,7 +97,8 @@ def check_labelled(scores: NDArray[np.float64], config: RunConfig, available: in
             f"--labelled {config.fraction:g} of {counted(available, 'scored training video')}"
             f"{f' and --validation {config.validation:g}' if drawn else ''} leaves "
             f"{len(scores)} labelled",
-            fix=f"raise --labelled, lower --validation {config.validation:g}, or score more videos"
+            fix=f"{'raise --labelled, ' if config.fraction < 1 else ''}lower --validation {config.validation:g}, or "
+            "score more videos"
             if drawn
             else f"label at least {min(1.0, 2 / max(available, 1)):.2g} of them, or score more videos",
         )

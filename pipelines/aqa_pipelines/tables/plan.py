@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,20 @@ class TableRun:
     failed: AqaError | None = None
     """What its training came to grief by."""
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its folder: the method, what is set for it, and a digest of all settings but places, defaults too.
 
-        Of a split file, what is in it: published lists differ, wherever they lie.
+        Of a split file, a digest of what is in it when the run is first named: published lists differ, wherever they
+        lie.
         """
         row, column = self.spots[0].row, self.spots[0].column
         said = {k: v for k, v in {**column.run, **row.settings}.items() if k not in ("split", "recipe")}
+        digests = [settings_digest(self.config)[:8]]
         if self.config.split is not None:
-            said["split"] = hashlib.sha256(Path(self.config.split).read_bytes()).hexdigest()[:8]
+            digests.append(hashlib.sha256(Path(self.config.split).read_bytes()).hexdigest()[:8])
         text = ",".join([str(row.method), *(f"{k}={v}" for k, v in said.items())])
-        return re.sub(r"[^\w.=+,-]", "_", text)[:80] + f"-{settings_digest(self.config)[:8]}"
+        return "-".join([re.sub(r"[^\w.=+,-]", "_", text)[:80], *digests])
 
 
 @dataclass(frozen=True)

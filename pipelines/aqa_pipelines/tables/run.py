@@ -21,7 +21,7 @@ from aqa_shared.machine import pick_device
 from aqa_train.cluster.options import Cluster
 from aqa_train.config import RunConfig
 from aqa_train.experiment import open_features
-from aqa_train.grid import Cell
+from aqa_train.grid import Cell, reads
 from aqa_train.method_settings import epochs_of
 from aqa_train.methods import METHODS
 from aqa_train.outputs import refuse_other_data, refuse_other_digests
@@ -126,13 +126,15 @@ def _changes(table: PaperTable, given: Mapping[str, Any], only: Sequence[str]) -
     """What the command asks for otherwise than the file: what reduces the table, and what is more."""
     reduced = [f"only the rows {'; '.join(only)}"] if only else []
     otherwise: list[str] = []
-    if "epochs" in given:
-        keep = [r.name for r in table.chosen(only) if {"epochs", f"{r.method}.epochs"} & r.settings.keys()]
+    rows = [row for row in table.chosen(only) if row.method is not None and reads(row.method, "epochs")]
+    if "epochs" in given and rows and given["epochs"] != table.run.get("epochs"):
+        keep = [row.name for row in rows if {"epochs", f"{row.method}.epochs"} & row.settings.keys()]
         but = f", but for {', '.join(keep)}" if keep else ""
         reduced.append(f"run with epochs = {given['epochs']}{but}")
-    usual = int(table.run.get("seeds", RunConfig.model_fields["seeds"].default))
-    if given.get("seeds", usual) != usual:
-        (reduced if given["seeds"] < usual else otherwise).append(f"run with seeds = {given['seeds']}")
+    default = RunConfig.model_fields["seeds"].default
+    usual = {{**table.run, **c.run}.get("seeds", default) for c in table.columns if not c.average_of}
+    if "seeds" in given and usual != {given["seeds"]}:
+        (reduced if given["seeds"] < max(usual) else otherwise).append(f"run with seeds = {given['seeds']}")
     return reduced, otherwise
 
 
@@ -183,10 +185,11 @@ def plan_text(
     table = read_table(path)
     rows = table.chosen(only)
     lines = [f"{name_of(path)}: {table.title}"]
+    published = [f"only published: {row.name}: {row.why}" for row in rows if row.method is None]
     if features is None:
         if given:
             raise UsageError(f"--{next(iter(given))} is of a plan for a store", fix="give --features")
-        return "\n".join([*lines, *_needs(table, rows)]), None
+        return "\n".join([*lines, *published, *_needs(table, rows)]), None
     where = pick_device(device)
     plan = examine(table, features, given, only)
     for one in plan.ready:
@@ -212,9 +215,7 @@ def plan_text(
         f"about {as_time(time)}, {number} at a time on {where}"
     )
     lines += [f"not as published: {what}" for what in plan.otherwise]
-    for row in rows:
-        if row.method is None:
-            lines.append(f"only published: {row.name}: {row.why}")
+    lines += published
     lines += [f"failed when it was tried: {where}: {error.cause}" for where, error in plan.failures.items()]
     for (cause, fix), spots in plan.lacking.items():
         lines += [f"missing for {_where(spots)}: {cause}", f"  {fix}"]
@@ -232,6 +233,8 @@ def _where(spots: list[Spot]) -> str:
 def _needs(table: PaperTable, rows: Sequence[TableRow]) -> list[str]:
     """The commands that make what these rows of a table need."""
     measured = [row for row in rows if row.method is not None]
+    if not measured:
+        return []
     methods = [METHODS[str(row.method)] for row in measured]
     streams = list(dict.fromkeys(s for row in measured for s in table.streams_to_make(row)))
     columns = list(dict.fromkeys(c for method in methods for c in (*method.columns, *method.labels)))
