@@ -21,6 +21,7 @@ from torch import Tensor
 from aqa_shared import console
 from aqa_shared.console import counted
 from aqa_shared.errors import EnvironmentFault, StoreError, UsageError
+from aqa_shared.store.read import ranges
 from aqa_train.batch import Batch, Inputs
 from aqa_train.columns import ColumnEncoder, Kind
 from aqa_train.feature_checks import refuse_unusable, sizes_by_video
@@ -342,8 +343,7 @@ class FeatureSet:
         begin, end = int(offsets.min()), int((offsets + lengths).max())
         read = dask.compute(*[self.arrays[n][begin:end] for n in self.shapes], scheduler="threads")
         starts = np.cumsum(lengths) - lengths
-        within = np.arange(lengths.sum()) - np.repeat(starts, lengths)
-        segments = np.repeat(offsets - begin, lengths) + within
+        segments, within = ranges(offsets - begin, lengths), ranges(np.zeros_like(lengths), lengths)
         flat = {n: np.asarray(a[segments], dtype=np.float32) for n, a in zip(self.shapes, read, strict=True)}
         del read
         sizes = sizes_by_video(flat.values(), starts)

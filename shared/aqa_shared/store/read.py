@@ -210,7 +210,7 @@ class FeatureStore:
                         return block.read(name, slice(low + start - base, low + stop - base))
                     data = block.read(name, slice(low, high))
                     out = out if len(out) else np.empty((int(lengths.sum()), *spec.shape), spec.dtype)
-                    out[_ranges(target, count)] = data[_ranges(source - low, count)]
+                    out[ranges(target, count)] = data[ranges(source - low, count)]
         return out[start - base : stop - base]
 
     def video(self, id: str, name: str) -> np.ndarray:
@@ -298,7 +298,7 @@ def _spans(
     return list(zip(*(np.split(x, cuts) for x in (sources, targets, counts)), strict=True))
 
 
-def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The numbers start, start + 1, … of every range, one after the other."""
     before = np.cumsum(counts) - counts
     return np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
