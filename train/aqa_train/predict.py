@@ -87,8 +87,12 @@ class Model:
     def score_set(self, features: FeatureSet, device: torch.device) -> NDArray[np.float64]:
         """Scores of all videos of a set that `read` gave."""
         network = self.network.to(device)
-        read = replace(features.with_columns(self.inputs), standardise=self.standardise)
+        read = self.seen(features)
         return self.inputs.scale.to_scores(predict(network, read, np.arange(len(features.ids)), device))
+
+    def seen(self, features: FeatureSet) -> FeatureSet:
+        """The set as the network learned from it: with its columns, standardised as its training features were."""
+        return replace(features.with_columns(self.inputs), standardise=self.standardise)
 
     def refuse_other_features(self, settings: ExtractSettings | None, weights: Mapping[str, Any]) -> None:
         """Raise `StoreError` naming what differs, unless features come from the same settings and weights."""

@@ -330,7 +330,7 @@ def embedding(plan: TablePlan, out: Path) -> dict[str, list[dict[str, Any]]]:
         folder = out / one.name / "models" / one.config.methods[0] / f"fold{split.fold}-seed{split.seed}"
         model = load_checkpoint(folder)
         network: Any = model.network
-        read = replace(features.select(list(model.inputs.streams)), standardise=model.standardise).on(cpu)
+        read = model.seen(features.select(list(model.inputs.streams))).on(cpu)
         with torch.no_grad():
             parts = [read.load(part, cpu) for part in read.parts(rows)]
             f = np.concatenate([torch.cat(network.summaries(b.streams, b.present), dim=1).numpy() for b in parts])
