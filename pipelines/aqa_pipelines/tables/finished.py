@@ -45,7 +45,6 @@ class Finished:
 
     def of(self, one: TableRun) -> dict[str, Path]:
         """Folders with a result, by the names of the trainings; its own where it has one."""
-        assert one.experiment is not None
         own = self.out / one.name / "models"
         found = {t.name: own / t.name for t in one.experiment.trainings if (own / t.name / RESULT).exists()}
         if len(found) < len(one.experiment.trainings):
@@ -59,7 +58,6 @@ class Finished:
         """Begin the runs that others have trainings of, and put these there; raises StoreError."""
         taken = 0
         for one in works:
-            assert one.experiment is not None
             own = self.out / one.name
             for name, place in self.of(one).items():
                 if place.is_relative_to(own):
@@ -74,7 +72,6 @@ class Finished:
 
     def _like(self, one: TableRun) -> Iterator[Path]:
         """Runs that differ in the number of seeds alone."""
-        assert one.experiment is not None
         for folder in self._runs.get(_but_seeds(one.config), []):
             try:
                 refuse_other_digests(one.config, one.experiment.data, folder)

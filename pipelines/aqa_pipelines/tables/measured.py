@@ -32,7 +32,7 @@ def measure(plan: TablePlan, name: str, out: Path) -> dict[str, Any]:
     table = plan.table
     runs = {(s.row.name, s.column.name): one for one in plan.works for s in one.spots}
     # Of a run that lacks something now, what it measured before was of other features.
-    read = {one.name: None if one.experiment is None else _summary(one, out) for one in plan.works}
+    read = {one.name: None if one.arranged is None else _summary(one, out) for one in plan.works}
     found = {key: read[one.name] for key, one in runs.items()}
     predicted = _Predicted(plan, out, found)
     rows = [_row(table, row, found, runs, predicted) for row in table.rows]
@@ -61,7 +61,7 @@ def measure(plan: TablePlan, name: str, out: Path) -> dict[str, Any]:
 
 def _environments(plan: TablePlan, out: Path) -> list[dict[str, Any]]:
     """Where the runs were begun, each once."""
-    files = [out / one.name / "environment.json" for one in plan.works if one.experiment is not None]
+    files = [out / one.name / "environment.json" for one in plan.works if one.arranged is not None]
     fix = "restore it, or remove the folder: the same command trains it again"
     found = [read_json(file, fix) for file in files if file.exists()]
     kept = [{k: v for k, v in one.items() if k in ENVIRONMENT} for one in found]
@@ -217,7 +217,7 @@ class _Predicted:
     def _column(self, column: str) -> Predictions:
         if column not in self.known:
             results = {row: _results(one, self.out) for row, one in self.runs[column].items()}
-            every = [one.experiment for one in self.runs[column].values() if one.experiment is not None]
+            every = [one.experiment for one in self.runs[column].values()]
             # A row may have videos that the first lacks, whose streams are others.
             tested = protocol.comparison(
                 every[0].config, [e.features for e in every], [r for own in results.values() for r in own]
@@ -323,7 +323,6 @@ def embedding(plan: TablePlan, out: Path) -> dict[str, list[dict[str, Any]]]:
     cpu = torch.device("cpu")
     for one in plan.ready:
         experiment = one.experiment
-        assert experiment is not None
         split = experiment.splits[0]
         features = experiment.features
         rows = protocol.rows_of(features, split.unlabelled)

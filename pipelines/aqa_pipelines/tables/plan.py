@@ -44,12 +44,18 @@ class TableRun:
 
     config: RunConfig
     spots: list[Spot]
-    experiment: Experiment | None = None
+    arranged: Experiment | None = None
     """None where it cannot be run."""
     lacks: UsageError | None = None
     """What it lacks."""
     failed: AqaError | None = None
     """What its training came to grief by."""
+
+    @property
+    def experiment(self) -> Experiment:
+        """What is run; of those that can be."""
+        assert self.arranged is not None
+        return self.arranged
 
     @cached_property
     def name(self) -> str:
@@ -81,7 +87,7 @@ class TablePlan:
     @property
     def ready(self) -> list[TableRun]:
         """Those that can be run, and did not fail."""
-        return [w for w in self.works if w.experiment is not None and w.failed is None]
+        return [w for w in self.works if w.arranged is not None and w.failed is None]
 
     @property
     def failures(self) -> dict[str, AqaError]:
@@ -138,7 +144,7 @@ def examine(
             arranged = arrange(one.config, data, say)
             if table.kind == "embedding":
                 _refuse_too_few(len(arranged.splits[0].unlabelled))
-            one.experiment = arranged
+            one.arranged = arranged
         except UsageError as e:
             one.lacks = e
             lacking.setdefault((e.cause, e.fix), []).extend(one.spots)
@@ -189,7 +195,6 @@ def time_of(plan: TablePlan, finished: Mapping[str, Collection[Path]], device: t
     found: dict[str, float] = {}
     tried: dict[tuple[Any, ...], tuple[float, int]] = {}
     for one in plan.ready:
-        assert one.experiment is not None
         if done := finished[one.name]:
             fix = "remove it: the same command trains it again"
             seconds_each = [read_json(folder / RESULT, fix)["seconds"] for folder in done]

@@ -70,7 +70,6 @@ def run_table(
     finished = cache(partial(Finished, out))  # asked only where something is left, and the folder is read once
     groups: dict[tuple[Any, ...], list[TableRun]] = {}
     for one in plan.ready:
-        assert one.experiment is not None
         # Streams that not all videos have are read apart: together they would have the videos alone that have both.
         videos = one.experiment.features.ids
         groups.setdefault((one.config.labels, one.config.score_column, one.config.id_column, videos), []).append(one)
@@ -159,12 +158,11 @@ def _beside(stem: Path, kind: str) -> Path:
 
 def _grid(works: Sequence[TableRun]) -> Grid:
     """The runs as cells of one grid."""
-    return [(Cell(w.name, w.config.fraction, {}, w.config), w.experiment) for w in works if w.experiment is not None]
+    return [(Cell(w.name, w.config.fraction, {}, w.config), w.experiment) for w in works]
 
 
 def _refuse_another(one: TableRun, out: Path) -> None:
     """Other data than a run began with are refused."""
-    assert one.experiment is not None
     folder = out / one.name
     if holds_this_run(folder, one.config, set(), quiet=True):
         refuse_other_digests(one.config, one.experiment.data, folder)
@@ -196,13 +194,12 @@ def plan_text(
         _refuse_another(one, out)
     finished = Finished(out, str(where))
     done = {w.name: finished.of(w) for w in plan.ready}
-    every = {w.name: len(w.experiment.trainings) for w in plan.ready if w.experiment is not None}
+    every = {w.name: len(w.experiment.trainings) for w in plan.ready}
     seconds = time_of(plan, {name: tuple(of.values()) for name, of in done.items()}, where)
     left = {name: count - len(done[name]) for name, count in every.items()}
     threads = plan.ready[0].config.training.threads if plan.ready else 1
     number = choose_jobs(jobs, max(sum(left.values()), 1), where, threads)
     for one in plan.ready:
-        assert one.experiment is not None
         (method,) = one.config.methods
         total, epochs = every[one.name], counted(epochs_of(one.config, method), "epoch")
         lines.append(
