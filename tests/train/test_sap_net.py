@@ -230,14 +230,37 @@ def test_losses_and_ablations() -> None:
     labelled, unlabelled = videos(4), videos(6, seed=1, scored=False)
     terms = small().losses(labelled, unlabelled)
     assert set(terms) == {"score", "parsing", "contrast", "distribution", "consistency", "selected"}
-    model = small()
-    model.eval()
-    found = model.losses(labelled, unlabelled)["score"]
-    assert found.item() == pytest.approx((model(labelled) - labelled.scores).square().mean().item(), rel=1e-5)
-    assert set(small(contrast_weight=0.0, consistency_weight=0.0).losses(labelled, unlabelled)) == {"score", "parsing"}
-    gcl = small(parsing_weight=0.0, consistency_weight=0.0)
+    ssp, gcl = (small(**METHODS[name].fixed) for name in ("i3d+ssp", "i3d+gcl"))
+    assert set(ssp.losses(labelled, unlabelled)) == {"score", "parsing"}
     assert set(gcl.losses(labelled, unlabelled)) == {"score", "contrast"}
     assert not any("parser" in n for n, _ in gcl.named_parameters())
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("regress", ["student", "both"])
+def test_labelled_scores_are_learned_from_the_full_frame_and_from_the_actor(regress: Any, ema: float) -> None:
+    labelled, unlabelled = videos(4), videos(6, seed=1, scored=False)
+    model = small(regress=regress, ema=ema).eval()
+    views = [labelled, replace(labelled, streams={"rgb": labelled.streams["actor_rgb"]})]
+    errors = [(model(view) - labelled.scores).square().mean().item() for view in views]
+    assert errors[0] != pytest.approx(errors[1], rel=0.01)
+    learned = sum(errors) if regress == "both" else errors[0]
+    assert model.losses(labelled, unlabelled)["score"].item() == pytest.approx(learned, rel=1e-5)
+    without = small(regress=regress, ema=ema, consistency_weight=0.0).eval()
+    assert without.losses(labelled, unlabelled)["score"].item() == pytest.approx(errors[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_actors_view_teaches_attention_and_regressor(ema: float) -> None:
+    """Its own gradient, in training: that of both views without that of the full frame."""
+    labelled, unlabelled = videos(4), videos(6, seed=1, scored=False)
+    found: list[dict[str, Tensor]] = []
+    for regress in ("student", "both"):
+        model = small(regress=regress, ema=ema)
+        model.losses(labelled, unlabelled)["score"].backward()
+        found.append({n: p.grad for n, p in model.student.named_parameters() if p.grad is not None})
+    taught = {n.split(".")[0] for n, g in found[1].items() if not torch.allclose(g, found[0][n], atol=1e-6)}
+    assert taught == {"attention", "regressor"}
 
 
 @pytest.mark.parametrize(
@@ -245,6 +268,7 @@ def test_losses_and_ablations() -> None:
     [
         ("score", {}, {"attention", "regressor"}),
         ("score", {"parts": "soft"}, {"attention", "regressor", "parser"}),
+        ("score", {"ema": 0.9}, {"attention", "regressor"}),
         ("parsing", {}, {"attention", "parser"}),
         ("contrast", {"parts": "soft"}, {"attention", "project", "parser"}),
         ("contrast", {"parsing_weight": 0.0}, {"attention", "project"}),
@@ -268,15 +292,19 @@ def test_the_teacher_follows_or_is_the_student() -> None:
         model.student.regressor[-1].bias.fill_(6.0)
     model.after_step()
     assert model.teacher.regressor[-1].bias.item() == pytest.approx(0.75 * 2 + 0.25 * 6)
-    # What prediction normalises by comes from the student's videos alone.
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_what_prediction_normalises_by_is_of_the_full_frame_alone(ema: float) -> None:
     full, actor = videos(6), videos(6, seed=1, scored=False)
-    shared, other = small(), small()
-    shared.losses(full, actor)
-    changed = {n: x if n == "rgb" else x * 3 for n, x in actor.streams.items()}
-    other.losses(full, replace(actor, streams=changed))
-    for (name, a), b in zip(shared.state_dict().items(), other.state_dict().values(), strict=True):
-        if "running" in name:
-            assert torch.equal(a, b)
+    model, other = small(ema=ema), small(ema=ema)
+    model.losses(full, actor)
+    other.losses(
+        *(replace(b, streams={n: x if n == "rgb" else x * 3 for n, x in b.streams.items()}) for b in (full, actor))
+    )
+    mine, others = ({n: x for n, x in m.student.state_dict().items() if "running" in n} for m in (model, other))
+    assert mine
+    assert all(torch.equal(x, others[n]) for n, x in mine.items())
 
 
 @pytest.mark.parametrize("settings", [{}, {"parts": "soft"}, {"parsing_weight": 0.0}])

@@ -4,9 +4,9 @@ Gedamu, Ji, Yang, Shao, Shen: Self-supervised subaction Parsing Network for Semi
 IEEE TIP 2024. There is no public code, and the paper leaves much open: this is a reconstruction, and choices of ours
 are marked (ours). The authors train I3D; here the features of both streams are frozen.
 
-    full frame  → attention → parser → sub-actions → mean → regressor → score ──── labels (labelled videos)
-                     │           └ BCE ─ k-means states, chosen greedily        ↘ agree if the teacher is confident
-    actor alone → attention → parser → sub-actions → mean → regressor → score  ↗
+    full frame  → attention → parser → sub-actions → mean → regressor → score ─┬── labels (labelled videos)
+                     │           └ BCE ─ k-means states, chosen greedily       │ ↘ agree if the teacher is confident
+    actor alone → attention → parser → sub-actions → mean → regressor → score ─┘ ↗
                   (same weights)           └→ projection → mean by state: the same attract, others repel
 
 `sub_actions.py` has states, parser and transitions. The paper's ablations are settings: a weight of 0 omits a part.
@@ -77,8 +77,10 @@ class SAPNetConfig:
     """Before the regressor in the two passes of `confidence = agreement`, and nowhere else (ours)."""
     ema: Probability = 0.0
     """What the teacher keeps of itself at every step; 0: student and teacher are one network, as in the paper."""
-    regress: Literal["student", "both"] = "student"
-    """Labelled scores teach the student (equation 10), or the teacher too (ours)."""
+    regress: Literal["student", "both"] = "both"
+    """Whether labelled scores teach the student alone (equation 10), or where there is an agreement, the teacher too
+    (ours): equation 10 once more, on the actor's view. Otherwise long training draws all scores of unseen videos to
+    the labelled mean (docs/methods/sap-net.md)."""
     learn_from: Literal["unlabelled", "all"] = "unlabelled"
     """Whose sub-actions are parsed and contrasted: X_u and X_a, or labelled videos' too (ours)."""
     refine: Literal["all", "parsing", "pseudo-labels", "nothing"] = "all"
@@ -157,8 +159,10 @@ class SAPNet(nn.Module):
         student, teacher = self.student(full), self.teach(actor)
         value = self.quality.to_value(labelled.scores, labelled)
         terms = {"score": F.mse_loss(self.student.score(student.summary[:known]), value)}
-        if config.regress == "both" and config.ema == 0:
-            terms["score"] = terms["score"] + F.mse_loss(self.student.score(teacher.summary[:known]), value)
+        if config.regress == "both" and config.consistency_weight > 0:
+            # A teacher that follows learns nothing of its own: what it follows has to know the actor's view.
+            view = teacher if config.ema == 0 else self.aside(actor)
+            terms["score"] = terms["score"] + F.mse_loss(self.student.score(view.summary[:known]), value)
         first = 0 if config.learn_from == "all" else known
         branches = [branch.after(first) for branch in (student, teacher)]
         if config.parsing_weight > 0:
@@ -181,11 +185,15 @@ class SAPNet(nn.Module):
         return terms
 
     def teach(self, actor: Float[Tensor, "batch segments channels"]) -> Parsed:
-        """The teacher's branch; what prediction normalises by is left to the student."""
+        """The teacher's branch."""
         if self.config.ema > 0:
             with torch.no_grad():
                 branch: Parsed = self.teacher(actor)
                 return branch
+        return self.aside(actor)
+
+    def aside(self, actor: Float[Tensor, "batch segments channels"]) -> Parsed:
+        """The student's network on the actor's view; what prediction normalises by is left to the full frame's."""
         with running_statistics_kept(self.student):
             shared: Parsed = self.student(actor)
             return shared
