@@ -80,7 +80,7 @@ class SAPNetConfig:
     regress: Literal["student", "both"] = "both"
     """Whether labelled scores teach the student alone (equation 10), or where there is an agreement, the teacher too
     (ours): equation 10 once more, on the actor's view. Otherwise long training draws all scores of unseen videos to
-    the labelled mean (docs/methods/sap-net.md)."""
+    one (docs/methods/sap-net.md). Without an agreement it changes nothing."""
     learn_from: Literal["unlabelled", "all"] = "unlabelled"
     """Whose sub-actions are parsed and contrasted: X_u and X_a, or labelled videos' too (ours)."""
     refine: Literal["all", "parsing", "pseudo-labels", "nothing"] = "all"
